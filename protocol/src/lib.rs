@@ -1,0 +1,27 @@
+//! What laptop, broker and node say to one another, and how it is protected on the way.
+//!
+//! ```text
+//! message   requests, replies, desired state, reports       (postcard, pinned by tests)
+//! io        streams over any AsyncRead/AsyncWrite: handshake, sealed bytes, yamux, one request per stream
+//! session   sealed records with counter nonces and rekeying \  sans-IO: bytes in, bytes out,
+//! handshake HELLO → WELCOME → INITIATE → READY              /  no clock, no socket, no runtime
+//! key, token, id, limits, error                              the vocabulary
+//! ```
+//!
+//! The crate has no clock, no runtime and no unsafe code; time and randomness are passed in.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod id;
+pub mod key;
+pub mod limits;
+pub mod message;
+pub mod token;
+
+pub use error::{ErrorCode, WireError};
+pub use id::{AccountId, ContainerId, ContainerRef, Digest, Generation, Name, NodeIndex};
+#[cfg(feature = "io")]
+pub use key::OsRandom;
+pub use key::{PublicKey, Random, SecretKey};
+pub use limits::Limits;
+pub use token::{Role, Token};
