@@ -77,7 +77,7 @@ fn settings_that_no_process_can_have_are_refused() {
         ),
         (
             spec(|s| s.command = vec!["x".repeat(70_000)]),
-            "the image's command line and environment is too large: 70067, at most 65536 accepted",
+            "the image's command line and environment is too large: 70066, at most 65536 accepted",
         ),
     ];
     for (mut spec, sentence) in cases {
