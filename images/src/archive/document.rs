@@ -1,6 +1,7 @@
 //! From the documents of an archive to images: manifest.json (Docker image spec v1.2) and index.json (OCI image-layout).
 use super::source::{BlobReader, GZIP_MAGIC, Source, ZSTD_MAGIC};
 use super::{ArchiveError, ArchivedImage, MAX_IMAGES, Platforms};
+use crate::oci::{DockerArchiveImage, ImageConfig, OciError, RawDescriptor};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::Digest as _;
@@ -15,54 +16,13 @@ const MAX_INDEX_DEPTH: usize = 4;
 /// Containerd's and OCI's annotations for an image's name.
 const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct DockerImage {
-    config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
-    #[serde(default)]
-    layers: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OciDescriptor {
-    #[serde(default)]
-    media_type: String,
-    digest: String,
-    size: u64,
-    platform: Option<OciPlatform>,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
-}
-
-#[derive(Deserialize)]
-struct OciPlatform {
-    architecture: String,
-    os: String,
-}
-
 /// An index or a manifest; which one, its fields say (media types are optional in old documents).
 #[derive(Deserialize)]
 struct IndexOrManifest {
-    manifests: Option<Vec<OciDescriptor>>,
-    config: Option<OciDescriptor>,
+    manifests: Option<Vec<RawDescriptor>>,
+    config: Option<RawDescriptor>,
     #[serde(default)]
-    layers: Vec<OciDescriptor>,
-}
-
-/// The part of an image configuration that decides where it runs.
-#[derive(Deserialize)]
-struct ConfigHead {
-    architecture: String,
-    os: String,
-    rootfs: RootFs,
-}
-
-#[derive(Deserialize)]
-struct RootFs {
-    diff_ids: Vec<String>,
+    layers: Vec<RawDescriptor>,
 }
 
 /// An image by the names of its members.
@@ -115,7 +75,7 @@ struct Reading<'a> {
 impl Reading<'_> {
     /// The index is preferred: it knows all platforms; manifest.json knows the tags.
     fn candidates(&mut self) -> Result<Vec<Candidate>, ArchiveError> {
-        let docker: Option<Vec<DockerImage>> = self.optional("manifest.json")?;
+        let docker: Option<Vec<DockerArchiveImage>> = self.optional("manifest.json")?;
         let layout = self.source.open_member("oci-layout")?.is_some();
         let index: Option<IndexOrManifest> = if layout { self.optional("index.json")? } else { None };
         let mut candidates = Vec::new();
@@ -163,7 +123,7 @@ impl Reading<'_> {
 
     fn follow(
         &mut self,
-        entry: &OciDescriptor,
+        entry: &RawDescriptor,
         referrer: &str,
         names: &[String],
         depth: usize,
@@ -193,11 +153,8 @@ impl Reading<'_> {
         if let Some(expected) = part.digest.filter(|expected| *expected != found) {
             return Err(ArchiveError::WrongDigest { name: part.member, expected, found });
         }
-        let own: Vec<String> = NAME_ANNOTATIONS
-            .iter()
-            .filter_map(|key| entry.annotations.as_ref()?.get(*key).cloned())
-            .take(1)
-            .collect();
+        let own: Vec<String> =
+            NAME_ANNOTATIONS.iter().filter_map(|key| entry.annotations.get(*key).cloned()).take(1).collect();
         let names = if own.is_empty() { names } else { &own };
         self.walk(parse(&part.member, &bytes)?, &part.member, names, depth + 1, into)
     }
@@ -214,7 +171,7 @@ impl Reading<'_> {
     ) -> Result<Option<ArchivedImage>, ArchiveError> {
         let member = &candidate.config.member;
         let bytes = self.source.document(member)?.ok_or_else(|| missing("the manifest", member))?;
-        let head: ConfigHead = parse(member, &bytes)?;
+        let head: ImageConfig = parse(member, &bytes)?;
         if head.os != "linux" || !self.platforms.accepts(&head.architecture) {
             self.passed_over.push(format!("{}/{}", head.os, head.architecture));
             return Ok(None);
@@ -308,31 +265,29 @@ fn media_of(head: &[u8]) -> Media {
 
 fn oci(
     names: &[String],
-    config: &OciDescriptor,
-    layers: &[OciDescriptor],
+    config: &RawDescriptor,
+    layers: &[RawDescriptor],
     referrer: &str,
 ) -> Result<Candidate, ArchiveError> {
-    let known = |media: &str| {
-        media.is_empty()
-            || media.starts_with("application/vnd.oci.image.layer.") && !media.contains("encrypted")
-            || media.starts_with("application/vnd.docker.image.rootfs.")
-    };
-    if let Some(layer) = layers.iter().find(|layer| !known(&layer.media_type)) {
-        return Err(ArchiveError::Media(layer.media_type.chars().take(120).collect()));
+    for layer in layers {
+        layer.layer_media().map_err(|error| match error {
+            OciError::Media(media) => ArchiveError::Media(media),
+            other => damaged(referrer, &other.to_string()),
+        })?;
     }
     let layers = layers.iter().map(|layer| part(layer, referrer)).collect::<Result<_, _>>()?;
     Ok(Candidate { names: names.to_vec(), config: part(config, referrer)?, layers })
 }
 
 /// The member of an OCI layout that holds what the descriptor describes.
-fn part(descriptor: &OciDescriptor, referrer: &str) -> Result<Part, ArchiveError> {
+fn part(descriptor: &RawDescriptor, referrer: &str) -> Result<Part, ArchiveError> {
     let digest: Digest = descriptor.digest.parse().map_err(|error| damaged(referrer, &format!("{error}")))?;
     let member = format!("blobs/sha256/{}", digest.hex());
     Ok(Part { member, digest: Some(digest), size: Some(descriptor.size) })
 }
 
 /// An image of old `docker save` archives. The configuration's name is its digest; layers are named by nothing useful.
-fn legacy(image: DockerImage) -> Candidate {
+fn legacy(image: DockerArchiveImage) -> Candidate {
     let digest = config_digest(&image.config);
     let plain = |member| Part { member, digest: None, size: None };
     Candidate {
@@ -348,7 +303,7 @@ fn config_digest(member: &str) -> Option<Digest> {
     format!("sha256:{name}").parse().ok()
 }
 
-fn adopt_tags(candidates: &mut [Candidate], docker: Vec<DockerImage>) {
+fn adopt_tags(candidates: &mut [Candidate], docker: Vec<DockerArchiveImage>) {
     for image in docker {
         let digest = config_digest(&image.config);
         let tags = image.repo_tags.unwrap_or_default();
