@@ -1,0 +1,568 @@
+//! What the node decides, and nothing else: the broker's wishes and the runtime's events go in, orders and reports
+//! come out. No clock, no socket, no container is touched here.
+use std::collections::BTreeMap;
+use wherry_protocol::message::{
+    ContainerDesired, ContainerReport, ContainerState, ExitStatus, FromNode, NetworkDesired, NodeDesired,
+    ToNode, Want,
+};
+use wherry_protocol::{ContainerId, ContainerRef, NodeIndex, WireError};
+
+/// SIGKILL (signal(7)); the only signal that the state decides on by itself.
+const SIGKILL: u8 = 9;
+
+/// Milliseconds of a monotonic clock.
+pub type MonoMs = u64;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// The broker said so.
+    Broker(ToNode),
+    /// A container of a previous life of this service, found with the supervisor.
+    Adopted(ContainerReport),
+    /// A container's process runs.
+    Started {
+        /// Which.
+        container: ContainerRef,
+        /// Its process id.
+        pid: u32,
+        /// When, Unix milliseconds.
+        started_ms: u64,
+    },
+    /// A container could not be started; nothing of the attempt is running.
+    StartFailed {
+        /// Which.
+        container: ContainerRef,
+        /// Why.
+        error: WireError,
+    },
+    /// A container's process ended.
+    Exited {
+        /// Which.
+        container: ContainerRef,
+        /// How.
+        status: ExitStatus,
+        /// When, Unix milliseconds.
+        finished_ms: u64,
+    },
+    /// Nothing is left of a container.
+    Removed(ContainerRef),
+    /// The network of this revision is in place, or could not be.
+    NetworkApplied {
+        /// Which revision.
+        revision: u64,
+        /// Why not.
+        error: Option<String>,
+    },
+    /// Time went by; see [`State::poll_at`].
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// This board's number is known (or has changed): addresses follow from it.
+    SetIndex(NodeIndex),
+    /// Fetch what is missing, then start this container.
+    Start(Box<ContainerDesired>),
+    /// Send a signal to a container's first process.
+    Signal {
+        /// Which.
+        container: ContainerRef,
+        /// Signal number.
+        signal: u8,
+    },
+    /// Delete every trace of a container whose process is not running.
+    Remove(ContainerRef),
+    /// Make the network so.
+    ApplyNetwork(NetworkDesired),
+    /// Tell the broker, if it is there.
+    Report(FromNode),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    /// Known from the broker, never started here in this generation.
+    Idle,
+    Preparing,
+    Running {
+        pid: u32,
+        started_ms: u64,
+        ending: Ending,
+    },
+    Ended(ContainerState),
+    Removing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Nobody asked it to end.
+    No,
+    /// It got its stop signal; SIGKILL follows then.
+    Asked { kill_at: MonoMs },
+    /// SIGKILL was sent.
+    Killed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wish {
+    /// Found running after a restart of the service; the broker has not said yet what it wants with it.
+    Unknown,
+    Keep(Box<ContainerDesired>),
+    /// This generation ends, then this newer one starts.
+    Replace(Box<ContainerDesired>),
+    Remove,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    container: ContainerRef,
+    wish: Wish,
+    phase: Phase,
+}
+
+/// The node's memory.
+#[derive(Debug, Default)]
+pub struct State {
+    index: Option<NodeIndex>,
+    containers: BTreeMap<ContainerId, Entry>,
+}
+
+impl State {
+    /// Takes one input, adds what is to be done to `out`.
+    pub fn handle(&mut self, now: MonoMs, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Broker(message) => self.broker(now, message, out),
+            Input::Adopted(report) => self.adopt(report),
+            Input::Started { container, pid, started_ms } => {
+                let phase = Phase::Running { pid, started_ms, ending: Ending::No };
+                self.advance(now, container, phase, out);
+            }
+            Input::StartFailed { container, error } => {
+                self.advance(now, container, Phase::Ended(ContainerState::Failed(error)), out);
+            }
+            Input::Exited { container, status, finished_ms } => {
+                let state = ContainerState::Exited { status, finished_ms };
+                self.advance(now, container, Phase::Ended(state), out);
+            }
+            Input::Removed(container) => {
+                if self.entry(container).is_some() {
+                    self.containers.remove(&container.id);
+                    out.push(Output::Report(FromNode::Removed(container)));
+                }
+            }
+            Input::NetworkApplied { revision, error } => {
+                out.push(Output::Report(FromNode::Network { revision, error }));
+            }
+            Input::Tick => {
+                for entry in self.containers.values_mut() {
+                    settle(now, entry, out);
+                }
+            }
+        }
+    }
+
+    /// When [`Input::Tick`] is due.
+    #[must_use]
+    pub fn poll_at(&self) -> Option<MonoMs> {
+        self.containers.values().filter_map(Entry::kill_at).min()
+    }
+
+    /// What the broker is told when a session begins.
+    #[must_use]
+    pub fn inventory(&self) -> Vec<ContainerReport> {
+        self.containers.values().filter_map(Entry::report).collect()
+    }
+
+    /// The desired form of a container that runs in this generation: what exec and friends need.
+    #[must_use]
+    pub fn running(&self, container: ContainerRef) -> bool {
+        self.containers
+            .get(&container.id)
+            .is_some_and(|entry| entry.container == container && matches!(entry.phase, Phase::Running { .. }))
+    }
+
+    fn entry(&mut self, container: ContainerRef) -> Option<&mut Entry> {
+        self.containers.get_mut(&container.id).filter(|entry| entry.container == container)
+    }
+
+    fn adopt(&mut self, report: ContainerReport) {
+        let phase = match report.state {
+            ContainerState::Running { pid, started_ms } => {
+                Phase::Running { pid, started_ms, ending: Ending::No }
+            }
+            ended @ (ContainerState::Exited { .. } | ContainerState::Failed(_)) => Phase::Ended(ended),
+            ContainerState::Pending | ContainerState::Preparing => Phase::Idle,
+        };
+        let container = report.container;
+        self.containers.insert(container.id, Entry { container, wish: Wish::Unknown, phase });
+    }
+
+    /// A fact about the process of `container`; facts about earlier generations are late and change nothing.
+    fn advance(&mut self, now: MonoMs, container: ContainerRef, phase: Phase, out: &mut Vec<Output>) {
+        let Some(entry) = self.entry(container) else { return };
+        entry.phase = phase;
+        entry.report_to(out);
+        settle(now, entry, out);
+    }
+
+    fn broker(&mut self, now: MonoMs, message: ToNode, out: &mut Vec<Output>) {
+        match message {
+            ToNode::Sync(desired) => self.sync(now, desired, out),
+            ToNode::Container(desired) => self.desire(now, *desired, out),
+            ToNode::Remove(id) => match self.containers.get_mut(&id) {
+                Some(entry) => {
+                    entry.wish = Wish::Remove;
+                    settle(now, entry, out);
+                }
+                // It is what the broker waits for: nothing is left.
+                None => out.push(Output::Report(FromNode::Removed(gone(id)))),
+            },
+            ToNode::Network(network) => out.push(Output::ApplyNetwork(network)),
+        }
+    }
+
+    fn sync(&mut self, now: MonoMs, desired: NodeDesired, out: &mut Vec<Output>) {
+        if self.index != Some(desired.index) {
+            self.index = Some(desired.index);
+            out.push(Output::SetIndex(desired.index));
+        }
+        out.push(Output::ApplyNetwork(desired.network));
+        let wanted: BTreeMap<ContainerId, ContainerDesired> =
+            desired.containers.into_iter().map(|container| (container.container.id, container)).collect();
+        for entry in self.containers.values_mut().filter(|entry| !wanted.contains_key(&entry.container.id)) {
+            entry.wish = Wish::Remove;
+            settle(now, entry, out);
+        }
+        for container in wanted.into_values() {
+            self.desire(now, container, out);
+        }
+    }
+
+    fn desire(&mut self, now: MonoMs, desired: ContainerDesired, out: &mut Vec<Output>) {
+        let container = desired.container;
+        let entry = self.containers.entry(container.id).or_insert_with(|| Entry {
+            container,
+            wish: Wish::Unknown,
+            phase: Phase::Idle,
+        });
+        if matches!(entry.wish, Wish::Remove) || container.generation < entry.container.generation {
+            return;
+        }
+        entry.wish = if container.generation > entry.container.generation {
+            Wish::Replace(Box::new(desired))
+        } else {
+            Wish::Keep(Box::new(desired))
+        };
+        settle(now, entry, out);
+    }
+}
+
+/// The broker asked to remove a container that is not here; the generation says "whichever".
+fn gone(id: ContainerId) -> ContainerRef {
+    ContainerRef { id, generation: wherry_protocol::Generation(0) }
+}
+
+impl Entry {
+    fn kill_at(&self) -> Option<MonoMs> {
+        match self.phase {
+            Phase::Running { ending: Ending::Asked { kill_at }, .. } => Some(kill_at),
+            Phase::Running { ending: Ending::No | Ending::Killed, .. }
+            | Phase::Idle
+            | Phase::Preparing
+            | Phase::Ended(_)
+            | Phase::Removing => None,
+        }
+    }
+
+    fn state(&self) -> Option<ContainerState> {
+        match &self.phase {
+            Phase::Idle | Phase::Removing => None,
+            Phase::Preparing => Some(ContainerState::Preparing),
+            Phase::Running { pid, started_ms, .. } => {
+                Some(ContainerState::Running { pid: *pid, started_ms: *started_ms })
+            }
+            Phase::Ended(state) => Some(state.clone()),
+        }
+    }
+
+    fn report(&self) -> Option<ContainerReport> {
+        self.state().map(|state| ContainerReport { container: self.container, state })
+    }
+
+    fn report_to(&self, out: &mut Vec<Output>) {
+        out.extend(self.report().map(|report| Output::Report(FromNode::Container(report))));
+    }
+
+    fn prepare(&mut self, desired: &ContainerDesired, out: &mut Vec<Output>) {
+        self.container = desired.container;
+        self.phase = Phase::Preparing;
+        self.report_to(out);
+        out.push(Output::Start(Box::new(desired.clone())));
+    }
+}
+
+/// The one place that compares what is with what should be.
+fn settle(now: MonoMs, entry: &mut Entry, out: &mut Vec<Output>) {
+    match entry.wish.clone() {
+        Wish::Unknown => {}
+        Wish::Keep(desired) => settle_kept(now, entry, &desired, out),
+        Wish::Replace(desired) => match entry.phase {
+            Phase::Running { .. } => kill(entry, out),
+            Phase::Idle | Phase::Ended(_) => {
+                entry.container = desired.container;
+                entry.phase = Phase::Idle;
+                entry.wish = Wish::Keep(desired.clone());
+                settle_kept(now, entry, &desired, out);
+            }
+            Phase::Preparing | Phase::Removing => {}
+        },
+        Wish::Remove => match entry.phase {
+            Phase::Running { .. } => kill(entry, out),
+            Phase::Idle | Phase::Ended(_) => {
+                entry.phase = Phase::Removing;
+                out.push(Output::Remove(entry.container));
+            }
+            Phase::Preparing | Phase::Removing => {}
+        },
+    }
+}
+
+fn settle_kept(now: MonoMs, entry: &mut Entry, desired: &ContainerDesired, out: &mut Vec<Output>) {
+    let container = entry.container;
+    match (desired.want, &mut entry.phase) {
+        (Want::Running, Phase::Idle) => entry.prepare(desired, out),
+        (Want::Stopped { signal, grace_seconds }, Phase::Running { ending, .. }) => match *ending {
+            Ending::No => {
+                *ending = Ending::Asked { kill_at: now.saturating_add(u64::from(grace_seconds) * 1000) };
+                out.push(Output::Signal { container, signal });
+            }
+            Ending::Asked { kill_at } if now >= kill_at => kill(entry, out),
+            Ending::Asked { .. } | Ending::Killed => {}
+        },
+        // One start per generation: what has ended stays ended until the broker asks for a new life.
+        (Want::Running, Phase::Preparing | Phase::Running { .. } | Phase::Ended(_) | Phase::Removing)
+        | (Want::Stopped { .. }, Phase::Idle | Phase::Preparing | Phase::Ended(_) | Phase::Removing) => {}
+    }
+}
+
+fn kill(entry: &mut Entry, out: &mut Vec<Output>) {
+    if let Phase::Running { ending, .. } = &mut entry.phase
+        && *ending != Ending::Killed
+    {
+        *ending = Ending::Killed;
+        out.push(Output::Signal { container: entry.container, signal: SIGKILL });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use wherry_protocol::message::{ContainerSpec, Descriptor, ImageManifest, Media};
+    use wherry_protocol::{AccountId, Digest, ErrorCode, Generation};
+
+    fn reference(id: u64, generation: u32) -> ContainerRef {
+        ContainerRef { id: ContainerId(id), generation: Generation(generation) }
+    }
+
+    fn desired(id: u64, generation: u32, want: Want) -> ContainerDesired {
+        ContainerDesired {
+            container: reference(id, generation),
+            account: AccountId(1),
+            name: "web".parse().unwrap(),
+            spec: ContainerSpec::default(),
+            image: ImageManifest {
+                config: Descriptor { digest: Digest([0; 32]), size: 1, media: Media::Config },
+                layers: Vec::new(),
+            },
+            address: std::net::Ipv4Addr::new(10, 1, 0, 2),
+            want,
+        }
+    }
+
+    fn sync(containers: Vec<ContainerDesired>) -> Input {
+        Input::Broker(ToNode::Sync(NodeDesired {
+            index: NodeIndex(1),
+            containers,
+            network: NetworkDesired::default(),
+        }))
+    }
+
+    fn put(container: ContainerDesired) -> Input {
+        Input::Broker(ToNode::Container(Box::new(container)))
+    }
+
+    fn step(state: &mut State, now: MonoMs, input: Input) -> Vec<Output> {
+        let mut out = Vec::new();
+        state.handle(now, input, &mut out);
+        out
+    }
+
+    fn started(id: u64, generation: u32) -> Input {
+        Input::Started { container: reference(id, generation), pid: 42, started_ms: 1 }
+    }
+
+    fn exited(id: u64, generation: u32) -> Input {
+        Input::Exited { container: reference(id, generation), status: ExitStatus::Code(0), finished_ms: 2 }
+    }
+
+    const STOP: Want = Want::Stopped { signal: 15, grace_seconds: 10 };
+
+    #[test]
+    fn a_container_is_started_once_per_generation() {
+        let mut state = State::default();
+        let out = step(&mut state, 0, put(desired(1, 1, Want::Running)));
+        assert!(matches!(out.as_slice(), [Output::Report(_), Output::Start(_)]));
+        step(&mut state, 0, started(1, 1));
+        step(&mut state, 0, exited(1, 1));
+        assert_eq!(step(&mut state, 0, put(desired(1, 1, Want::Running))), []);
+        let out = step(&mut state, 0, put(desired(1, 2, Want::Running)));
+        assert!(matches!(out.last(), Some(Output::Start(start)) if start.container == reference(1, 2)));
+    }
+
+    #[test]
+    fn stop_is_a_signal_then_after_the_grace_a_kill() {
+        let mut state = State::default();
+        step(&mut state, 0, put(desired(1, 1, Want::Running)));
+        step(&mut state, 0, started(1, 1));
+        let signal = |signal| Output::Signal { container: reference(1, 1), signal };
+        assert_eq!(step(&mut state, 1_000, put(desired(1, 1, STOP))), [signal(15)]);
+        assert_eq!(state.poll_at(), Some(11_000));
+        assert_eq!(step(&mut state, 10_999, Input::Tick), []);
+        assert_eq!(step(&mut state, 11_000, Input::Tick), [signal(SIGKILL)]);
+        assert_eq!(state.poll_at(), None);
+        assert_eq!(step(&mut state, 12_000, Input::Tick), []);
+    }
+
+    #[test]
+    fn stop_while_preparing_takes_effect_when_it_runs() {
+        let mut state = State::default();
+        step(&mut state, 0, put(desired(1, 1, Want::Running)));
+        assert_eq!(step(&mut state, 0, put(desired(1, 1, STOP))), []);
+        let out = step(&mut state, 5, started(1, 1));
+        assert!(out.contains(&Output::Signal { container: reference(1, 1), signal: 15 }));
+    }
+
+    #[test]
+    fn remove_kills_then_deletes_then_reports() {
+        let mut state = State::default();
+        step(&mut state, 0, put(desired(1, 1, Want::Running)));
+        step(&mut state, 0, started(1, 1));
+        let remove = || Input::Broker(ToNode::Remove(ContainerId(1)));
+        assert_eq!(
+            step(&mut state, 0, remove()),
+            [Output::Signal { container: reference(1, 1), signal: SIGKILL }]
+        );
+        assert!(step(&mut state, 0, exited(1, 1)).contains(&Output::Remove(reference(1, 1))));
+        assert_eq!(
+            step(&mut state, 0, Input::Removed(reference(1, 1))),
+            [Output::Report(FromNode::Removed(reference(1, 1)))]
+        );
+        assert!(state.inventory().is_empty());
+        // Asked again, the answer is the same: gone.
+        assert!(matches!(step(&mut state, 0, remove()).as_slice(), [Output::Report(FromNode::Removed(_))]));
+    }
+
+    #[test]
+    fn an_adopted_container_keeps_running_when_the_broker_still_wants_it() {
+        let mut state = State::default();
+        let report = ContainerReport {
+            container: reference(1, 3),
+            state: ContainerState::Running { pid: 7, started_ms: 1 },
+        };
+        step(&mut state, 0, Input::Adopted(report.clone()));
+        assert_eq!(state.inventory(), [report]);
+        let out = step(&mut state, 0, sync(vec![desired(1, 3, Want::Running)]));
+        assert!(matches!(out.as_slice(), [Output::SetIndex(NodeIndex(1)), Output::ApplyNetwork(_)]));
+        assert!(state.running(reference(1, 3)) && !state.running(reference(1, 2)));
+    }
+
+    #[test]
+    fn what_the_broker_does_not_know_is_removed() {
+        let mut state = State::default();
+        step(&mut state, 0, put(desired(1, 1, Want::Running)));
+        step(&mut state, 0, started(1, 1));
+        let out = step(&mut state, 0, sync(Vec::new()));
+        assert!(out.contains(&Output::Signal { container: reference(1, 1), signal: SIGKILL }));
+    }
+
+    #[test]
+    fn late_words_about_an_earlier_life_change_nothing() {
+        let mut state = State::default();
+        step(&mut state, 0, put(desired(1, 2, Want::Running)));
+        step(&mut state, 0, started(1, 2));
+        assert_eq!(step(&mut state, 0, exited(1, 1)), []);
+        assert_eq!(step(&mut state, 0, put(desired(1, 1, STOP))), []);
+        assert!(state.running(reference(1, 2)));
+    }
+
+    #[test]
+    fn a_new_generation_replaces_a_running_one() {
+        let mut state = State::default();
+        step(&mut state, 0, put(desired(1, 1, Want::Running)));
+        step(&mut state, 0, started(1, 1));
+        let out = step(&mut state, 0, put(desired(1, 2, Want::Running)));
+        assert_eq!(out, [Output::Signal { container: reference(1, 1), signal: SIGKILL }]);
+        let out = step(&mut state, 0, exited(1, 1));
+        assert!(matches!(out.last(), Some(Output::Start(start)) if start.container == reference(1, 2)));
+    }
+
+    /// A model runtime: performs orders at once, in any order the seed picks.
+    fn obey(state: &mut State, now: MonoMs, pending: &mut Vec<Input>, input: Input) {
+        for output in step(state, now, input) {
+            match output {
+                Output::Start(start) => {
+                    pending.push(Input::Started { container: start.container, pid: 1, started_ms: now })
+                }
+                Output::Signal { container, .. } => {
+                    pending.push(Input::Exited { container, status: ExitStatus::Signal(9), finished_ms: now })
+                }
+                Output::Remove(container) => pending.push(Input::Removed(container)),
+                Output::SetIndex(_) | Output::ApplyNetwork(_) | Output::Report(_) => {}
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happened_a_last_sync_is_reached(
+            wishes in proptest::collection::vec((1u64..4, 1u32..4, 0u8..4, any::<bool>()), 0..40),
+        ) {
+            let mut state = State::default();
+            let mut pending: Vec<Input> = Vec::new();
+            let mut now = 0;
+            for (id, generation, kind, deliver) in wishes {
+                now += 100;
+                let input = match kind {
+                    0 => put(desired(id, generation, Want::Running)),
+                    1 => put(desired(id, generation, STOP)),
+                    2 => Input::Broker(ToNode::Remove(ContainerId(id))),
+                    _ => Input::StartFailed {
+                        container: reference(id, generation),
+                        error: WireError::new(ErrorCode::StartFailed, "x"),
+                    },
+                };
+                obey(&mut state, now, &mut pending, input);
+                if deliver && !pending.is_empty() {
+                    let input = pending.remove(0);
+                    obey(&mut state, now, &mut pending, input);
+                }
+            }
+            let goal = vec![desired(1, 9, Want::Running), desired(2, 9, STOP)];
+            obey(&mut state, now, &mut pending, sync(goal.clone()));
+            // Twice, as a removal under way swallows the first wish for the same id.
+            for _ in 0..2 {
+                while !pending.is_empty() {
+                    now += 100;
+                    let input = pending.remove(0);
+                    obey(&mut state, now, &mut pending, input);
+                }
+                obey(&mut state, now, &mut pending, sync(goal.clone()));
+            }
+            prop_assert!(state.running(reference(1, 9)));
+            prop_assert!(!state.running(reference(2, 9)));
+            prop_assert!(state.containers.keys().all(|id| id.0 == 1 || id.0 == 2));
+        }
+    }
+}
