@@ -1,1 +1,10 @@
-//! See the crate description.
+//! Wherry from a laptop: join a cluster, send images, run containers, reach into them.
+//!
+//! ```text
+//! seed      keys, tokens and configuration of a new cluster
+//! address   where a broker is
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod seed;
