@@ -1,3 +1,3 @@
 //! Under construction.
-pub mod logs;
 pub mod cgroup;
+pub mod logs;
