@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wherry_qemu::machine::Forward;
 use wherry_qemu::qmp::Status;
-use wherry_qemu::{Arch, Counters, Disk, Faults, Host, Lan, Mac, Machine, Nic, Running, Segment, accelerator_for};
+use wherry_qemu::{
+    Arch, Counters, Disk, Faults, Host, Lan, Mac, Machine, Nic, Running, Segment, accelerator_for,
+};
 
 const BOOT: Duration = Duration::from_secs(60);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
@@ -151,7 +153,8 @@ async fn aarch64_guests_ping_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn power_cut_partition_and_loss() {
     let mut world = World::new(Arch::X86_64);
-    let (machine, port) = world.machine(3, "while true; do ping -c 1 -W 1 192.168.50.1 >/dev/null && echo up || echo down; done\n");
+    let (machine, port) = world
+        .machine(3, "while true; do ping -c 1 -W 1 192.168.50.1 >/dev/null && echo up || echo down; done\n");
     let mut guest = world.start(&machine).await;
     guest.expect("up", BOOT).await.unwrap();
     world.segment.set_cut(port, true);
