@@ -1,8 +1,11 @@
 //! The rules of the board itself: what may reach it, what passes through it, and who may call himself what.
 use super::{DNS, TABLE, addresses, only_internet, to_resolvers};
-use crate::net::address::{BRIDGE, OVERLAY, PORT_PREFIX, Prefix, TUNNEL_PREFIX, gateway, mac, port_name, subnet, tunnel_name};
-use crate::net::nft::{
-    Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table, Value,
+use crate::address::{
+    BRIDGE, OVERLAY, PORT_PREFIX, Prefix, TUNNEL_PREFIX, gateway, mac, port_name, subnet, tunnel_name,
+};
+use crate::nft::{
+    Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
+    Value,
 };
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -78,8 +81,23 @@ fn connections(of: &Board<'_>) -> Set {
     Set {
         name: "connections",
         key: vec![KeyType::Ipv4, KeyType::Ipv4, KeyType::Protocol, KeyType::Port],
-        elements: of.connections.iter().map(element).collect(),
+        elements: of
+            .connections
+            .iter()
+            .filter(|connection| ends_are_ours(of, connection))
+            .map(element)
+            .collect(),
     }
+}
+
+/// Whether each end that lies on this board is the container that has the address now: an address that went on to
+/// another container takes no connection along.
+fn ends_are_ours(of: &Board<'_>, connection: &Connection) -> bool {
+    let ours = |id, address| {
+        let here = of.index.is_some_and(|index| subnet(index).contains(address));
+        !here || of.containers.get(id) == Some(&address)
+    };
+    ours(&connection.from, connection.from_address) && ours(&connection.to, connection.to_address)
 }
 
 /// What may reach the board itself.
@@ -98,7 +116,8 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
         rules.extend(BROKER_PORTS.map(|port| Rule::new().port(Transport::Tcp, port).accept()));
     }
     rules.push(Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept());
-    let lease = Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
+    let lease =
+        Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
     rules.push(lease.accept());
     rules.push(Rule::new().when(Match::Icmp(Icmp::EchoRequest)).limit(PINGS_PER_SECOND).accept());
     rules.push(Rule::new().drop());
@@ -214,7 +233,7 @@ fn owners(of: &Board<'_>) -> Set {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::firewall::golden;
+    use crate::firewall::golden;
 
     fn closed(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Board<'_> {
         Board {
@@ -246,7 +265,8 @@ mod tests {
         let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
         let containers =
             [(ContainerId(7), address("10.1.0.2")), (ContainerId(8), address("10.1.0.3"))].into();
-        let peer = |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
+        let peer =
+            |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
         let connection = |to, to_address, port| Connection {
             from: ContainerId(7),
             from_address: address("10.1.0.2"),
@@ -261,7 +281,13 @@ mod tests {
             resolvers: &[address("192.168.50.1"), address("10.1.0.1")],
             index: Some(NodeIndex(1)),
             peers: &[peer(2, "192.168.50.13"), peer(3, "192.168.50.14")],
-            connections: &[connection(8, "10.1.0.3", 5432), connection(9, "10.2.0.2", 80)],
+            connections: &[
+                connection(8, "10.1.0.3", 5432),
+                connection(9, "10.2.0.2", 80),
+                // Of containers that had these addresses before.
+                connection(6, "10.1.0.3", 81),
+                Connection { from: ContainerId(5), ..connection(9, "10.2.0.2", 82) },
+            ],
             ..closed(&containers)
         };
         golden::check("board-node.nft", &board(&of).to_string());

@@ -2,14 +2,14 @@
 //! to the network namespace its thread was in when it was opened, and keeps doing so.
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt,
+    socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Netlink's header, in bytes (struct nlmsghdr).
-pub(crate) const HEADER_BYTES: usize = 16;
+pub const HEADER_BYTES: usize = 16;
 /// Attributes and messages begin at multiples of this (NLMSG_ALIGNTO, NLA_ALIGNTO).
 const ALIGN_BYTES: usize = 4;
 /// Longest the kernel may take to answer. It answers at once; this only turns a lost answer into an error.
@@ -21,14 +21,14 @@ const ANSWER_BYTES: usize = 64 * 1024;
 
 /// A netlink socket of one network namespace.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub struct Socket {
     fd: OwnedFd,
     sequence: u32,
 }
 
 impl Socket {
     /// A socket in the calling thread's network namespace.
-    pub(crate) fn open(protocol: SockProtocol) -> Result<Self, Errno> {
+    pub fn open(protocol: SockProtocol) -> Result<Self, Errno> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS))?;
@@ -38,18 +38,18 @@ impl Socket {
     }
 
     /// A number that no earlier message of this socket has.
-    pub(crate) fn next_sequence(&mut self) -> u32 {
+    pub fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
     }
 
     /// Sends `bytes`, one or more whole messages, to the kernel.
-    pub(crate) fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
+    pub fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
         sendto(self.fd.as_raw_fd(), bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty()).map(|_| ())
     }
 
     /// The next datagram of answers.
-    pub(crate) fn receive(&self) -> Result<Vec<u8>, Errno> {
+    pub fn receive(&self) -> Result<Vec<u8>, Errno> {
         let mut buffer = vec![0; ANSWER_BYTES];
         let length = loop {
             match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
@@ -69,18 +69,21 @@ fn ignore(expected: Errno) -> impl Fn(Errno) -> Result<(), Errno> {
 
 /// A netlink message as it came: its type, its sequence number and what follows the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Message<'a> {
-    pub(crate) kind: u16,
-    pub(crate) sequence: u32,
-    pub(crate) payload: &'a [u8],
+pub struct Message<'a> {
+    /// Type: whose number space depends on the protocol.
+    pub kind: u16,
+    /// Number of the question that it answers.
+    pub sequence: u32,
+    /// What follows the header.
+    pub payload: &'a [u8],
 }
 
 /// NLMSG_ERROR: an answer; its first four bytes are 0 or a negated errno.
-pub(crate) const KIND_ERROR: u16 = 2;
+pub const KIND_ERROR: u16 = 2;
 
 impl Message<'_> {
     /// What the message answers, if it is an answer: the kernel's 0 is success.
-    pub(crate) fn answer(&self) -> Option<Result<(), Errno>> {
+    pub fn answer(&self) -> Option<Result<(), Errno>> {
         let code = self.payload.first_chunk::<4>().filter(|_| self.kind == KIND_ERROR)?;
         match i32::from_ne_bytes(*code) {
             0 => Some(Ok(())),
@@ -90,7 +93,7 @@ impl Message<'_> {
 }
 
 /// The messages of one datagram; a damaged rest is left out.
-pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let header = rest.first_chunk::<HEADER_BYTES>()?;
@@ -108,7 +111,7 @@ pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
 
 /// Attributes (struct nlattr) one after another, nested where needed.
 #[derive(Debug, Default)]
-pub(crate) struct Attributes(Vec<u8>);
+pub struct Attributes(Vec<u8>);
 
 /// The attribute holds attributes (NLA_F_NESTED).
 const NESTED: u16 = 1 << 15;
@@ -117,8 +120,11 @@ const ATTRIBUTE_HEADER_BYTES: usize = 4;
 
 impl Attributes {
     /// Bytes as they are. Values over 64 KiB do not fit the format; callers keep theirs far below.
-    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        debug_assert!(value.len() <= usize::from(u16::MAX) - ATTRIBUTE_HEADER_BYTES, "attribute {kind} too long");
+    pub fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+        debug_assert!(
+            value.len() <= usize::from(u16::MAX) - ATTRIBUTE_HEADER_BYTES,
+            "attribute {kind} too long"
+        );
         let length = (ATTRIBUTE_HEADER_BYTES + value.len()) as u16;
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -128,35 +134,35 @@ impl Attributes {
     }
 
     /// A text with its terminating zero.
-    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
+    pub fn text(self, kind: u16, value: &str) -> Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
     }
 
     /// A number, highest byte first, as nf_tables wants them.
-    pub(crate) fn be32(self, kind: u16, value: u32) -> Self {
+    pub fn be32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
     /// A long number, highest byte first.
-    pub(crate) fn be64(self, kind: u16, value: u64) -> Self {
+    pub fn be64(self, kind: u16, value: u64) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
     /// Attributes within an attribute.
-    pub(crate) fn nest(self, kind: u16, inner: Self) -> Self {
+    pub fn nest(self, kind: u16, inner: Self) -> Self {
         self.bytes(kind | NESTED, &inner.0)
     }
 
     /// The bytes of all of them.
-    pub(crate) fn as_slice(&self) -> &[u8] {
+    pub fn as_slice(&self) -> &[u8] {
         &self.0
     }
 }
 
 /// Appends a message to `batch`: header, then `payload`.
-pub(crate) fn append(batch: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, payload: &[u8]) {
+pub fn append(batch: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, payload: &[u8]) {
     let length = (HEADER_BYTES + payload.len()) as u32;
     batch.extend(length.to_ne_bytes());
     batch.extend(kind.to_ne_bytes());

@@ -1,5 +1,5 @@
 //! What a ruleset says.
-use crate::net::address::Prefix;
+use crate::address::Prefix;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use wherry_protocol::message::Transport;

@@ -1,12 +1,16 @@
 //! What our encoder sends is what `nft` reads back, for every golden ruleset.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 mod netns;
 
 use netns::{attempt, isolated, run};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
-use wherry_node::net::address::Prefix;
-use wherry_node::net::firewall::{Board, Container, Ports, board, container};
-use wherry_node::net::nft::{Chain, Family, Hook, KeyType, NftError, NftSocket, Policy, Rule, Ruleset, Set, Table, Value};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+use wherry_net::address::Prefix;
+use wherry_net::firewall::{Board, Container, Ports, board, container, protect};
+use wherry_net::nft::{
+    Chain, Family, Hook, KeyType, NftError, NftSocket, Policy, Rule, Ruleset, Set, Table, Value,
+};
 use wherry_protocol::message::{Connection, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
 
@@ -52,7 +56,8 @@ fn read_back(ruleset: &Ruleset) {
 }
 
 fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
-    let peer = |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
+    let peer =
+        |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
     board(&Board {
         ports: Ports::Broker,
         uplink: Some("eth0"),
@@ -70,7 +75,9 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
 
 #[test]
 fn board_rules_read_back() {
-    read_back(&full_board(&[(ContainerId(7), address("10.1.0.2")), (ContainerId(8), address("10.1.0.3"))].into()));
+    read_back(&full_board(
+        &[(ContainerId(7), address("10.1.0.2")), (ContainerId(8), address("10.1.0.3"))].into(),
+    ));
     read_back(&board(&Board {
         ports: Ports::Node,
         uplink: None,
@@ -97,14 +104,35 @@ fn container_rules_read_back() {
 
 #[test]
 fn a_thousand_containers_fit_one_transaction() {
-    let containers: BTreeMap<_, _> =
-        (2..1002u64).map(|id| (ContainerId(id), Ipv4Addr::from_bits(address("10.1.0.0").to_bits() + id as u32))).collect();
+    let containers: BTreeMap<_, _> = (2..1002u64)
+        .map(|id| (ContainerId(id), Ipv4Addr::from_bits(address("10.1.0.0").to_bits() + id as u32)))
+        .collect();
     let ruleset = full_board(&containers);
     isolated(move || {
         NftSocket::open().unwrap().replace(&ruleset).unwrap();
         let listing = normal(&run("nft -s list ruleset"));
         assert_eq!(listing, normal(&ruleset.to_string()));
-        assert_eq!(listing.matches("\"wv").count(), 1001, "1000 elements and the rule that asks for the prefix");
+        assert_eq!(
+            listing.matches("\"wv").count(),
+            1001,
+            "1000 elements and the rule that asks for the prefix"
+        );
+    });
+}
+
+#[test]
+fn a_broker_offers_its_ports_and_nothing_else() {
+    isolated(|| {
+        protect(Ports::Broker).unwrap();
+        let router = netns::board_with_router();
+        let board: Ipv4Addr = address(netns::BOARD);
+        let _listening: Vec<_> =
+            [22, 2020, 2021].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap()).into();
+        let reach = |port| {
+            let to = SocketAddr::from((board, port));
+            router.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(300))).is_ok()
+        };
+        assert!(reach(2020) && reach(2021) && !reach(22));
     });
 }
 

@@ -10,13 +10,31 @@ pub use board::{Board, Ports, board};
 pub use container::{Container, container};
 
 use super::address::{OVERLAY, Prefix};
-use super::nft::{Key, KeyType, Rule, Set, Value};
-use std::collections::BTreeSet;
+use super::nft::{Key, KeyType, NftError, NftSocket, Rule, Set, Value};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use wherry_protocol::message::Transport;
 
+/// Closes a board that runs no containers (a broker) but for what it offers. In the calling thread's namespace.
+///
+/// # Errors
+/// When the kernel lacks nf_tables or the process CAP_NET_ADMIN.
+pub fn protect(ports: Ports) -> Result<(), NftError> {
+    let nothing = Board {
+        ports,
+        uplink: None,
+        lan: &[],
+        resolvers: &[],
+        index: None,
+        peers: &[],
+        connections: &[],
+        containers: &BTreeMap::new(),
+    };
+    NftSocket::open()?.replace(&board(&nothing))
+}
+
 /// The name of all our tables.
-const TABLE: &str = "wherry";
+pub const TABLE: &str = "wherry";
 /// DNS (RFC 1035 §4.2).
 const DNS: u16 = 53;
 
@@ -53,11 +71,11 @@ fn to_resolvers() -> [Rule; 2] {
 }
 
 #[cfg(test)]
-pub(super) mod golden {
+mod golden {
     use std::path::Path;
 
     /// Compares with a file under `tests/golden`; with WHERRY_BLESS set, writes it instead.
-    pub(in crate::net) fn check(name: &str, text: &str) {
+    pub(super) fn check(name: &str, text: &str) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         if std::env::var_os("WHERRY_BLESS").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -1,7 +1,7 @@
 //! The rules inside one container's network namespace. The container has no CAP_NET_ADMIN and cannot change them.
 use super::{DNS, TABLE, addresses, only_internet, to_resolvers};
-use crate::net::address::{OVERLAY, Prefix};
-use crate::net::nft::{
+use crate::address::{OVERLAY, Prefix};
+use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
 };
 use std::net::Ipv4Addr;
@@ -100,7 +100,7 @@ fn output(of: &Container<'_>) -> Vec<Rule> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::firewall::golden;
+    use crate::firewall::golden;
 
     fn connection(from: (u64, &str), to: (u64, &str), transport: Transport, port: u16) -> Connection {
         Connection {

@@ -13,7 +13,7 @@ mod send;
 mod text;
 
 pub use model::{
-    Base, Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States,
-    Statement, Table, Value, Verdict,
+    Base, Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set,
+    Statement, States, Table, Value, Verdict,
 };
-pub use send::{NftError, NftSocket};
+pub use send::{NftError, NftSocket, RulesGeneration};

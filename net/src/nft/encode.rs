@@ -1,7 +1,7 @@
 //! A ruleset as one netlink transaction. Numbers are those of include/uapi/linux/netfilter/nf_tables.h.
 use super::lower::{FIRST, Instruction, Load, element, program};
 use super::model::{Base, Chain, Family, Hook, KeyType, Not, Policy, Ruleset, Set, Table, Value, Verdict};
-use crate::net::netlink::{Attributes, append};
+use crate::netlink::{Attributes, append};
 
 /// NFNL_SUBSYS_NFTABLES: the high byte of message types.
 const SUBSYSTEM: u16 = 10;
@@ -10,6 +10,7 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 
 const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const NEW_RULE: u16 = 6;
@@ -74,6 +75,15 @@ pub(super) fn get_generation(sequence: u32) -> Vec<u8> {
     bytes
 }
 
+/// Asks for a table; the answer is the table or ENOENT.
+pub(super) fn get_table(family: Family, name: &str, sequence: u32) -> Vec<u8> {
+    let mut payload = head(family_number(family), 0);
+    payload.extend(Attributes::default().text(1, name).as_slice());
+    let mut bytes = Vec::new();
+    append(&mut bytes, SUBSYSTEM << 8 | GET_TABLE, REQUEST | ACK, sequence, &payload);
+    bytes
+}
+
 struct Writer {
     bytes: Vec<u8>,
     /// Where the newest message begins.
@@ -110,7 +120,12 @@ impl Writer {
             self.message(table.family, NEW_SET, CREATE, &set_attributes(table, set, number));
             let elements: Vec<_> = set.elements.iter().collect();
             for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
-                self.message(table.family, NEW_ELEMENTS, CREATE, &elements_attributes(table, set, number, chunk));
+                self.message(
+                    table.family,
+                    NEW_ELEMENTS,
+                    CREATE,
+                    &elements_attributes(table, set, number, chunk),
+                );
             }
         }
         // All chains first: a rule can only jump to a chain that is there.

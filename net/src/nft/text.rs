@@ -1,7 +1,7 @@
 //! A ruleset as `nft -s list ruleset` (1.0.6) prints it.
 use super::model::{
-    Base, Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, Statement, States,
-    Table, Value, Verdict,
+    Base, Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set,
+    Statement, States, Table, Value, Verdict,
 };
 use std::fmt::{self, Display, Formatter};
 use wherry_protocol::message::Transport;
@@ -162,8 +162,7 @@ impl Display for Match {
 
 impl Display for States {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let named =
-            [(self.established, "established"), (self.related, "related"), (self.new, "new")];
+        let named = [(self.established, "established"), (self.related, "related"), (self.new, "new")];
         f.write_str(&joined(named.iter().filter(|(on, _)| *on).map(|(_, name)| name), ","))
     }
 }

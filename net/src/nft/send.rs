@@ -1,7 +1,7 @@
 //! Rulesets to the kernel.
-use super::encode::{NEW_GENERATION, get_generation, replace};
-use super::model::Ruleset;
-use crate::net::netlink::{Socket, messages};
+use super::encode::{NEW_GENERATION, get_generation, get_table, replace};
+use super::model::{Family, Ruleset};
+use crate::netlink::{Socket, messages};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
@@ -62,6 +62,22 @@ impl NftSocket {
                 if refused_at_once || message.sequence == last {
                     return result;
                 }
+            }
+        }
+    }
+
+    /// Whether there is a table of this name.
+    pub fn has_table(&mut self, family: Family, name: &str) -> Result<bool, NftError> {
+        let sequence = self.0.next_sequence();
+        self.0.send(&get_table(family, name, sequence)).map_err(NftError::Answer)?;
+        loop {
+            let datagram = self.0.receive().map_err(NftError::Answer)?;
+            let mut answers = messages(&datagram).filter(|message| message.sequence == sequence);
+            match answers.find_map(|message| message.answer()) {
+                Some(Ok(())) => return Ok(true),
+                Some(Err(Errno::ENOENT)) => return Ok(false),
+                Some(Err(errno)) => return Err(NftError::Answer(errno)),
+                None => {}
             }
         }
     }

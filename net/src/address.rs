@@ -112,8 +112,7 @@ pub fn gateway(index: NodeIndex) -> Ipv4Addr {
 #[must_use]
 pub fn usable(index: NodeIndex, address: Ipv4Addr) -> bool {
     let subnet = subnet(index);
-    subnet.contains(address)
-        && ![subnet.address, gateway(index), subnet.broadcast()].contains(&address)
+    subnet.contains(address) && ![subnet.address, gateway(index), subnet.broadcast()].contains(&address)
 }
 
 /// The name of the tunnel to board `peer`.
@@ -146,7 +145,9 @@ mod tests {
     fn prefixes() {
         let lan: Prefix = "192.168.50.2/24".parse().unwrap();
         assert_eq!(lan.network().to_string(), "192.168.50.0/24");
-        assert!(lan.contains(Ipv4Addr::new(192, 168, 50, 254)) && !lan.contains(Ipv4Addr::new(192, 168, 51, 1)));
+        assert!(
+            lan.contains(Ipv4Addr::new(192, 168, 50, 254)) && !lan.contains(Ipv4Addr::new(192, 168, 51, 1))
+        );
         assert_eq!(lan.broadcast(), Ipv4Addr::new(192, 168, 50, 255));
         assert!("0.0.0.0/0".parse::<Prefix>().unwrap().contains(Ipv4Addr::new(8, 8, 8, 8)));
         for bad in ["", "1.2.3.4", "1.2.3.4/33", "1.2.3/8", "1.2.3.4/-1", "/8"] {

@@ -3,7 +3,7 @@
 //! A packet's fields are loaded into registers and compared there; a comparison that fails ends the rule. What `nft`
 //! calls dependencies (`ip saddr` only makes sense for IPv4) is made explicit here, once per rule.
 use super::model::{Family, Icmp, Key, Match, Not, Protocol, Rule, Statement, States, Value, Verdict};
-use crate::net::address::Prefix;
+use crate::address::Prefix;
 use wherry_protocol::message::Transport;
 
 /// First of the 32-bit registers; keys of several parts fill them one after another (NFT_REG32_00).
@@ -130,8 +130,12 @@ impl Program {
         let (load, data) = match (need, self.family) {
             (Need::Ipv4, Family::Inet) => (Meta::Nfproto, vec![NFPROTO_IPV4]),
             (Need::Ipv4, Family::Bridge) => (Meta::Protocol, ETHERTYPE_IPV4.to_be_bytes().to_vec()),
-            (Need::Arp, Family::Inet | Family::Bridge) => (Meta::Protocol, ETHERTYPE_ARP.to_be_bytes().to_vec()),
-            (Need::Protocol(protocol), Family::Inet | Family::Bridge) => (Meta::L4proto, vec![number(protocol)]),
+            (Need::Arp, Family::Inet | Family::Bridge) => {
+                (Meta::Protocol, ETHERTYPE_ARP.to_be_bytes().to_vec())
+            }
+            (Need::Protocol(protocol), Family::Inet | Family::Bridge) => {
+                (Meta::L4proto, vec![number(protocol)])
+            }
         };
         self.compare(Load::Meta(load), Not::Is, data);
     }
@@ -302,7 +306,8 @@ mod tests {
 
     #[test]
     fn keys_fill_whole_registers() {
-        let parts = [Value::Ipv4(Ipv4Addr::new(10, 1, 0, 3)), Value::Protocol(Protocol::Tcp), Value::Port(80)];
+        let parts =
+            [Value::Ipv4(Ipv4Addr::new(10, 1, 0, 3)), Value::Protocol(Protocol::Tcp), Value::Port(80)];
         assert_eq!(element(&parts), [10, 1, 0, 3, 6, 0, 0, 0, 0, 80, 0, 0]);
         let code = program(
             Family::Bridge,
