@@ -1,4 +1,5 @@
 //! A test per attack on handshake and records.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod common;
 
 use common::{Seeded, World, drain, feed, nobody, records};

@@ -1,5 +1,10 @@
 //! What the tests of handshake and records share.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a test may panic; each test binary uses a part of this"
+)]
 use wherry_protocol::handshake::{self, AwaitInitiate, AwaitWelcome, CookieJar, HandshakeError};
 use wherry_protocol::session::{Read, RecordError, Session};
 use wherry_protocol::{Digest, Limits, PublicKey, Random, SecretKey};
