@@ -1,3 +1,4 @@
 //! Under construction.
 pub mod cgroup;
+pub mod layers;
 pub mod logs;
