@@ -17,7 +17,9 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// The file is there but is no key. It is left as it is: replacing it would make the board a stranger.
-    #[error("the key file {path} is damaged; restore it, or remove the node from the cluster and flash the board again")]
+    #[error(
+        "the key file {path} is damaged; restore it, or remove the node from the cluster and flash the board again"
+    )]
     Damaged {
         /// Which file.
         path: PathBuf,

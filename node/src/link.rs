@@ -135,11 +135,8 @@ async fn enrol(address: SocketAddr, credentials: &Credentials) -> Result<(), Lin
     let session = |source| LinkError::Session { address, source };
     let link = dial(address, credentials).await?;
     let mut stream = link.mux.open().await.map_err(session)?;
-    let request = EnrolRequest {
-        role: Role::Node,
-        secret: credentials.token.secret,
-        label: credentials.label.clone(),
-    };
+    let request =
+        EnrolRequest { role: Role::Node, secret: credentials.token.secret, label: credentials.label.clone() };
     io::send(&mut stream, &request).await.map_err(session)?;
     let reply = io::recv(&mut stream, Limits::DEFAULT.message_bytes).await.map_err(session)?;
     // The answer is here; whether the goodbye arrives does not matter.

@@ -70,7 +70,7 @@ impl Cgroups {
         fs::create_dir_all(&cgroup.path).map_err(CgroupError::at(&cgroup.path))?;
         let result = self.bound(&cgroup, resources);
         if result.is_err() {
-            let _ = fs::remove_dir(&cgroup.path);
+            fs::remove_dir(&cgroup.path).ok();
         }
         result.map(|()| cgroup)
     }
