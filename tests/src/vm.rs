@@ -123,7 +123,7 @@ impl World for Vm {
     }
 
     fn crash_service(&mut self, board: &str) -> Result<(), Failure> {
-        self.admin.ok(&["debug", "crash", board]).map(drop)
+        self.admin.ok(&["debug", "crash-node", board]).map(drop)
     }
 
     fn power_cut(&mut self, board: &str) -> Result<(), Failure> {

@@ -2,8 +2,7 @@
 use crate::context::{CliError, Context};
 use crate::output;
 use clap::{Args, Subcommand};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, setsid};
+use rustix::process::{Pid, Signal, kill_process, setsid};
 use std::collections::BTreeSet;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
@@ -147,7 +146,9 @@ pub(crate) async fn dev(context: &Context, command: DevCommand) -> Result<u8, Cl
         DevCommand::Down(args) => down(context, &args).await?,
         DevCommand::Status { name: None } => list(context)?,
         DevCommand::Status { name: Some(name) } => show(context, &tell(&name, &Command::Status).await?)?,
-        DevCommand::PowerCut(Which { machine, cluster }) => quietly(&cluster, Command::PowerCut { machine }).await?,
+        DevCommand::PowerCut(Which { machine, cluster }) => {
+            quietly(&cluster, Command::PowerCut { machine }).await?
+        }
         DevCommand::Boot(Which { machine, cluster }) => quietly(&cluster, Command::Boot { machine }).await?,
         DevCommand::Unplug(Which { machine, cluster }) => {
             quietly(&cluster, Command::Plug { machine, connected: false }).await?;
@@ -173,7 +174,8 @@ async fn quietly(name: &Name, command: Command) -> Result<(), CliError> {
 async fn run_cluster(directory: PathBuf) -> Result<(), CliError> {
     // A session of its own: closing the terminal that `up` was typed in does not end it. It fails only for the leader
     // of a process group, that is when somebody runs this by hand.
-    drop(setsid());
+    let _leader = setsid();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     Ok(control::run(&Place::at(directory)).await?)
 }
 
@@ -252,7 +254,8 @@ fn unchanged(args: &Up, record: Record) -> Result<Record, CliError> {
 
 /// Starts the process that owns the machines, and waits until they run.
 async fn start_owner(place: &Place, name: &Name) -> Result<Report, CliError> {
-    let other = |error: std::io::Error| CliError::Other(format!("cannot start the cluster's process: {error}"));
+    let other =
+        |error: std::io::Error| CliError::Other(format!("cannot start the cluster's process: {error}"));
     let log = std::fs::File::create(place.log()).map_err(other)?;
     let mut child = std::process::Command::new(std::env::current_exe().map_err(other)?)
         .args(["dev".as_ref(), "run-cluster".as_ref(), place.directory().as_os_str()])
@@ -275,14 +278,15 @@ async fn start_owner(place: &Place, name: &Name) -> Result<Report, CliError> {
 
 /// Joins as soon as the broker answers. A refusal is final, everything else may be a broker that still boots.
 async fn join_when_up(context: &Context, record: &Record) -> Result<StoredLocation, CliError> {
-    let token: Token = record.admin_token.parse().map_err(|_| CliError::Other("the cluster's token is damaged".into()))?;
+    let token: Token =
+        record.admin_token.parse().map_err(|_| CliError::Other("the cluster's token is damaged".into()))?;
     let name = record.options.name.clone();
     if let Ok(stored) = context.config.load(&name)
         && stored.broker == token.broker
     {
         return Ok(stored);
     }
-    let options = JoinOptions { address: None, name: Some(name), label: context.account_label() };
+    let options = JoinOptions { address: None, name: Some(name), label: account_label()? };
     let deadline = Instant::now() + patience(BOOT);
     loop {
         match join(&context.config, &token, &options).await {
@@ -294,13 +298,22 @@ async fn join_when_up(context: &Context, record: &Record) -> Result<StoredLocati
     }
 }
 
+fn account_label() -> Result<Name, CliError> {
+    let unnamed = || CliError::Other("cannot make an account name of user and computer".into());
+    crate::locations::default_label().ok_or_else(unnamed)
+}
+
 async fn wait_for_nodes(stored: &StoredLocation, wanted: u8, report: &Report) -> Result<(), CliError> {
     let deadline = Instant::now() + patience(BOOT);
     let mut present = BTreeSet::new();
     loop {
         let location = Location::stored(stored.clone());
         if let Ok(nodes) = location.nodes().await {
-            present = nodes.iter().filter(|node| node.info().is_connected()).map(|node| node.info().name.to_string()).collect();
+            present = nodes
+                .iter()
+                .filter(|node| node.info().connected)
+                .map(|node| node.info().name.to_string())
+                .collect();
         }
         location.close().await;
         if present.len() >= usize::from(wanted) {
@@ -314,7 +327,8 @@ async fn wait_for_nodes(stored: &StoredLocation, wanted: u8, report: &Report) ->
 }
 
 fn absent(present: &BTreeSet<String>, wanted: u8, report: &Report) -> String {
-    let missing = report.machines.iter().filter(|machine| machine.role == "node" && !present.contains(&machine.name));
+    let missing =
+        report.machines.iter().filter(|machine| machine.role == "node" && !present.contains(&machine.name));
     let consoles: Vec<String> = missing.map(|machine| machine.console.display().to_string()).collect();
     format!("only {} of {wanted} nodes have joined; see {}", present.len(), consoles.join(" and "))
 }
@@ -339,11 +353,12 @@ async fn down(context: &Context, args: &Down) -> Result<(), CliError> {
 async fn stop_owner(place: &Place, name: &Name) -> Result<(), CliError> {
     // Whether it answers does not matter: what counts is that it goes.
     drop(tell(name, &Command::Down).await);
-    for signal in [None, Some(Signal::SIGTERM), Some(Signal::SIGKILL)] {
+    for signal in [None, Some(Signal::TERM), Some(Signal::KILL)] {
         let Some(owner) = place.owner() else { return Ok(()) };
-        if let (Some(signal), Ok(pid)) = (signal, i32::try_from(owner.pid)) {
+        let pid = i32::try_from(owner.pid).ok().and_then(Pid::from_raw);
+        if let (Some(signal), Some(pid)) = (signal, pid) {
             // It may just have gone.
-            drop(kill(Pid::from_raw(pid), signal));
+            let _gone = kill_process(pid, signal);
         }
         let deadline = Instant::now() + OFF;
         while place.owner().is_some() && Instant::now() < deadline {
