@@ -1,1 +1,4 @@
 //! Under construction.
+pub mod cgroup;
+pub mod layers;
+pub mod logs;
