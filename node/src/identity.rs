@@ -61,7 +61,7 @@ fn create(path: &Path, random: &mut dyn Random) -> io::Result<SecretKey> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
     let temporary = path.with_extension("new");
-    let _ = fs::remove_file(&temporary);
+    fs::remove_file(&temporary).ok();
     let key = SecretKey::generate(random);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(key.to_text().as_bytes())?;

@@ -140,7 +140,7 @@ async fn enrol(address: SocketAddr, credentials: &Credentials) -> Result<(), Lin
     io::send(&mut stream, &request).await.map_err(session)?;
     let reply = io::recv(&mut stream, Limits::DEFAULT.message_bytes).await.map_err(session)?;
     // The answer is here; whether the goodbye arrives does not matter.
-    let _ = stream.close().await;
+    stream.close().await.ok();
     match reply {
         Some(EnrolReply::Enrolled { .. }) => Ok(()),
         Some(EnrolReply::Refused(refusal)) => Err(LinkError::Enrolment(refusal)),

@@ -97,7 +97,7 @@ async fn once<L: Locate, S: ServeStream>(parts: &Parts<L, S>) -> Result<(), Stri
     parts.current.send_replace(Some(link.mux.clone()));
     let result = carry(parts, link).await;
     parts.current.send_replace(None);
-    let _ = parts.events.send(SessionEvent::Down).await;
+    parts.events.send(SessionEvent::Down).await.ok();
     result.map_err(|error| format!("the session with the broker at {} ended: {error}", address.session))
 }
 

@@ -66,6 +66,7 @@ errors! {
     Sendmsg "sendmsg",
     Setns "setns",
     SignalMask "sigprocmask",
+    Signalfd "signalfd",
     Socket "socket",
     Socketpair "socketpair",
     Umount "umount2",

@@ -16,6 +16,7 @@
 pub mod cgroup;
 pub mod child;
 pub mod exec;
+pub mod layers;
 pub mod logs;
 pub mod plan;
 pub mod report;
