@@ -65,6 +65,7 @@ errors! {
     Sendmsg "sendmsg",
     Setns "setns",
     SignalMask "sigprocmask",
+    Signalfd "signalfd",
     Socket "socket",
     Socketpair "socketpair",
     Umount "umount2",
