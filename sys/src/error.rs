@@ -43,6 +43,7 @@ errors! {
     ControllingTerminal "ioctl(TIOCSCTTY)",
     Dup "dup",
     Fcntl "fcntl",
+    Fork "fork",
     Ioctl "ioctl",
     Keyctl "keyctl",
     MemfdCreate "memfd_create",
