@@ -143,10 +143,7 @@ impl Reactor {
                 }
             }
             Action::Note(note) => self.host.log.info(note),
-            Action::Finish(power) => {
-                self.host.log.info("end");
-                finish::finish(&self.host.log, self.host.abilities, &self.host.environment.dirs, power)
-            }
+            Action::Finish(power) => finish::finish(&self.host, power),
         }
     }
 
