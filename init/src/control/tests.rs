@@ -88,6 +88,16 @@ fn garbage_is_an_error_and_the_next_message_arrives() {
 }
 
 #[test]
+fn last_words_are_heard_even_if_the_speaker_did_not_listen() {
+    let (service, supervisor) = Endpoint::pair().unwrap();
+    supervisor.send(&FromSupervisor::InventoryEnd, &[]).unwrap();
+    service.send(&ToSupervisor::Power(Power::Reboot), &[]).unwrap();
+    drop(service);
+    assert_eq!(supervisor.recv::<ToSupervisor>().unwrap().0, ToSupervisor::Power(Power::Reboot));
+    assert_eq!(supervisor.recv::<ToSupervisor>().unwrap_err(), ControlError::Closed);
+}
+
+#[test]
 fn a_nonblocking_end_never_waits() {
     let (service, supervisor) = Endpoint::pair().unwrap();
     supervisor.set_nonblocking(true).unwrap();
