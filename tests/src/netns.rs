@@ -21,6 +21,7 @@ use wherry_client::{ClusterSeed, SeedOptions};
 use wherry_images::disk::Arch;
 use wherry_protocol::OsRandom;
 use wherry_qemu::console::tail;
+use wherry_qemu::running::Memory;
 
 const INSIDE: &str = "WHERRY_INSIDE_NAMESPACES";
 const LAPTOP: &str = "192.168.50.254/24";
@@ -179,6 +180,20 @@ impl Netns {
             Err(error) => Err(error.to_string()),
         })?;
         crate::scenario::wait_for_nodes(self, BOOT)
+    }
+
+    /// Board, process and resident bytes of every supervisor and service.
+    pub fn memory(&self) -> Result<Vec<(String, &'static str, u64)>, Failure> {
+        let mut all = Vec::new();
+        for board in &self.boards {
+            let service = u32::try_from(board.service()?.as_raw()).unwrap_or_default();
+            for (process, pid) in [("supervisor", board.pid()?), ("service", service)] {
+                let memory = Memory::of_process(pid);
+                let memory = memory.ok_or_else(|| Failure::Unexpected(format!("process {pid} is gone")))?;
+                all.push((board.name.clone(), process, memory.rss_bytes));
+            }
+        }
+        Ok(all)
     }
 
     fn board(&mut self, name: &str) -> Result<&mut Board, Failure> {

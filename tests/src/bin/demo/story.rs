@@ -138,10 +138,8 @@ impl Story {
         self.private_keys()?;
         self.show.ok(&["locations"])?.expect_stdout(CLUSTER)?;
         self.wait_for_nodes()?;
-        remark(&format!(
-            "both nodes were there {:.1} s after the boards were switched on",
-            started.elapsed().as_secs_f64()
-        ));
+        let seconds = self.seconds_since_power_on()?;
+        remark(&format!("{seconds:.1} s after power-on everybody is there"));
         self.show.ok(&["resources"])?;
         self.show.fails(&["join", "wry1-user-aaaa"])?;
         self.show.ok(&["status"]).map(drop)
