@@ -15,6 +15,9 @@ const SOON: Duration = Duration::from_secs(120);
 const RUNS: usize = 11;
 const STREAM_MIB: u64 = 64;
 const PUSH_MIB: usize = 32;
+/// Serves [`STREAM_MIB`] from memory: busybox's httpd uses sendfile(2), its nc copies single kilobytes.
+const SERVE: &str =
+    "dd if=/dev/zero of=/tmp/noise bs=64k count=1024 2>/dev/null && exec busybox httpd -f -p 5001 -h /tmp";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -213,21 +216,21 @@ fn overlay_stream(world: &dyn World, label: &dyn Fn(&str) -> String) -> Result<(
     let admin = world.admin();
     admin.ok(&["run", "-d", "--name", "sink", "--node", "node1", "client", "sleep", "1d"])?;
     admin.ok(&["run", "-d", "--name", "source", "--node", "node2", "client", "sleep", "1d"])?;
-    let sink = wait_for_state(admin, "sink", "running", SOON)?;
-    wait_for_state(admin, "source", "running", SOON)?;
-    admin.ok(&["connect", "source", "sink:5001"])?;
-    let mut listener = admin.start(&["exec", "sink", "--", "sh", "-c", "nc -l -p 5001 > /dev/null"])?;
-    let send = format!("dd if=/dev/zero bs=64k count={} | nc {} 5001", STREAM_MIB * 16, sink.address);
+    wait_for_state(admin, "sink", "running", SOON)?;
+    let source = wait_for_state(admin, "source", "running", SOON)?;
+    admin.ok(&["connect", "sink", "source:5001"])?;
+    let server = admin.start(&["exec", "source", "--", "sh", "-c", SERVE])?;
+    let fetch = format!("wget -qO /dev/null http://{}:5001/noise", source.address);
     let took = wait::until("the stream through the overlay", SOON, || {
         let started = Instant::now();
-        match admin.run(&["exec", "source", "--", "sh", "-c", &send]) {
+        match admin.run(&["exec", "sink", "--", "sh", "-c", &fetch]) {
             Ok(outcome) if outcome.code == 0 => Ok(started.elapsed()),
-            other => Err(format!("{other:?}")),
+            other => Err(format!("{other:?}; {}", server.stderr())),
         }
     })?;
-    listener.kill()?;
+    drop(server);
     admin.ok(&["rm", "-f", "sink", "source"])?;
-    let how = format!("{STREAM_MIB} MiB from container to container on two boards, busybox nc");
+    let how = format!("{STREAM_MIB} MiB from container to container on two boards, busybox httpd and wget");
     figure(&label("overlay (GRE) stream"), &megabits(STREAM_MIB << 20, took), &how);
     Ok(())
 }
@@ -236,7 +239,9 @@ fn overlay_stream(world: &dyn World, label: &dyn Fn(&str) -> String) -> Result<(
 fn bare_link(arch: Arch) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::io("start a runtime"))?;
     let took = runtime.block_on(bare_stream(arch))?;
-    let how = format!("{STREAM_MIB} MiB between the same kernels without containers or GRE, busybox nc");
+    let how = format!(
+        "{STREAM_MIB} MiB between the same kernels without containers or GRE, busybox httpd and wget"
+    );
     figure(&format!("bare link stream ({})", arch.name()), &megabits(STREAM_MIB << 20, took), &how);
     Ok(())
 }
@@ -249,23 +254,22 @@ async fn bare_stream(arch: Arch) -> Result<Duration, Failure> {
     let leases = [1, 2].map(|number| (Mac::local(1, number), address(number))).into();
     let gateway = std::net::Ipv4Addr::new(192, 168, 50, 1);
     segment.serve(Lan { gateway, prefix_length: 24, dns: None, lease_seconds: 3600, leases });
-    let send = format!(
-        "sleep 3; echo sending; dd if=/dev/zero bs=64k count={} | nc {} 5001; echo sent; reboot -f\n",
-        STREAM_MIB * 16,
+    let fetch = format!(
+        "sleep 3; echo fetching; wget -qO /dev/null http://{}:5001/noise && echo fetched; reboot -f\n",
         address(1)
     );
-    let receive = "nc -l -p 5001 > /dev/null; sleep 5; reboot -f\n";
+    let serve = format!("mkdir -p /tmp; mount -t tmpfs t /tmp; {SERVE}\n");
     let mut guests = Vec::new();
-    for (number, script) in [(1, receive), (2, send.as_str())] {
+    for (number, script) in [(1, &serve), (2, &fetch)] {
         let (_, nic) = segment.plug(Mac::local(1, number)).map_err(|error| failed(&error))?;
         let machine = bare_machine(arch, directory.path(), number, script, nic)?;
         let running = Running::start(&machine, Accelerator::Tcg, &Host::detect()).await;
         guests.push(running.map_err(|error| failed(&error))?);
     }
-    let sender = guests.last_mut().ok_or_else(|| Failure::Unexpected("no guest".into()))?;
-    sender.expect("sending", SOON).await.map_err(|error| failed(&error))?;
+    let fetcher = guests.last_mut().ok_or_else(|| Failure::Unexpected("no guest".into()))?;
+    fetcher.expect("fetching", SOON).await.map_err(|error| failed(&error))?;
     let started = Instant::now();
-    sender.expect("sent", SOON).await.map_err(|error| failed(&error))?;
+    fetcher.expect("fetched", SOON).await.map_err(|error| failed(&error))?;
     Ok(started.elapsed())
 }
 
