@@ -11,4 +11,5 @@ pub mod archive;
 pub mod disk;
 pub mod oci;
 pub mod store;
+#[cfg(target_os = "linux")]
 pub mod unpack;

@@ -1,15 +1,23 @@
 //! Typed wrappers around the Linux calls Wherry needs: the only crate with unsafe code.
 //!
 //! Policy: every `unsafe` block says why it is sound, every call fails with its own [`SysError`] variant, and what `nix`
-//! already offers safely is used from there, not wrapped again.
+//! already offers safely (mount, umount2, reboot, no_new_privs, subreaper, mknodat, …) is used from there by the callers,
+//! not wrapped again.
 #![expect(unsafe_code, reason = "this crate exists so that no other needs unsafe")]
 
+pub mod capability;
 mod error;
 pub mod fd;
 pub mod fdpass;
+pub mod keyring;
+pub mod mount;
+pub mod net;
+pub mod path;
+pub mod power;
+pub mod process;
+pub mod terminal;
 
 pub use error::SysError;
-pub use nix;
 
 /// What every call of this crate returns.
 pub type Result<T, E = SysError> = std::result::Result<T, E>;

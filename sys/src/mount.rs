@@ -1,0 +1,169 @@
+//! Mounts beyond mount(2): whole trees at once, detached ones, and a new root.
+use crate::{Result, SysError};
+use nix::errno::Errno;
+use nix::libc;
+use nix::mount::{MntFlags, umount2};
+use nix::unistd::{chdir, pivot_root};
+use std::ffi::CString;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+/// Attributes of a mount, as mount_setattr(2) has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attributes(u64);
+
+impl Attributes {
+    /// No writes.
+    pub const READ_ONLY: Self = Self(libc::MOUNT_ATTR_RDONLY);
+    /// No set-id programs.
+    pub const NO_SUID: Self = Self(libc::MOUNT_ATTR_NOSUID);
+    /// No device nodes.
+    pub const NO_DEVICES: Self = Self(libc::MOUNT_ATTR_NODEV);
+    /// No programs.
+    pub const NO_EXEC: Self = Self(libc::MOUNT_ATTR_NOEXEC);
+
+    /// Both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Adds attributes to the mount at `path`, and with `recursive` to every mount below.
+///
+/// # Errors
+/// [`SysError::MountSetattr`].
+pub fn restrict(path: &Path, attributes: Attributes, recursive: bool) -> Result<()> {
+    let path = c_path(path, SysError::MountSetattr)?;
+    // SAFETY: mount_attr is plain data for which all zeroes is valid: nothing to set or clear.
+    let mut request: libc::mount_attr = unsafe { zeroed() };
+    request.attr_set = attributes.0;
+    let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path ends in null and the kernel reads one mount_attr of the given size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags,
+            &raw const request,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result).map(drop).map_err(SysError::MountSetattr)
+}
+
+/// A detached copy of the mount tree at `path` (below `directory` if relative), invisible until [`attach`] puts it
+/// somewhere. Symlinks are not followed at the last component.
+///
+/// # Errors
+/// [`SysError::OpenTree`].
+pub fn detached_copy(directory: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    let path = c_path(path, SysError::OpenTree)?;
+    let follow = (libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as libc::c_uint;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | follow;
+    // SAFETY: the path ends in null.
+    let result =
+        unsafe { libc::syscall(libc::SYS_open_tree, directory.as_fd().as_raw_fd(), path.as_ptr(), flags) };
+    let number = Errno::result(result).map_err(SysError::OpenTree)?;
+    // SAFETY: a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
+}
+
+/// Puts a detached tree exactly on the file or directory that `target` was opened on, so that no path is walked again.
+///
+/// # Errors
+/// [`SysError::MoveMount`].
+pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<()> {
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    let (from, to) = (tree.as_fd().as_raw_fd(), target.as_fd().as_raw_fd());
+    // SAFETY: both paths are the empty string, which the flags allow.
+    let result = unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, c"".as_ptr(), flags) };
+    Errno::result(result).map(drop).map_err(SysError::MoveMount)
+}
+
+/// Makes the mount point `root` this mount namespace's root and detaches the old one completely (pivot_root(2), the
+/// `pivot_root(".", ".")` way: no directory for the old root is needed).
+///
+/// # Errors
+/// [`SysError::Chdir`], [`SysError::PivotRoot`], [`SysError::Umount`].
+pub fn replace_root(root: &Path) -> Result<()> {
+    chdir(root).map_err(SysError::Chdir)?;
+    pivot_root(".", ".").map_err(SysError::PivotRoot)?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(SysError::Umount)?;
+    chdir("/").map_err(SysError::Chdir)
+}
+
+fn c_path(path: &Path, error: fn(Errno) -> SysError) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| error(Errno::EINVAL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    use std::fs::{self, File};
+
+    const NONE: Option<&str> = None;
+
+    /// A private mount namespace belongs to one thread.
+    fn in_a_namespace(test: impl FnOnce(&Path) + Send + 'static) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
+            mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).unwrap();
+            mount(Some("t"), &path, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+            fs::create_dir_all(path.join("deep")).unwrap();
+            mount(Some("d"), &path.join("deep"), Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+            test(&path);
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn restriction_reaches_the_mounts_below() {
+        in_a_namespace(|dir| {
+            restrict(dir, Attributes::READ_ONLY.and(Attributes::NO_SUID), false).unwrap();
+            assert!(fs::write(dir.join("x"), "").is_err());
+            fs::write(dir.join("deep/x"), "").unwrap();
+            restrict(dir, Attributes::READ_ONLY, true).unwrap();
+            assert!(fs::write(dir.join("deep/y"), "").is_err());
+            assert_eq!(
+                restrict(&dir.join("deep/x"), Attributes::NO_EXEC, false),
+                Err(SysError::MountSetattr(Errno::EINVAL))
+            );
+        });
+    }
+
+    #[test]
+    fn a_detached_copy_is_attached_by_descriptor() {
+        in_a_namespace(|dir| {
+            fs::write(dir.join("deep/file"), "content").unwrap();
+            fs::create_dir(dir.join("target")).unwrap();
+            let tree = detached_copy(File::open(dir).unwrap(), Path::new("deep")).unwrap();
+            attach(&tree, File::open(dir.join("target")).unwrap()).unwrap();
+            assert_eq!(fs::read_to_string(dir.join("target/file")).unwrap(), "content");
+            let missing = detached_copy(File::open(dir).unwrap(), Path::new("nothing")).unwrap_err();
+            assert_eq!(missing, SysError::OpenTree(Errno::ENOENT));
+            assert!(matches!(
+                attach(tempfile::tempfile().unwrap(), File::open(dir).unwrap()),
+                Err(SysError::MoveMount(_))
+            ));
+        });
+    }
+
+    #[test]
+    fn the_root_is_replaced_and_the_old_one_gone() {
+        in_a_namespace(|dir| {
+            fs::write(dir.join("mark"), "new root").unwrap();
+            replace_root(dir).unwrap();
+            assert_eq!(fs::read_to_string("/mark").unwrap(), "new root");
+            assert!(!Path::new("/proc").exists());
+            assert_eq!(replace_root(Path::new("/nothing")), Err(SysError::Chdir(Errno::ENOENT)));
+        });
+    }
+}
