@@ -193,11 +193,11 @@ proptest! {
     #[test]
     fn no_document_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), text in ".{0,200}") {
         for bytes in [&bytes[..], text.as_bytes()] {
-            let _ = Index::parse(bytes).map(|i| i.choose("amd64").is_ok());
-            let _ = Manifest::parse(bytes).map(|m| m.checked().is_ok());
-            let _ = ImageConfig::parse(bytes);
-            let _ = DockerArchiveImage::parse_list(bytes);
+            drop(Index::parse(bytes).map(|i| i.choose("amd64").is_ok()));
+            drop(Manifest::parse(bytes).map(|m| m.checked().is_ok()));
+            drop(ImageConfig::parse(bytes));
+            drop(DockerArchiveImage::parse_list(bytes));
         }
-        let _ = signal_number(&text);
+        assert!(signal_number(&text).is_none_or(|number| number <= 64));
     }
 }

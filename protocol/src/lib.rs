@@ -11,11 +11,16 @@
 //! The crate has no clock, no runtime and no unsafe code; time and randomness are passed in.
 #![forbid(unsafe_code)]
 
+mod crypto;
 pub mod error;
+pub mod handshake;
 pub mod id;
+#[cfg(feature = "io")]
+pub mod io;
 pub mod key;
 pub mod limits;
 pub mod message;
+pub mod session;
 pub mod token;
 
 pub use error::{ErrorCode, WireError};
