@@ -1,6 +1,6 @@
 //! All records in memory, with the indices that follow from them, and the list of what has to be written.
 use crate::record::{
-    Account, Change, Container, Hold, Image, Key, Link, Meta, Node, PendingToken, Phase, Record, Table,
+    Account, Change, Container, Hold, Image, Key, Link, Meta, Node, PendingToken, Record, Table,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use wherry_protocol::message::{ContainerState, ImageName};
@@ -266,14 +266,4 @@ fn durable(container: &Container) -> Container {
         | ContainerState::Failed(_) => {}
     }
     container
-}
-
-impl Container {
-    /// Whether it should be running now, as far as the broker knows.
-    pub(crate) fn should_run(&self) -> bool {
-        match self.phase {
-            Phase::Wanted => !self.state.is_finished(),
-            Phase::Stopping { .. } | Phase::Removing { .. } => false,
-        }
-    }
 }
