@@ -2,13 +2,19 @@
 //!
 //! ```text
 //! config     wherry.toml of the board, and where things are
+//! identity   the board's long-term key
 //! facts      what the board is and can spare
 //! state      pure: the broker's wishes and the runtime's events in, orders and reports out
+//! agent      the shell around the state
+//! session    keeps a session with the broker; link dials and enrols
 //! container  the runtime: plan, child, exec, logs, cgroups
 //! net        bridge, GRE, nftables, DHCP as plan and apply
 //! ```
 pub mod config;
 pub mod container;
 pub mod facts;
+pub mod identity;
+pub mod link;
 pub mod net;
+pub mod session;
 pub mod state;

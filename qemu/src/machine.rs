@@ -172,17 +172,18 @@ impl Machine {
     /// The kernel's whole command line.
     #[must_use]
     pub fn kernel_arguments(&self, accelerator: Accelerator, host: &Host) -> String {
-        let mut words: Vec<String> = vec![match self.arch {
+        // Ours come last: the kernel believes the last of two that contradict each other.
+        let mut words: Vec<String> = vec![self.append.trim().into()];
+        words.push(match self.arch {
             Arch::X86_64 => "console=ttyS0".into(),
             Arch::Aarch64 => "console=ttyAMA0".into(),
-        }];
+        });
         // With -no-reboot a guest that panics or reboots ends QEMU, instead of looping unseen.
         words.push("panic=-1".into());
         if self.arch == Arch::X86_64 {
             words.push("reboot=t".into());
             words.extend(self.x86_timer_arguments(accelerator, host));
         }
-        words.push(self.append.trim().into());
         words.retain(|word| !word.is_empty());
         words.join(" ")
     }

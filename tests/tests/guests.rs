@@ -3,9 +3,12 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use wherry_qemu::machine::Forward;
 use wherry_qemu::qmp::Status;
-use wherry_qemu::{Arch, Counters, Disk, Faults, Host, Lan, Mac, Machine, Nic, Running, Segment, accelerator_for};
+use wherry_qemu::{
+    Arch, Counters, Disk, Faults, Host, Lan, Mac, Machine, Nic, Running, Segment, accelerator_for,
+};
 
 const BOOT: Duration = Duration::from_secs(60);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
@@ -68,6 +71,11 @@ impl World {
         Self { directory: tempfile::tempdir().unwrap(), segment, arch }
     }
 
+    /// Where the forwarded port of a guest is: tests run side by side, so each architecture has its own.
+    fn loopback(&self, number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(127, 99, self.arch as u8, number)
+    }
+
     fn kernel(&self) -> PathBuf {
         given(&format!("WHERRY_KERNEL_{}", self.arch.as_str().to_uppercase()))
     }
@@ -81,8 +89,7 @@ impl World {
         for (name, bytes) in [("vda", 1 << 20), ("vdb", 2 << 20)] {
             std::fs::write(file(name), vec![0; bytes]).unwrap();
         }
-        let forward =
-            Forward { host_address: Ipv4Addr::new(127, 99, 0, number), host_port: 2020, guest_port: 2020 };
+        let forward = Forward { host_address: self.loopback(number), host_port: 2020, guest_port: 2020 };
         let outside = Nic::Forwarded {
             mac: Mac::local(2, number),
             network: Ipv4Addr::new(192, 168, 76, 0),
@@ -95,7 +102,7 @@ impl World {
             memory_mib: 96,
             kernel: self.kernel(),
             initrd: Some(file("initrd")),
-            append: "quiet".into(),
+            append: "quiet ip=192.168.76.15:::255.255.255.0::eth1:off".into(),
             disks: ["vda", "vdb"].map(|name| Disk { path: file(name), read_only: false }).into(),
             nics: vec![nic, outside],
             console: file("console"),
@@ -109,11 +116,27 @@ impl World {
     }
 }
 
+/// What a forwarded port sends until it closes. QEMU accepts before the guest listens, so an empty answer is tried again.
+async fn read_all(address: (Ipv4Addr, u16)) -> String {
+    let attempts = async {
+        loop {
+            let mut text = String::new();
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            if stream.read_to_string(&mut text).await.is_ok() && !text.is_empty() {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(BOOT, attempts).await.expect("the forwarded port answers")
+}
+
 async fn two_guests_ping_each_other(arch: Arch) {
     let mut world = World::new(arch);
     let capture = world.directory.path().join("wire.pcap");
     world.segment.capture(&capture).unwrap();
-    let (first, _) = world.machine(1, "echo ready; while true; do sleep 1; done\n");
+    let served = "echo ready; while true; do echo hello from guest | nc -l -p 2020; done\n";
+    let (first, _) = world.machine(1, served);
     let pings = "for i in 1 2 3 4 5 6 7 8 9; do ping -c 3 192.168.50.11 && break; done
 ping -c 1 -s 8000 192.168.50.11
 ping -c 1 192.168.50.1 && echo all good; reboot -f\n";
@@ -123,6 +146,7 @@ ping -c 1 192.168.50.1 && echo all good; reboot -f\n";
     assert!(line.ends_with("eth0 is 52:54:00:77:01:01, vda has 2048 sectors"), "first is first: {line}");
     assert!(one.expect("bound", BOOT).await.unwrap().contains("bound 192.168.50.11/24 via 192.168.50.1"));
     one.expect("ready", BOOT).await.unwrap();
+    assert_eq!(read_all((world.loopback(1), 2020)).await, "hello from guest\n");
     two.expect("bound 192.168.50.12", BOOT).await.unwrap();
     two.expect(" 0% packet loss", BOOT).await.unwrap();
     two.expect("all good", BOOT).await.unwrap();
@@ -151,7 +175,8 @@ async fn aarch64_guests_ping_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn power_cut_partition_and_loss() {
     let mut world = World::new(Arch::X86_64);
-    let (machine, port) = world.machine(3, "while true; do ping -c 1 -W 1 192.168.50.1 >/dev/null && echo up || echo down; done\n");
+    let (machine, port) = world
+        .machine(3, "while true; do ping -c 1 -W 1 192.168.50.1 >/dev/null && echo up || echo down; done\n");
     let mut guest = world.start(&machine).await;
     guest.expect("up", BOOT).await.unwrap();
     world.segment.set_cut(port, true);

@@ -1,0 +1,165 @@
+//! Ethernet interfaces through rtnetlink.
+use futures_util::TryStreamExt;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+/// Why an interface could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket: {0}")]
+    Socket(#[from] std::io::Error),
+    /// The kernel refused.
+    #[error("{what} on {interface}: {source}")]
+    Netlink {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        interface: String,
+        /// Why not.
+        source: rtnetlink::Error,
+    },
+    /// No such interface.
+    #[error("there is no interface {0}")]
+    Missing(String),
+}
+
+/// One Ethernet interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ethernet {
+    /// Kernel's number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+}
+
+/// Talks to the kernel about links, addresses and routes.
+#[derive(Debug, Clone)]
+pub struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Opens a netlink socket, served by a task of the present runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives none.
+    pub fn open() -> Result<Self, LinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The board's real Ethernet interfaces (bridges, veths and tunnels have no device behind them), by name.
+    ///
+    /// # Errors
+    /// When the kernel does not list them.
+    pub async fn ethernets(&self) -> Result<Vec<Ethernet>, LinkError> {
+        let mut found = Vec::new();
+        let mut links = self.handle.link().get().execute();
+        let fail = |source| LinkError::Netlink { what: "listing", interface: "links".into(), source };
+        while let Some(link) = links.try_next().await.map_err(fail)? {
+            if link.header.link_layer_type != LinkLayerType::Ether {
+                continue;
+            }
+            let mut name = None;
+            let mut mac = None;
+            for attribute in link.attributes {
+                match attribute {
+                    LinkAttribute::IfName(text) => name = Some(text),
+                    LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes).ok(),
+                    _ => {}
+                }
+            }
+            if let (Some(name), Some(mac)) = (name, mac)
+                && Path::new("/sys/class/net").join(&name).join("device").exists()
+            {
+                found.push(Ethernet { index: link.header.index, name, mac });
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
+    /// Switches an interface on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn up(&self, ethernet: &Ethernet) -> Result<(), LinkError> {
+        let message = LinkUnspec::new_with_index(ethernet.index).up().build();
+        self.handle.link().set(message).execute().await.map_err(netlink("switching on", ethernet))
+    }
+
+    /// Makes `address/prefix` the only IPv4 address.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_address(
+        &self,
+        ethernet: &Ethernet,
+        address: Ipv4Addr,
+        prefix: u8,
+    ) -> Result<(), LinkError> {
+        self.handle
+            .address()
+            .add(ethernet.index, IpAddr::V4(address), prefix)
+            .replace()
+            .execute()
+            .await
+            .map_err(netlink("setting the address", ethernet))?;
+        self.remove_addresses_except(ethernet, Some(address)).await
+    }
+
+    /// Takes all IPv4 addresses away, or all but one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_addresses_except(
+        &self,
+        ethernet: &Ethernet,
+        keep: Option<Ipv4Addr>,
+    ) -> Result<(), LinkError> {
+        let mut addresses = self.handle.address().get().set_link_index_filter(ethernet.index).execute();
+        let fail = netlink("listing addresses", ethernet);
+        let mut stale = Vec::new();
+        while let Some(message) = addresses.try_next().await.map_err(&fail)? {
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                _ => None,
+            });
+            if address.is_some() && address != keep {
+                stale.push(message);
+            }
+        }
+        for message in stale {
+            self.handle
+                .address()
+                .del(message)
+                .execute()
+                .await
+                .map_err(netlink("removing an address", ethernet))?;
+        }
+        Ok(())
+    }
+
+    /// Makes `gateway` the default route.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_gateway(&self, ethernet: &Ethernet, gateway: Ipv4Addr) -> Result<(), LinkError> {
+        let route =
+            RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(ethernet.index).build();
+        let request = self.handle.route().add(route).replace();
+        request.execute().await.map_err(netlink("setting the default route", ethernet))
+    }
+}
+
+fn netlink(what: &'static str, ethernet: &Ethernet) -> impl Fn(rtnetlink::Error) -> LinkError {
+    let interface = ethernet.name.clone();
+    move |source| LinkError::Netlink { what, interface: interface.clone(), source }
+}

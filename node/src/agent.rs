@@ -1,0 +1,131 @@
+//! The shell around [`State`]: one task owns it, takes inputs from everywhere, and has its orders carried out.
+use crate::config::Config;
+use crate::executor::Executor;
+use crate::facts::{self, Abilities, LoadMeter};
+use crate::session::{self, SessionEvent};
+use crate::state::{Input, Output, State};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use wherry_protocol::message::{ContainerReport, FromNode, NodeHello};
+
+/// How often the load is reported. It stays in memory on both sides; placement needs no fresher figure.
+const LOAD_INTERVAL: Duration = Duration::from_secs(5);
+/// Inputs waiting for the state; senders wait beyond that. Each container has at most a few under way.
+const INPUT_QUEUE: usize = 1024;
+
+/// Runs the node until `shutdown` completes.
+pub async fn run(
+    config: Arc<Config>,
+    data: PathBuf,
+    executor: Arc<Executor>,
+    adopted: Vec<ContainerReport>,
+    mut sessions: mpsc::Receiver<SessionEvent>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let (inputs, mut queue) = mpsc::channel(INPUT_QUEUE);
+    executor.events_to(inputs.clone());
+    let mut agent = Agent {
+        config,
+        data,
+        executor,
+        inputs,
+        state: State::default(),
+        meter: LoadMeter::default(),
+        reports: None,
+        epoch: Instant::now(),
+    };
+    for report in adopted {
+        agent.handle(Input::Adopted(report));
+    }
+    let mut load = tokio::time::interval(LOAD_INTERVAL);
+    tokio::pin!(shutdown);
+    loop {
+        let tick = agent.next_tick();
+        tokio::select! {
+            () = &mut shutdown => return,
+            Some(input) = queue.recv() => agent.handle(input),
+            Some(event) = sessions.recv() => agent.session(event),
+            _ = load.tick() => agent.report_load(),
+            () = tokio::time::sleep_until(tick) => agent.handle(Input::Tick),
+        }
+    }
+}
+
+struct Agent {
+    config: Arc<Config>,
+    data: PathBuf,
+    executor: Arc<Executor>,
+    inputs: mpsc::Sender<Input>,
+    state: State,
+    meter: LoadMeter,
+    /// To the broker, while there is a session.
+    reports: Option<mpsc::Sender<FromNode>>,
+    epoch: Instant,
+}
+
+impl Agent {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn next_tick(&self) -> Instant {
+        const FAR: Duration = Duration::from_secs(3600);
+        let due = self.state.poll_at().map(|at| self.epoch + Duration::from_millis(at));
+        due.unwrap_or_else(|| Instant::now() + FAR)
+    }
+
+    fn handle(&mut self, input: Input) {
+        let mut outputs = Vec::new();
+        self.state.handle(self.now_ms(), input, &mut outputs);
+        for output in outputs {
+            match output {
+                Output::Report(report) => self.report(report),
+                order @ (Output::SetIndex(_)
+                | Output::Start(_)
+                | Output::Signal { .. }
+                | Output::Remove(_)
+                | Output::ApplyNetwork(_)) => self.executor.perform(order, &self.inputs),
+            }
+        }
+    }
+
+    /// A full queue means the session has stalled for long: it is given up, and the next one begins with all that is.
+    fn report(&mut self, report: FromNode) {
+        if let Some(reports) = &self.reports
+            && reports.try_send(report).is_err()
+        {
+            tracing::warn!("the broker does not take reports, ending the session");
+            self.reports = None;
+        }
+    }
+
+    fn report_load(&mut self) {
+        if self.reports.is_some() {
+            let load = self.meter.sample(&self.data);
+            self.report(FromNode::Load(load));
+        }
+    }
+
+    fn session(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Up { underlay, hello, reports } => {
+                let (overlay, limits) = (self.executor.overlay(), self.executor.limits());
+                self.executor.set_underlay(underlay);
+                let inventory = self.state.inventory();
+                let facts =
+                    facts::facts(self.config.hostname.as_str(), Abilities { underlay, overlay, limits });
+                let said = hello.send(NodeHello { facts, load: self.meter.sample(&self.data), inventory });
+                // The session may have ended while this event was queued; its successor announces itself.
+                self.reports = said.is_ok().then_some(reports);
+            }
+            SessionEvent::Said(message) => self.handle(Input::Broker(message)),
+            SessionEvent::Down => self.reports = None,
+        }
+    }
+}
+
+/// The sending half that [`session::keep`] needs.
+pub type SessionSender = mpsc::Sender<session::SessionEvent>;
