@@ -24,6 +24,7 @@ const EVENTS: usize = 1024;
 enum Message {
     Tell(Input),
     Ask(Input, RequestId, oneshot::Sender<Answer>),
+    Stop,
 }
 
 /// An event and whose it is; `None` is everybody's.
@@ -73,13 +74,22 @@ fn milliseconds(duration: std::time::Duration) -> u64 {
 impl Core {
     /// Starts the thread. The receiver gets its end: an error when the store failed, so that nothing can be promised
     /// any more.
-    pub(crate) fn start(parts: Parts, clock: Clock) -> std::io::Result<(Self, oneshot::Receiver<StoreError>)> {
+    pub(crate) fn start(
+        parts: Parts,
+        clock: Clock,
+    ) -> std::io::Result<(Self, oneshot::Receiver<StoreError>)> {
         let (messages, receiver) = mpsc::channel(QUEUE);
         let (events, _) = broadcast::channel(EVENTS);
         let (publish, published) = watch::channel(parts.broker.published_ports());
         let (failed, failure) = oneshot::channel();
-        let worker =
-            Worker { parts, clock, events: events.clone(), publish, answers: HashMap::new(), queue: Vec::new() };
+        let worker = Worker {
+            parts,
+            clock,
+            events: events.clone(),
+            publish,
+            answers: HashMap::new(),
+            queue: Vec::new(),
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         std::thread::Builder::new().name("state".into()).spawn(move || {
             if let Err(error) = runtime.block_on(worker.run(receiver)) {
@@ -101,6 +111,11 @@ impl Core {
         drop(self.messages.send(Message::Tell(input)).await);
     }
 
+    /// Ends the thread once it has done what it was told before.
+    pub(crate) async fn stop(&self) {
+        drop(self.messages.send(Message::Stop).await);
+    }
+
     /// Tells the state something from where nothing can wait: a destructor.
     pub(crate) fn tell_later(&self, input: Input) {
         let core = self.clone();
@@ -115,7 +130,11 @@ impl Core {
     }
 
     /// [`Core::ask`] with a number that the caller chose, to say more about the same request later.
-    pub(crate) async fn ask_as(&self, request: RequestId, input: impl FnOnce(RequestId) -> Input) -> Option<Answer> {
+    pub(crate) async fn ask_as(
+        &self,
+        request: RequestId,
+        input: impl FnOnce(RequestId) -> Input,
+    ) -> Option<Answer> {
         let (sender, receiver) = oneshot::channel();
         self.messages.send(Message::Ask(input(request), request, sender)).await.ok()?;
         let mut guard = Asked { core: self, request, answered: false };
@@ -129,7 +148,9 @@ impl Core {
         let mut fresh: Fresh = [0; 16];
         OsRandom.fill(&mut fresh);
         let body = Box::new(body);
-        self.ask_as(request, |request| Input::Ask { request, session, body, fresh }).await.unwrap_or_else(ending)
+        self.ask_as(request, |request| Input::Ask { request, session, body, fresh })
+            .await
+            .unwrap_or_else(ending)
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Seen>> {
@@ -175,10 +196,11 @@ impl Worker {
     async fn run(mut self, mut receiver: mpsc::Receiver<Message>) -> Result<(), StoreError> {
         loop {
             let count = self.wait(&mut receiver).await;
-            if count == Some(0) {
+            let last = count == Some(0) || self.queue.iter().any(|message| matches!(message, Message::Stop));
+            self.step()?;
+            if last {
                 return Ok(());
             }
-            self.step()?;
         }
     }
 
@@ -198,7 +220,8 @@ impl Worker {
         let now = self.clock.now();
         let mut changes: Vec<Change> = Vec::new();
         let mut effects = Vec::new();
-        let inputs: Vec<Input> = self.queue.drain(..).collect::<Vec<_>>().into_iter().map(|m| self.open(m)).collect();
+        let messages = std::mem::take(&mut self.queue);
+        let inputs: Vec<Input> = messages.into_iter().filter_map(|message| self.open(message)).collect();
         for input in inputs.into_iter().chain([Input::Tick]) {
             for output in self.parts.broker.handle(now, input) {
                 match output {
@@ -216,17 +239,18 @@ impl Worker {
         Ok(())
     }
 
-    fn open(&mut self, message: Message) -> Input {
+    fn open(&mut self, message: Message) -> Option<Input> {
         match message {
             Message::Tell(Input::Abandon(request)) => {
                 self.answers.remove(&request);
-                Input::Abandon(request)
+                Some(Input::Abandon(request))
             }
-            Message::Tell(input) => input,
+            Message::Tell(input) => Some(input),
             Message::Ask(input, request, sender) => {
                 self.answers.insert(request, sender);
-                input
+                Some(input)
             }
+            Message::Stop => None,
         }
     }
 

@@ -5,10 +5,13 @@
 //! record   what must not be forgotten, versioned
 //! store    the records on disk
 //! serve    sockets, sessions, streams
-//! config   wherry.toml and the command line
+//! config   wherry.toml and the broker's key
+//! board    the service as it is started: command line, listeners, signals, heartbeat
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod board;
+pub mod config;
 mod core;
 pub mod record;
 pub mod serve;

@@ -136,7 +136,8 @@ impl Store {
         if fs::metadata(&path).is_ok_and(|data| data.len() == RESERVE_BYTES as u64) {
             return Ok(());
         }
-        let written = fs::write(&path, vec![0x5a; RESERVE_BYTES]).and_then(|()| File::open(&path)?.sync_all());
+        let written =
+            fs::write(&path, vec![0x5a; RESERVE_BYTES]).and_then(|()| File::open(&path)?.sync_all());
         if let Err(error) = written {
             tracing::warn!("no room for the reserve {}: {error}", path.display());
             drop(fs::remove_file(&path));
@@ -202,13 +203,15 @@ fn encode(record: &Record, path: &Path) -> Result<Vec<u8>, StoreError> {
 
 fn decode(key: &[u8], value: &[u8]) -> Result<(Key, Record), String> {
     let name = || data_name(key);
-    let (sum, body) = value.split_at_checked(CHECKSUM_BYTES).ok_or_else(|| format!("{} is too short", name()))?;
+    let (sum, body) =
+        value.split_at_checked(CHECKSUM_BYTES).ok_or_else(|| format!("{} is too short", name()))?;
     if sum != checksum(key, body) {
         return Err(format!("{} has a wrong checksum", name()));
     }
-    let decoded: Key = postcard::from_bytes(key).map_err(|e| format!("{} has an unknown key: {e}", name()))?;
-    let (stored, rest) =
-        postcard::take_from_bytes::<Stored>(body).map_err(|e| format!("{decoded:?} cannot be decoded: {e}"))?;
+    let decoded: Key =
+        postcard::from_bytes(key).map_err(|e| format!("{} has an unknown key: {e}", name()))?;
+    let (stored, rest) = postcard::take_from_bytes::<Stored>(body)
+        .map_err(|e| format!("{decoded:?} cannot be decoded: {e}"))?;
     if !rest.is_empty() {
         return Err(format!("{decoded:?} has {} bytes too many", rest.len()));
     }
@@ -240,10 +243,14 @@ fn database_error(path: &Path, error: redb::DatabaseError) -> StoreError {
 
 fn failed(path: &Path, error: impl Into<redb::Error>) -> StoreError {
     match error.into() {
-        redb::Error::Io(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+        redb::Error::Io(e)
+            if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+        {
             StoreError::DiskFull { path: path.into() }
         }
-        redb::Error::Io(e) if matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+        redb::Error::Io(e)
+            if matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+        {
             corrupt(path, e)
         }
         error @ redb::Error::Corrupted(_) => corrupt(path, error),

@@ -114,7 +114,8 @@ impl Gate {
 
 fn refill(visitor: &mut Visitor, limits: &ServeLimits, now: Instant) {
     let elapsed_ms = now.saturating_duration_since(visitor.refilled).as_millis();
-    let gain = u64::try_from(elapsed_ms).unwrap_or(u64::MAX).saturating_mul(limits.failures_per_second.into());
+    let gain =
+        u64::try_from(elapsed_ms).unwrap_or(u64::MAX).saturating_mul(limits.failures_per_second.into());
     let full_milli = u64::from(limits.failures_burst) * 1000;
     visitor.credit_milli = visitor.credit_milli.saturating_add(gain).min(full_milli);
     visitor.refilled = now;

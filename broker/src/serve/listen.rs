@@ -48,8 +48,11 @@ pub(crate) async fn enrolment(shared: Arc<Shared>, listener: TcpListener) {
 }
 
 /// One task per connection, all of them ended with this one.
-async fn accept_all<F>(shared: &Arc<Shared>, listener: &TcpListener, serve: fn(Arc<Shared>, TcpStream, Pass) -> F)
-where
+async fn accept_all<F>(
+    shared: &Arc<Shared>,
+    listener: &TcpListener,
+    serve: fn(Arc<Shared>, TcpStream, Pass) -> F,
+) where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut tasks = JoinSet::new();
@@ -94,7 +97,8 @@ fn admit<F>(
 {
     // Without these the session works, a little slower and later to notice a lost peer.
     drop(tcp.set_nodelay(true));
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(3);
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(3);
     drop(socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive));
     let permitted = shared.handshakes.available_permits() > 0;
     match shared.gate.enter(peer.ip(), Instant::now()).filter(|_| permitted) {
@@ -225,7 +229,10 @@ async fn ask_enrol(shared: &Shared, key: PublicKey, claim: EnrolRequest) -> Enro
     match shared.core.ask(|request| Input::Enrol { request, key, claim }).await {
         Some(Answer::Enrol(reply)) => reply,
         Some(Answer::Reply(_) | Answer::Route { .. } | Answer::Session(_) | Answer::Blob(_)) | None => {
-            EnrolReply::Refused(WireError::new(ErrorCode::Busy, "the broker is shutting down: try again in a moment"))
+            EnrolReply::Refused(WireError::new(
+                ErrorCode::Busy,
+                "the broker is shutting down: try again in a moment",
+            ))
         }
     }
 }

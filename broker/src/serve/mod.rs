@@ -182,27 +182,60 @@ impl Service {
         self.first_token.as_ref()
     }
 
+    /// The broker's identity.
+    #[must_use]
+    pub fn key(&self) -> wherry_protocol::PublicKey {
+        self.shared.keys.public()
+    }
+
+    /// To find out from outside whether the service still answers.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.shared.core.clone())
+    }
+
     /// Serves until `shutdown` completes, then ends the sessions within the drain time.
     ///
     /// # Errors
     /// When the store cannot be written any more: then nothing can be promised, and the process must start anew.
-    pub async fn run(self, listeners: Listeners, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { shared, failure, .. } = self;
+    pub async fn run(
+        self,
+        listeners: Listeners,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), ServeError> {
+        let Self { shared, mut failure, .. } = self;
         let mut tasks = JoinSet::new();
         tasks.spawn(listen::sessions(Arc::clone(&shared), listeners.sessions));
         tasks.spawn(listen::enrolment(Arc::clone(&shared), listeners.enrolment));
         tasks.spawn(publish::run(Arc::clone(&shared)));
         let result = tokio::select! {
             () = shutdown => Ok(()),
-            failed = failure => Err(failed.map_or(ServeError::StateLost, ServeError::Store)),
+            failed = &mut failure => Err(failed.map_or(ServeError::StateLost, ServeError::Store)),
         };
         shared.end.cancel();
         let drain = std::time::Duration::from_secs(shared.limits.drain_seconds);
         let drained = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(drain, drained).await.is_err() {
             tracing::warn!("some sessions did not end in time and were cut");
+            tasks.shutdown().await;
+        }
+        if result.is_ok() {
+            shared.core.stop().await;
+            // Ends when the thread has: then the store is closed.
+            drop(failure.await);
         }
         result
+    }
+}
+
+/// Feels whether the state still answers.
+#[derive(Debug, Clone)]
+pub struct Pulse(Core);
+
+impl Pulse {
+    /// Waits for the state to answer; `false` once it has ended.
+    pub async fn beats(&self) -> bool {
+        self.0.ask(|request| Input::Ping { request }).await.is_some()
     }
 }
 

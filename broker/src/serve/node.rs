@@ -25,7 +25,7 @@ enum Opened {
 pub(crate) async fn serve(shared: &Arc<Shared>, session: Session) {
     let Session { id, account, mux, mut incoming, mut driver, .. } = session;
     let _ending = Ending(shared, id);
-    let mut registered = shared.sessions.register(id, mux.clone());
+    let mut registered = shared.sessions.register(id, mux);
     let end = registered.end.clone();
     let mut calls: JoinSet<Result<Opened, SessionError>> = JoinSet::new();
     let mut control: JoinSet<Result<(), SessionError>> = JoinSet::new();
@@ -69,8 +69,8 @@ pub(crate) async fn serve(shared: &Arc<Shared>, session: Session) {
             },
         }
     }
-    mux.close();
-    drop(tokio::time::timeout(Duration::from_secs(1), driver).await);
+    // Not closed in order: yamux would leave those waiting who read from the board's streams. Dropping the driver cuts the
+    // session, and wakes them.
 }
 
 async fn call(shared: Arc<Shared>, session: SessionId, mut stream: Stream) -> Result<Opened, SessionError> {
@@ -78,7 +78,9 @@ async fn call(shared: Arc<Shared>, session: SessionId, mut stream: Stream) -> Re
     let head = tokio::time::timeout(patience, recv(&mut stream, Limits::DEFAULT.message_bytes));
     match head.await.map_err(|_| SessionError::Closed)?? {
         Some(NodeCall::Control(hello)) => Ok(Opened::Control(Box::new((stream, hello)))),
-        Some(NodeCall::FetchBlob(digest)) => fetch(&shared, session, stream, digest).await.map(|()| Opened::Done),
+        Some(NodeCall::FetchBlob(digest)) => {
+            fetch(&shared, session, stream, digest).await.map(|()| Opened::Done)
+        }
         None => Ok(Opened::Done),
     }
 }
@@ -110,12 +112,19 @@ async fn conduct(
     }
 }
 
-async fn fetch(shared: &Shared, session: SessionId, stream: Stream, digest: Digest) -> Result<(), SessionError> {
+async fn fetch(
+    shared: &Shared,
+    session: SessionId,
+    stream: Stream,
+    digest: Digest,
+) -> Result<(), SessionError> {
     let allowed = shared.core.ask(|request| Input::Fetch { request, session, digest }).await;
     let size = match allowed {
         Some(Answer::Blob(Ok(size))) => size,
         Some(Answer::Blob(Err(error))) => return finish(stream, Reply::Error(error)).await,
-        Some(Answer::Reply(_) | Answer::Route { .. } | Answer::Session(_) | Answer::Enrol(_)) | None => return Ok(()),
+        Some(Answer::Reply(_) | Answer::Route { .. } | Answer::Session(_) | Answer::Enrol(_)) | None => {
+            return Ok(());
+        }
     };
     let store = shared.blobs.clone();
     let file = match tokio::task::spawn_blocking(move || store.read(&digest, size)).await {
@@ -130,7 +139,12 @@ async fn fetch(shared: &Shared, session: SessionId, stream: Stream, digest: Dige
 }
 
 /// What should be there is not: whoever pushed it may do so again.
-async fn missing(shared: &Shared, stream: Stream, digest: Digest, error: &StoreError) -> Result<(), SessionError> {
+async fn missing(
+    shared: &Shared,
+    stream: Stream,
+    digest: Digest,
+    error: &StoreError,
+) -> Result<(), SessionError> {
     match error {
         StoreError::NotFound(_) | StoreError::SizeMismatch { .. } | StoreError::DigestMismatch { .. } => {
             tracing::error!("a blob is lost: {error}");

@@ -95,7 +95,9 @@ async fn visit(shared: &Shared, mut tcp: TcpStream, port: u16) -> Result<(), Ses
     let (session, routed) = match answer {
         Some(Answer::Route { session, routed }) => (session, routed),
         Some(Answer::Reply(Reply::Error(error))) => return Err(SessionError::Refused(error)),
-        Some(Answer::Reply(_) | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_)) | None => return Ok(()),
+        Some(Answer::Reply(_) | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_)) | None => {
+            return Ok(());
+        }
     };
     let (mut stream, _place) = route::open(shared, session, &routed).await.map_err(SessionError::Refused)?;
     match recv::<Reply>(&mut stream, Limits::DEFAULT.message_bytes).await? {

@@ -71,7 +71,10 @@ pub(crate) async fn open(
 ) -> Result<(Stream, Place), WireError> {
     let gone = || WireError::new(ErrorCode::NodeUnreachable, "the node has just left: try again in a moment");
     let place = shared.routes.enter(routed.account).ok_or_else(|| {
-        let text = format!("this account has {} streams to containers open, the limit: close some", shared.routes.limit);
+        let text = format!(
+            "this account has {} streams to containers open, the limit: close some",
+            shared.routes.limit
+        );
         WireError::new(ErrorCode::Busy, text)
     })?;
     let mux = shared.sessions.mux(session).ok_or_else(gone)?;

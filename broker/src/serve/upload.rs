@@ -46,7 +46,8 @@ pub(crate) async fn receive(
         return drain(stream).await;
     }
     begun.stored = true;
-    let stored = shared.core.ask_as(request, |request| Input::Stored { request, session: user.session, blob });
+    let stored =
+        shared.core.ask_as(request, |request| Input::Stored { request, session: user.session, blob });
     match stored.await {
         Some(Answer::Reply(reply)) => finish(stream, reply).await,
         Some(Answer::Route { .. } | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_)) | None => Ok(()),
@@ -82,7 +83,11 @@ fn ended(failed: &tokio::task::JoinError) -> StoreError {
 }
 
 /// The outer error is the sender's connection, the inner one ours.
-async fn copy(stream: &mut Stream, writer: BlobWriter, size: u64) -> Result<Result<(), StoreError>, SessionError> {
+async fn copy(
+    stream: &mut Stream,
+    writer: BlobWriter,
+    size: u64,
+) -> Result<Result<(), StoreError>, SessionError> {
     let (chunks, receiver) = mpsc::channel(CHUNKS);
     let disk = tokio::task::spawn_blocking(move || write(writer, receiver));
     let sent = feed(stream, &chunks, size).await;

@@ -64,7 +64,8 @@ pub(crate) async fn serve(shared: &Arc<Shared>, session: Session) {
 
 async fn request(shared: Arc<Shared>, user: User, mut stream: Stream) {
     let patience = Duration::from_secs(shared.limits.request_seconds);
-    let head = tokio::time::timeout(patience, recv::<Request>(&mut stream, Limits::DEFAULT.message_bytes)).await;
+    let head =
+        tokio::time::timeout(patience, recv::<Request>(&mut stream, Limits::DEFAULT.message_bytes)).await;
     let done = match head {
         Ok(Ok(Some(body))) => answer(&shared, user, stream, body).await,
         Ok(Ok(None)) => Ok(()),
@@ -132,12 +133,18 @@ async fn simple(
         Answer::Reply(reply) => finish(stream, reply).await,
         Answer::Route { session, routed } => route::splice(shared, stream, session, routed).await,
         Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_) => {
-            finish(stream, Reply::Error(WireError::new(ErrorCode::Internal, "the broker gave no answer"))).await
+            finish(stream, Reply::Error(WireError::new(ErrorCode::Internal, "the broker gave no answer")))
+                .await
         }
     }
 }
 
-async fn events(shared: &Shared, user: User, request: RequestId, mut stream: Stream) -> Result<(), SessionError> {
+async fn events(
+    shared: &Shared,
+    user: User,
+    request: RequestId,
+    mut stream: Stream,
+) -> Result<(), SessionError> {
     // Before the reply, so that nothing is missed after it.
     let mut events = shared.core.subscribe();
     match shared.core.request(request, user.session, Request::Events).await {
@@ -149,7 +156,9 @@ async fn events(shared: &Shared, user: User, request: RequestId, mut stream: Str
         match events.recv().await {
             Ok(seen) if visible(user, &seen) => send(&mut stream, &seen.event).await?,
             Ok(_) => {}
-            Err(broadcast::error::RecvError::Lagged(count)) => send(&mut stream, &Event::Lost { count }).await?,
+            Err(broadcast::error::RecvError::Lagged(count)) => {
+                send(&mut stream, &Event::Lost { count }).await?
+            }
             Err(broadcast::error::RecvError::Closed) => return Ok(stream.close().await?),
         }
     }

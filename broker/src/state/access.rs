@@ -64,7 +64,9 @@ fn rule(request: &Request) -> Rule {
 pub fn authorise(role: Role, request: &Request) -> Result<Reach, WireError> {
     let rule = rule(request);
     match role {
-        Role::User => rule.user.ok_or_else(|| forbidden("only an admin may do this: ask one, or enrol with an admin token")),
+        Role::User => rule
+            .user
+            .ok_or_else(|| forbidden("only an admin may do this: ask one, or enrol with an admin token")),
         Role::Admin => Ok(rule.admin),
         Role::Node => Err(forbidden("this key is a board's: enrol with a user token to use the cluster")),
     }

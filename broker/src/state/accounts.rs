@@ -4,7 +4,9 @@ use super::{Broker, Fresh, Output, SessionId, error};
 use crate::record::{Account, Node, PendingToken};
 use wherry_protocol::message::{EnrolReply, EnrolRequest, Reply};
 use wherry_protocol::token::TokenSecret;
-use wherry_protocol::{AccountId, ContainerId, Digest, ErrorCode, Name, NodeIndex, PublicKey, Role, Token, WireError};
+use wherry_protocol::{
+    AccountId, ContainerId, Digest, ErrorCode, Name, NodeIndex, PublicKey, Role, Token, WireError,
+};
 
 impl Broker {
     pub(super) fn enrol(&mut self, key: PublicKey, claim: &EnrolRequest) -> EnrolReply {
@@ -24,9 +26,11 @@ impl Broker {
         {
             return Ok((id, account.role));
         }
-        let valid = self.tables.tokens.get(&hash).is_some_and(|token| {
-            token.role == claim.role && token.expires_seconds > self.now_seconds()
-        });
+        let valid = self
+            .tables
+            .tokens
+            .get(&hash)
+            .is_some_and(|token| token.role == claim.role && token.expires_seconds > self.now_seconds());
         if !valid {
             return Err(error(
                 ErrorCode::BadToken,
@@ -47,7 +51,10 @@ impl Broker {
         token: Digest,
     ) -> Result<(AccountId, Role), WireError> {
         if self.tables.accounts.len() >= MAX_ACCOUNTS {
-            return Err(error(ErrorCode::NoCapacity, format!("there are {MAX_ACCOUNTS} accounts, the limit: remove some")));
+            return Err(error(
+                ErrorCode::NoCapacity,
+                format!("there are {MAX_ACCOUNTS} accounts, the limit: remove some"),
+            ));
         }
         let node = match claim.role {
             Role::Node => Some(self.free_index()?),
@@ -77,7 +84,9 @@ impl Broker {
             .chain(1..=last.min(254))
             .map(NodeIndex)
             .find(|index| !self.tables.nodes.contains(index))
-            .ok_or_else(|| error(ErrorCode::NoCapacity, "this cluster has 254 boards, the limit: remove one first"))
+            .ok_or_else(|| {
+                error(ErrorCode::NoCapacity, "this cluster has 254 boards, the limit: remove one first")
+            })
     }
 
     /// `label`, unless another board has it or it looks like a board's number: then with the number behind it.
@@ -94,7 +103,12 @@ impl Broker {
             .unwrap_or_else(|| label.clone())
     }
 
-    pub(super) fn create_token(&mut self, role: Role, seconds: u32, fresh: Fresh) -> Result<Reply, WireError> {
+    pub(super) fn create_token(
+        &mut self,
+        role: Role,
+        seconds: u32,
+        fresh: Fresh,
+    ) -> Result<Reply, WireError> {
         if seconds == 0 || seconds > MAX_TOKEN_SECONDS {
             let text = format!("a token lives 1 to {MAX_TOKEN_SECONDS} seconds (30 days), not {seconds}");
             return Err(error(ErrorCode::Invalid, text));
@@ -114,8 +128,13 @@ impl Broker {
     /// Expired tokens go when the next one is made: by themselves they cost no write.
     fn sweep_tokens(&mut self) {
         let now = self.now_seconds();
-        let expired: Vec<Digest> =
-            self.tables.tokens.iter().filter(|(_, t)| t.expires_seconds <= now).map(|(hash, _)| *hash).collect();
+        let expired: Vec<Digest> = self
+            .tables
+            .tokens
+            .iter()
+            .filter(|(_, t)| t.expires_seconds <= now)
+            .map(|(hash, _)| *hash)
+            .collect();
         for hash in expired {
             self.tables.tokens.remove(&hash);
         }

@@ -71,7 +71,10 @@ impl Broker {
             }
             Request::Exec { container, spec } => {
                 super::spec::check_exec(spec)?;
-                self.enter(asker, container, |container| RoutedRequest::Exec { container, spec: spec.clone() })
+                self.enter(asker, container, |container| RoutedRequest::Exec {
+                    container,
+                    spec: spec.clone(),
+                })
             }
             Request::Tunnel { container, port } => {
                 if *port == 0 {
@@ -137,7 +140,9 @@ impl Broker {
     ) -> Now {
         let (id, _) = self.find(asker, container)?;
         match self.permitted(id, Action::Watch)? {
-            super::containers::Step::Go | super::containers::Step::Already => self.route_to(asker, id, routed),
+            super::containers::Step::Go | super::containers::Step::Already => {
+                self.route_to(asker, id, routed)
+            }
             super::containers::Step::WhenStarted => {
                 let until = Until::Route { session: asker.session, body: Box::new(body.clone()) };
                 self.wait_for(asker.request, Waiter::Container { id, until }, None);

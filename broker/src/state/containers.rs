@@ -47,9 +47,8 @@ impl Broker {
         asker: &Asker,
         selector: &ContainerSelector,
     ) -> Result<(ContainerId, &Container), WireError> {
-        let visible = |c: &Container| {
-            c.is_present() && (c.account == asker.account || asker.reach == Reach::Any)
-        };
+        let visible =
+            |c: &Container| c.is_present() && (c.account == asker.account || asker.reach == Reach::Any);
         let hint = "list yours with `wherry ps`";
         match selector {
             ContainerSelector::Id(id) => self
@@ -153,7 +152,8 @@ impl Broker {
         match wanted {
             Some(name) => match self.by_name(account, &name) {
                 Some((other, _)) => {
-                    let text = format!("the name '{name}' is taken by {other}: choose another, or remove that one");
+                    let text =
+                        format!("the name '{name}' is taken by {other}: choose another, or remove that one");
                     Err(error(ErrorCode::AlreadyExists, text))
                 }
                 None => Ok(name),
@@ -196,7 +196,8 @@ impl Broker {
     }
 
     fn node_called(&self, text: &str) -> Result<NodeIndex, WireError> {
-        let by_name = self.tables.nodes.iter().find(|(_, node)| node.name.as_str() == text).map(|(index, _)| *index);
+        let by_name =
+            self.tables.nodes.iter().find(|(_, node)| node.name.as_str() == text).map(|(index, _)| *index);
         let by_number = || accounts::number_of(text).filter(|index| self.tables.nodes.contains(index));
         by_name.or_else(by_number).ok_or_else(|| {
             let shown: String = text.chars().take(80).collect();
@@ -208,7 +209,8 @@ impl Broker {
         let live = self.connected.get(&index)?;
         let node = self.tables.nodes.get(&index)?;
         let facts = node.facts.as_ref()?;
-        let used: usize = self.tables.containers_on(index).map(|(_, c)| self::weight(&(&c.spec, &c.manifest))).sum();
+        let used: usize =
+            self.tables.containers_on(index).map(|(_, c)| self::weight(&(&c.spec, &c.manifest))).sum();
         let count = self.tables.containers_on(index).count();
         Some(Candidate {
             index,
@@ -233,7 +235,9 @@ impl Broker {
                 Ipv4Addr::new(10, index.0, high, low)
             })
             .find(|address| !used.contains(address))
-            .ok_or_else(|| error(ErrorCode::NoCapacity, format!("{index} has no free address: remove containers")))
+            .ok_or_else(|| {
+                error(ErrorCode::NoCapacity, format!("{index} has no free address: remove containers"))
+            })
     }
 
     fn check_ports(&self, spec: &ContainerSpec) -> Result<(), WireError> {
@@ -307,7 +311,8 @@ impl Broker {
                 self.send_desired(id);
                 if !self.connected.contains_key(&node) {
                     let name = self.node_name(node);
-                    let text = format!("{name} is not connected: the container will be stopped when it returns");
+                    let text =
+                        format!("{name} is not connected: the container will be stopped when it returns");
                     return Err(error(ErrorCode::NodeUnreachable, text));
                 }
                 let deadline = u64::from(grace_seconds) * 1000 + SETTLE_MS;
@@ -380,7 +385,7 @@ impl Broker {
         self.release(account, blobs);
         self.waiters_lost(id);
         self.event(Some(account), Event::ContainerRemoved(id));
-        self.to_node(node, ToNode::Remove(id));
+        self.tell_node(node, ToNode::Remove(id));
     }
 
     /// The board says that nothing is left.
@@ -429,7 +434,7 @@ impl Broker {
         if let Some(container) = self.tables.container(id) {
             let node = container.node;
             if let Some(desired) = desired(id, container) {
-                self.to_node(node, ToNode::Container(Box::new(desired)));
+                self.tell_node(node, ToNode::Container(Box::new(desired)));
             }
         }
     }
@@ -439,9 +444,7 @@ impl Broker {
 pub(super) fn desired(id: ContainerId, container: &Container) -> Option<ContainerDesired> {
     let want = match container.phase {
         // One that has ended must not start again by itself, even on a board that has forgotten it.
-        Phase::Wanted if container.state.is_finished() => {
-            Want::Stopped { signal: SIGKILL, grace_seconds: 0 }
-        }
+        Phase::Wanted if container.state.is_finished() => Want::Stopped { signal: SIGKILL, grace_seconds: 0 },
         Phase::Wanted => Want::Running,
         Phase::Stopping { signal, grace_seconds } => Want::Stopped { signal, grace_seconds },
         Phase::Removing { .. } => return None,
@@ -462,7 +465,9 @@ pub(super) fn until_reached(until: WaitUntil, state: &ContainerState) -> bool {
         WaitUntil::Ended => state.is_finished(),
         WaitUntil::Started => match state {
             ContainerState::Pending | ContainerState::Preparing => false,
-            ContainerState::Running { .. } | ContainerState::Exited { .. } | ContainerState::Failed(_) => true,
+            ContainerState::Running { .. } | ContainerState::Exited { .. } | ContainerState::Failed(_) => {
+                true
+            }
         },
     }
 }

@@ -11,14 +11,20 @@ use wherry_protocol::{AccountId, Digest, ErrorCode, WireError};
 impl Broker {
     pub(super) fn missing_blobs(&self, account: AccountId, asked: Vec<Digest>) -> Result<Reply, WireError> {
         if asked.len() > MAX_QUESTION_DIGESTS {
-            let text = format!("asked for {} blobs at once, the limit is {MAX_QUESTION_DIGESTS}", asked.len());
+            let text =
+                format!("asked for {} blobs at once, the limit is {MAX_QUESTION_DIGESTS}", asked.len());
             return Err(error(ErrorCode::TooLarge, text));
         }
         let missing = asked.into_iter().filter(|digest| !self.tables.holds.contains(&(account, *digest)));
         Ok(Reply::Missing(missing.collect()))
     }
 
-    pub(super) fn put_blob(&mut self, request: RequestId, account: AccountId, blob: &Descriptor) -> Result<Reply, WireError> {
+    pub(super) fn put_blob(
+        &mut self,
+        request: RequestId,
+        account: AccountId,
+        blob: &Descriptor,
+    ) -> Result<Reply, WireError> {
         if blob.size > MAX_BLOB_BYTES {
             let text = format!("{} has {} bytes, the limit is {MAX_BLOB_BYTES}", blob.digest, blob.size);
             return Err(error(ErrorCode::TooLarge, text));
@@ -26,9 +32,11 @@ impl Broker {
         if let Some(hold) = self.tables.holds.get(&(account, blob.digest)) {
             return Ok(Reply::Blob { size: hold.size });
         }
-        let held = self.tables.holds.range((account, Digest([0; 32]))..=(account, Digest([0xff; 32]))).count();
+        let held =
+            self.tables.holds.range((account, Digest([0; 32]))..=(account, Digest([0xff; 32]))).count();
         if held >= MAX_BLOBS_PER_ACCOUNT {
-            let text = format!("this account has {MAX_BLOBS_PER_ACCOUNT} blobs, the limit: remove images first");
+            let text =
+                format!("this account has {MAX_BLOBS_PER_ACCOUNT} blobs, the limit: remove images first");
             return Err(error(ErrorCode::NoCapacity, text));
         }
         self.uploads.insert(request, (account, blob.digest));
@@ -43,7 +51,12 @@ impl Broker {
         self.reply_result(request, result);
     }
 
-    fn take_upload(&mut self, request: RequestId, session: SessionId, blob: &Descriptor) -> Result<Reply, WireError> {
+    fn take_upload(
+        &mut self,
+        request: RequestId,
+        session: SessionId,
+        blob: &Descriptor,
+    ) -> Result<Reply, WireError> {
         let begun = self.uploads.remove(&request);
         let account = self.session_of(session)?.account;
         if begun != Some((account, blob.digest)) {
@@ -100,7 +113,8 @@ impl Broker {
         }
         let key = (account, name.clone());
         if !self.tables.images.contains(&key) && self.images_of(account).count() >= MAX_IMAGES_PER_ACCOUNT {
-            let text = format!("this account has {MAX_IMAGES_PER_ACCOUNT} images, the limit: remove some first");
+            let text =
+                format!("this account has {MAX_IMAGES_PER_ACCOUNT} images, the limit: remove some first");
             return Err(error(ErrorCode::NoCapacity, text));
         }
         let old = self.tables.images.get(&key).map(|image| image.manifest.clone());
@@ -123,13 +137,20 @@ impl Broker {
                 let text = format!("{} has {} bytes, the image says {}", blob.digest, hold.size, blob.size);
                 Err(error(ErrorCode::BadImage, text))
             }
-            None => Err(error(ErrorCode::NotFound, format!("{} has not been sent yet: send it first", blob.digest))),
+            None => Err(error(
+                ErrorCode::NotFound,
+                format!("{} has not been sent yet: send it first", blob.digest),
+            )),
         }
     }
 
     fn images_of(&self, account: AccountId) -> impl Iterator<Item = (&ImageName, &Image)> {
         // Names are sorted within an account, and accounts are sorted: take while the account is the same.
-        self.tables.images.iter().filter(move |((owner, _), _)| *owner == account).map(|((_, name), image)| (name, image))
+        self.tables
+            .images
+            .iter()
+            .filter(move |((owner, _), _)| *owner == account)
+            .map(|((_, name), image)| (name, image))
     }
 
     pub(super) fn images(&self, account: AccountId) -> Reply {
@@ -139,12 +160,12 @@ impl Broker {
     pub(super) fn remove_image(&mut self, account: AccountId, name: &ImageName) -> Result<Reply, WireError> {
         let key = (account, name.clone());
         let image = self.image(account, name)?;
-        let user = self
-            .tables
-            .containers()
-            .find(|(_, c)| c.account == account && c.is_present() && c.image == *name && c.manifest == image.manifest);
+        let user = self.tables.containers().find(|(_, c)| {
+            c.account == account && c.is_present() && c.image == *name && c.manifest == image.manifest
+        });
         if let Some((id, container)) = user {
-            let text = format!("image '{name}' is used by container '{}' ({id}): remove that first", container.name);
+            let text =
+                format!("image '{name}' is used by container '{}' ({id}): remove that first", container.name);
             return Err(error(ErrorCode::InUse, text));
         }
         if let Some(image) = self.tables.images.remove(&key) {
@@ -154,10 +175,9 @@ impl Broker {
     }
 
     pub(super) fn image(&self, account: AccountId, name: &ImageName) -> Result<&Image, WireError> {
-        self.tables
-            .images
-            .get(&(account, name.clone()))
-            .ok_or_else(|| not_found("image", name, "push it with `wherry image push`, or list them with `wherry images`"))
+        self.tables.images.get(&(account, name.clone())).ok_or_else(|| {
+            not_found("image", name, "push it with `wherry image push`, or list them with `wherry images`")
+        })
     }
 
     /// Lets go of those blobs that nothing of this account needs any more.
@@ -212,8 +232,13 @@ impl Broker {
 
     /// A blob is not on disk any more, whyever: whoever has it may send it again.
     pub(super) fn lost(&mut self, digest: Digest) {
-        let holders: Vec<AccountId> =
-            self.tables.holds.iter().filter(|((_, held), _)| *held == digest).map(|((account, _), _)| *account).collect();
+        let holders: Vec<AccountId> = self
+            .tables
+            .holds
+            .iter()
+            .filter(|((_, held), _)| *held == digest)
+            .map(|((account, _), _)| *account)
+            .collect();
         for account in holders {
             self.tables.holds.remove(&(account, digest));
             self.unnamed.remove(&(account, digest));

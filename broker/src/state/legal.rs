@@ -7,7 +7,9 @@ use wherry_protocol::message::ContainerState;
 pub(crate) enum Action {
     Stop,
     Start,
-    Remove { force: bool },
+    Remove {
+        force: bool,
+    },
     /// Exec, tunnel and signals: they need a process.
     Enter,
     /// Attach and logs: they need output, also that of a process which has ended.

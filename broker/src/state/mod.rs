@@ -37,7 +37,9 @@ use wherry_protocol::message::{
     Descriptor, EnrolReply, EnrolRequest, Event, FromNode, NetworkDesired, NodeHello, Reply, Request, Routed,
     ToNode,
 };
-use wherry_protocol::{AccountId, ContainerId, Digest, ErrorCode, Name, NodeIndex, PublicKey, Role, WireError};
+use wherry_protocol::{
+    AccountId, ContainerId, Digest, ErrorCode, Name, NodeIndex, PublicKey, Role, WireError,
+};
 
 /// Now, by two clocks: the wall's for people, the monotonic one for deadlines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -144,6 +146,11 @@ pub enum Input {
         request: RequestId,
         /// The broker's port.
         port: u16,
+    },
+    /// Whether anybody is there. Answered by [`Reply::Done`].
+    Ping {
+        /// Whom to answer.
+        request: RequestId,
     },
     /// Time went by; see [`Broker::poll_at`].
     Tick,
@@ -326,6 +333,7 @@ impl Broker {
                 self.answer(request, Answer::Blob(size));
             }
             Input::Visit { request, port } => self.visit(request, port),
+            Input::Ping { request } => self.reply(request, Reply::Done),
             Input::Tick => {}
         }
         self.fire_timers();
@@ -392,7 +400,7 @@ impl Broker {
         self.out.push(Output::Event { account, event });
     }
 
-    fn to_node(&mut self, index: NodeIndex, message: ToNode) {
+    fn tell_node(&mut self, index: NodeIndex, message: ToNode) {
         if let Some(node) = self.connected.get(&index) {
             self.out.push(Output::ToNode { session: node.session, message: Box::new(message) });
         }

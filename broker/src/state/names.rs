@@ -8,9 +8,9 @@ const ADJECTIVES: [&str; 32] = [
 ];
 
 const NOUNS: [&str; 32] = [
-    "anchor", "barge", "beacon", "bow", "buoy", "cable", "canal", "cutter", "deck", "dinghy", "ferry", "gull",
-    "harbor", "heron", "hull", "jetty", "keel", "lock", "mast", "mole", "oar", "otter", "pier", "quay", "raft",
-    "reef", "rope", "rudder", "sail", "skiff", "tide", "wharf",
+    "anchor", "barge", "beacon", "bow", "buoy", "cable", "canal", "cutter", "deck", "dinghy", "ferry",
+    "gull", "harbor", "heron", "hull", "jetty", "keel", "lock", "mast", "mole", "oar", "otter", "pier",
+    "quay", "raft", "reef", "rope", "rudder", "sail", "skiff", "tide", "wharf",
 ];
 
 /// A name made of `fresh` bytes that is not `taken`; the container's id when the pairs tried are all taken.

@@ -21,7 +21,8 @@ impl Broker {
         if undo.is_some() {
             self.tables.insert_link(link);
             if let Some(full) = boards.iter().find(|board| self.network_is_full(**board)) {
-                let text = format!("{} has as many connections as a board may: close some", self.node_name(*full));
+                let text =
+                    format!("{} has as many connections as a board may: close some", self.node_name(*full));
                 self.tables.remove_link(&link);
                 return Err(error(ErrorCode::NoCapacity, text));
             }
@@ -50,7 +51,10 @@ impl Broker {
         let (from, _) = self.find(asker, &wanted.from)?;
         let (to, _) = self.find(asker, &wanted.to)?;
         if from == to {
-            return Err(error(ErrorCode::Invalid, "a container reaches itself without a connection: name two"));
+            return Err(error(
+                ErrorCode::Invalid,
+                "a container reaches itself without a connection: name two",
+            ));
         }
         if wanted.port == 0 {
             return Err(error(ErrorCode::Invalid, "a port is 1 to 65535, not 0"));
@@ -69,7 +73,8 @@ impl Broker {
         match boards.iter().find(|board| self.outer_end(**board).is_none()) {
             Some(board) => {
                 let name = self.node_name(*board);
-                let text = format!("{name} has no GRE, its containers reach only one another: run both on one node");
+                let text =
+                    format!("{name} has no GRE, its containers reach only one another: run both on one node");
                 Err(error(ErrorCode::WrongState, text))
             }
             None => Ok(()),
@@ -95,7 +100,8 @@ impl Broker {
 
     /// A board that does not exist any more has no rules.
     pub(super) fn has_applied(&self, board: NodeIndex, revision: u64) -> bool {
-        !self.tables.nodes.contains(&board) || self.applied.get(&board).is_some_and(|applied| *applied >= revision)
+        !self.tables.nodes.contains(&board)
+            || self.applied.get(&board).is_some_and(|applied| *applied >= revision)
     }
 
     /// The outer end of a board's tunnels, if it can have any.
@@ -106,7 +112,8 @@ impl Broker {
 
     /// A board's network as it should be: its connections, and a peer for each board they lead to.
     pub(super) fn network_of(&self, board: NodeIndex) -> NetworkDesired {
-        let links: BTreeSet<_> = self.tables.containers_on(board).flat_map(|(id, _)| self.tables.links_of(id)).collect();
+        let links: BTreeSet<_> =
+            self.tables.containers_on(board).flat_map(|(id, _)| self.tables.links_of(id)).collect();
         let mut network = NetworkDesired { revision: self.revision(board), ..NetworkDesired::default() };
         let mut peers = BTreeSet::new();
         for link in links {
@@ -139,7 +146,7 @@ impl Broker {
                 node.revision = node.revision.saturating_add(1);
                 network.revision = node.revision;
                 self.networks.insert(*board, network.clone());
-                self.to_node(*board, ToNode::Network(network));
+                self.tell_node(*board, ToNode::Network(network));
             }
         }
     }
@@ -216,7 +223,10 @@ impl Broker {
     }
 
     pub(super) fn unreachable(&self, board: NodeIndex) -> WireError {
-        let text = format!("{} is not connected: look with `wherry resources`, and try again", self.node_name(board));
+        let text = format!(
+            "{} is not connected: look with `wherry resources`, and try again",
+            self.node_name(board)
+        );
         error(ErrorCode::NodeUnreachable, text)
     }
 

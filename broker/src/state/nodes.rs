@@ -1,11 +1,11 @@
 //! Boards: their sessions, what they report, and what they are sent when they come.
 use super::bounds::{MAX_FACT_BYTES, NODE_SILENCE_MS};
-use super::{Broker, Output, RequestId, SessionId, Timer, Answer, error};
+use super::{Answer, Broker, Output, RequestId, SessionId, Timer, error};
 use crate::record::{Container, Phase};
 use std::collections::BTreeMap;
 use wherry_protocol::message::{
-    ContainerReport, ContainerState, Event, ExitStatus, FromNode, NodeDesired, NodeFacts, NodeHello, NodeLoad,
-    Routed, RoutedRequest, ToNode,
+    ContainerReport, ContainerState, Event, ExitStatus, FromNode, NodeDesired, NodeFacts, NodeHello,
+    NodeLoad, Routed, RoutedRequest, ToNode,
 };
 use wherry_protocol::{AccountId, ContainerId, ErrorCode, Generation, NodeIndex, WireError};
 
@@ -120,21 +120,26 @@ impl Broker {
     fn send_sync(&mut self, index: NodeIndex) {
         let network = self.network_of(index);
         self.networks.insert(index, network.clone());
-        let containers =
-            self.tables.containers_on(index).filter_map(|(id, c)| super::containers::desired(id, c)).collect();
-        self.to_node(index, ToNode::Sync(NodeDesired { index, containers, network }));
+        let containers = self
+            .tables
+            .containers_on(index)
+            .filter_map(|(id, c)| super::containers::desired(id, c))
+            .collect();
+        self.tell_node(index, ToNode::Sync(NodeDesired { index, containers, network }));
         // The board removes by itself what is not in the list; asked, it also says so about what it does not have.
         let leaving: Vec<ContainerId> =
             self.tables.containers_on(index).filter(|(_, c)| !c.is_present()).map(|(id, _)| id).collect();
         for id in leaving {
-            self.to_node(index, ToNode::Remove(id));
+            self.tell_node(index, ToNode::Remove(id));
         }
     }
 
     pub(super) fn report(&mut self, session: SessionId, message: FromNode) {
         let Ok(index) = self.board_of(session) else { return };
         let now = self.now.mono_ms;
-        let Some(node) = self.connected.get_mut(&index).filter(|node| node.session == session) else { return };
+        let Some(node) = self.connected.get_mut(&index).filter(|node| node.session == session) else {
+            return;
+        };
         node.heard_ms = now;
         match message {
             FromNode::Load(load) => {
@@ -152,12 +157,14 @@ impl Broker {
         let id = report.container.id;
         match self.tables.container(id).filter(|c| c.node == index) {
             // Nothing of the kind should be there.
-            None => self.to_node(index, ToNode::Remove(id)),
+            None => self.tell_node(index, ToNode::Remove(id)),
             Some(container) => {
                 let current = container.is_present() && container.generation == report.container.generation;
                 let forward = match progress(&report.state).cmp(&progress(&container.state)) {
                     std::cmp::Ordering::Greater => true,
-                    std::cmp::Ordering::Equal => !container.state.is_finished() && container.state != report.state,
+                    std::cmp::Ordering::Equal => {
+                        !container.state.is_finished() && container.state != report.state
+                    }
                     std::cmp::Ordering::Less => false,
                 };
                 if current && forward {

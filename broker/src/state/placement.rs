@@ -62,7 +62,8 @@ impl Candidate {
             Some("holds as many containers as one board may".into())
         } else if wanted > self.free_bytes() {
             Some(format!("has {} MiB of memory free, {} are asked for", mib(self.free_bytes()), mib(wanted)))
-        } else if !self.has_image && self.load.disk_bytes > 0 && self.load.disk_free_bytes < need.image_bytes {
+        } else if !self.has_image && self.load.disk_bytes > 0 && self.load.disk_free_bytes < need.image_bytes
+        {
             let (free, size) = (mib(self.load.disk_free_bytes), mib(need.image_bytes));
             Some(format!("has {free} MiB of disk free, the image takes {size}"))
         } else {
@@ -85,7 +86,10 @@ pub(super) fn named(candidate: &Candidate, need: &Need<'_>) -> Result<Choice, Wi
     match candidate.obstacle(need) {
         None => Ok(Choice { index: candidate.index, reason: "asked for".into() }),
         Some(obstacle) => {
-            let text = format!("{} {obstacle}: choose another node, or leave the choice to the broker", candidate.name);
+            let text = format!(
+                "{} {obstacle}: choose another node, or leave the choice to the broker",
+                candidate.name
+            );
             Err(WireError::new(ErrorCode::NoCapacity, text))
         }
     }
@@ -166,7 +170,10 @@ mod tests {
     #[test]
     fn most_room_wins_and_says_why() {
         let choice = best(&[board(1, 100, 100), board(2, 200, 130)], &need(None)).unwrap();
-        assert_eq!(choice, Choice { index: NodeIndex(2), reason: "most room of 2: 200 MiB free, load 0.13".into() });
+        assert_eq!(
+            choice,
+            Choice { index: NodeIndex(2), reason: "most room of 2: 200 MiB free, load 0.13".into() }
+        );
         let choice = best(&[board(1, 100, 0), board(2, 150, 4000)], &need(None)).unwrap();
         assert_eq!(choice.index, NodeIndex(1), "a busy board loses against one with less memory");
         let choice = best(&[board(1, 100, 0), board(2, 100, 0)], &need(None)).unwrap();
@@ -190,7 +197,10 @@ mod tests {
         let mut crowded = board(3, 900, 0);
         crowded.has_slot = false;
         let all = [arm.clone(), full, crowded, board(4, 64, 0)];
-        assert_eq!(best(&all, &need(Some(32))).unwrap().reason, "only node that fits: 64 MiB free, load 0.00");
+        assert_eq!(
+            best(&all, &need(Some(32))).unwrap().reason,
+            "only node that fits: 64 MiB free, load 0.00"
+        );
         let error = best(&all, &need(Some(128))).unwrap_err();
         assert_eq!(error.code, ErrorCode::NoCapacity);
         assert_eq!(

@@ -43,7 +43,9 @@ fn check_arguments<'a>(
     for (key, value) in env {
         if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
             let shown: String = key.chars().take(40).collect();
-            return invalid(format!("'{shown}' cannot be an environment variable: no '=' and no NUL byte, please"));
+            return invalid(format!(
+                "'{shown}' cannot be an environment variable: no '=' and no NUL byte, please"
+            ));
         }
         bytes = bytes.saturating_add(key.len() + value.len() + 2);
     }
@@ -93,7 +95,10 @@ fn check_path(what: &str, path: Option<&str>) -> Result<(), WireError> {
 
 fn path_ok(path: &str) -> bool {
     // PATH_MAX of Linux is 4096.
-    path.starts_with('/') && path.len() < 4096 && !path.contains('\0') && path.split('/').all(|part| part != "..")
+    path.starts_with('/')
+        && path.len() < 4096
+        && !path.contains('\0')
+        && path.split('/').all(|part| part != "..")
 }
 
 fn check_lists(spec: &ContainerSpec) -> Result<(), WireError> {
@@ -183,7 +188,10 @@ mod tests {
             with(|s| s.publish = publish(&[(80, 0)])),
             with(|s| s.publish = publish(&[(2020, 80)])),
             with(|s| s.publish = publish(&[(81, 80), (81, 81)])),
-            with(|s| s.publish = (1..100).map(|port| PublishedPort { port: 3000 + port, container_port: 1 }).collect()),
+            with(|s| {
+                s.publish =
+                    (1..100).map(|port| PublishedPort { port: 3000 + port, container_port: 1 }).collect()
+            }),
             with(|s| s.mounts = vec![volume("a")]),
             with(|s| s.mounts = vec![volume("/a/../../etc")]),
             with(|s| s.mounts = vec![volume("/a"), volume("/a")]),

@@ -216,7 +216,9 @@ impl Tables {
         keys.extend(self.adopted.take_touched().into_iter().map(Key::Adopted));
         keys.extend(self.nodes.take_touched().into_iter().map(Key::Node));
         keys.extend(self.images.take_touched().into_iter().map(|(account, name)| Key::Image(account, name)));
-        keys.extend(self.holds.take_touched().into_iter().map(|(account, digest)| Key::Hold(account, digest)));
+        keys.extend(
+            self.holds.take_touched().into_iter().map(|(account, digest)| Key::Hold(account, digest)),
+        );
         keys.extend(self.containers.take_touched().into_iter().map(Key::Container));
         keys.extend(self.links.take_touched().into_iter().map(Key::Link));
         keys

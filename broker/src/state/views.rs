@@ -79,7 +79,9 @@ impl Broker {
     }
 
     pub(super) fn accounts(&self) -> Reply {
-        Reply::Accounts(self.tables.accounts.iter().map(|(id, account)| self.account_info(*id, account)).collect())
+        Reply::Accounts(
+            self.tables.accounts.iter().map(|(id, account)| self.account_info(*id, account)).collect(),
+        )
     }
 
     pub(super) fn status(&self, account: AccountId) -> Result<Reply, WireError> {

@@ -25,7 +25,10 @@ pub(super) enum Until {
     /// As `Ended`, because of a stop request: it is told when the board goes away.
     Stopped,
     /// Started, then this is routed to the board.
-    Route { session: SessionId, body: Box<Request> },
+    Route {
+        session: SessionId,
+        body: Box<Request>,
+    },
 }
 
 /// Why boards are to apply a revision.
@@ -99,7 +102,8 @@ impl Broker {
 
     /// A container is being removed: nobody waits for its state any longer.
     pub(super) fn waiters_lost(&mut self, lost: ContainerId) {
-        let waiters = self.take_waiters(|waiter| matches!(waiter, Waiter::Container { id, .. } if *id == lost));
+        let waiters =
+            self.take_waiters(|waiter| matches!(waiter, Waiter::Container { id, .. } if *id == lost));
         for (request, _) in waiters {
             self.reply(request, Reply::Error(not_found("container", lost, "it was removed")));
         }
@@ -206,6 +210,8 @@ impl Until {
 }
 
 pub(super) fn still_open(board: &str) -> WireError {
-    let text = format!("the connection is withdrawn, but {board} is not connected and closes it only when it returns");
+    let text = format!(
+        "the connection is withdrawn, but {board} is not connected and closes it only when it returns"
+    );
     error(ErrorCode::NodeUnreachable, text)
 }
