@@ -1,12 +1,54 @@
 //! Wherry from a laptop: join a cluster, send images, run containers, reach into them.
 //!
 //! ```text
-//! seed      keys, tokens and configuration of a new cluster
-//! address   where a broker is
-//! dev       a cluster in virtual machines
+//! seed       keys, tokens and configuration of a new cluster
+//! flash      disks of boards, with their configuration on them
+//! join       a one-time token becomes a stored location
+//! store      the stored locations: address, keys, role
+//! location   a connected cluster: everything that can be asked of it
+//! node, image, container, process, tunnel      what it consists of
+//! address    where a broker is
+//! dev        a cluster in virtual machines
+//! session    the session underneath, renewed when it breaks
+//! ```
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use wherry_client::{Config, Location, selector};
+//! let location = Location::connect(&Config::from_env()?, None).await?;
+//! for node in location.nodes().await? {
+//!     println!("{} runs {} containers", node.info().name, node.info().containers);
+//! }
+//! let web = location.container(selector("web")?);
+//! println!("{:?}", web.inspect().await?.state);
+//! # Ok(())
+//! # }
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod container;
 pub mod dev;
+pub mod error;
+pub mod flash;
+pub mod image;
+pub mod join;
+pub mod location;
+pub mod node;
+pub mod process;
 pub mod seed;
+mod session;
+pub mod store;
+pub mod tunnel;
+
+pub use address::Address;
+pub use container::{Container, Events, selector};
+pub use error::ClientError;
+pub use image::{Image, PushProgress, open_archive};
+pub use join::{JoinOptions, join};
+pub use location::{Location, NewToken};
+pub use node::Node;
+pub use process::{Input, Output, Process};
+pub use seed::{ClusterSeed, SeedOptions, StaticNetwork};
+pub use store::{Config, StoreError, StoredLocation};
+pub use tunnel::{Tunnel, TunnelEvent};

@@ -1,0 +1,253 @@
+//! `image push|ls|rm`, `images`, `rmi`.
+use crate::context::{CliError, Context, for_each};
+use crate::{output, view};
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use wherry_client::{Location, PushProgress, open_archive};
+use wherry_images::archive::{ArchivedImage, ImageArchive, Platforms};
+use wherry_protocol::message::{ImageInfo, ImageName};
+
+/// `wherry image`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Send an image: an archive of `docker save`, or an OCI layout as a file or a directory.
+    Push(Push),
+    /// List images.
+    #[command(alias = "list")]
+    Ls(List),
+    /// Remove images.
+    Rm(Remove),
+}
+
+/// `wherry image push`
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// The archive, or the layout's directory.
+    file: PathBuf,
+    /// What to call it; as in the archive otherwise.
+    name: Option<ImageName>,
+    /// For which boards: amd64 or arm64. Needed only if the archive and the cluster have both.
+    #[arg(long, value_name = "ARCH", value_parser = Platforms::SUPPORTED)]
+    platform: Option<String>,
+}
+
+/// `wherry images`
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Print only ids.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// `wherry rmi`
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// Which.
+    #[arg(required = true)]
+    names: Vec<ImageName>,
+}
+
+/// Dispatches `wherry image …`.
+pub(crate) async fn image(context: &Context, command: ImageCommand) -> Result<u8, CliError> {
+    match command {
+        ImageCommand::Push(args) => push(context, args).await,
+        ImageCommand::Ls(args) => list(context, &args).await,
+        ImageCommand::Rm(args) => remove(context, args).await,
+    }
+}
+
+/// The images there are.
+pub(crate) async fn list(context: &Context, args: &List) -> Result<u8, CliError> {
+    let images = context.location()?.images().await?;
+    let infos: Vec<&ImageInfo> = images.iter().map(|image| image.info()).collect();
+    if args.quiet {
+        for info in infos {
+            output::line(&info.id.short())?;
+        }
+    } else if context.json {
+        output::json(&infos.into_iter().map(view::Image::of).collect::<Vec<_>>())?;
+    } else {
+        let row = |info: &&ImageInfo| {
+            vec![
+                info.name.to_string(),
+                info.architecture.clone(),
+                info.id.short(),
+                info.manifest.layers.len().to_string(),
+                output::bytes(info.size),
+                output::ago(info.created_seconds),
+            ]
+        };
+        let rows: Vec<Vec<String>> = infos.iter().map(row).collect();
+        output::table(&["NAME", "ARCH", "ID", "LAYERS", "SIZE", "PUSHED"], &rows)?;
+    }
+    Ok(0)
+}
+
+/// Removes images by name.
+pub(crate) async fn remove(context: &Context, args: Remove) -> Result<u8, CliError> {
+    let location = context.location()?;
+    for_each(&args.names, |name| {
+        let (location, name) = (location.clone(), name.clone());
+        async move {
+            location.remove_image(&name).await?;
+            match context.json {
+                true => output::json_line(&serde_json::json!({ "removed": name })),
+                false => output::line(name.as_str()),
+            }
+        }
+    })
+    .await
+}
+
+async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
+    let location = context.location()?;
+    let platforms = args.platform.clone().map_or(Platforms::All, Platforms::Only);
+    let shown = args.file.display().to_string();
+    let spoilt = |error: wherry_client::ClientError| match error {
+        // Its message names the file already.
+        wherry_client::ClientError::Archive(wherry_images::archive::ArchiveError::Open { .. }) => {
+            CliError::Client(error)
+        }
+        error => CliError::Other(format!("cannot push {shown}: {error}")),
+    };
+    let (archive, images) = open_archive(args.file.clone(), platforms).await.map_err(spoilt)?;
+    let images = for_boards(&location, images).await?;
+    for (image, name) in choose(images, args.name.as_ref())? {
+        let pushed = push_one(context, &location, &archive, &image, &name).await?;
+        if context.json {
+            output::json_line(&pushed)?;
+        } else {
+            output::line(&format!("{name} ({}) pushed: {}", image.architecture, pushed.describe()))?;
+        }
+    }
+    Ok(0)
+}
+
+/// One name stands for one architecture. If the archive has several, the boards decide.
+async fn for_boards(location: &Location, images: Vec<ArchivedImage>) -> Result<Vec<ArchivedImage>, CliError> {
+    let offered: BTreeSet<&str> = images.iter().map(|image| image.architecture.as_str()).collect();
+    if offered.len() <= 1 {
+        return Ok(images);
+    }
+    let nodes = location.nodes().await?;
+    let boards: BTreeSet<&str> = nodes
+        .iter()
+        .filter_map(|node| node.info().facts.as_ref())
+        .map(|facts| facts.architecture.as_str())
+        .collect();
+    let both: Vec<&str> = offered.intersection(&boards).copied().collect();
+    match both.as_slice() {
+        [only] => {
+            let only = (*only).to_owned();
+            Ok(images.into_iter().filter(|image| image.architecture == only).collect())
+        }
+        _ => Err(CliError::Usage(format!(
+            "the archive has images for {}: choose one with --platform",
+            offered.into_iter().collect::<Vec<_>>().join(" and ")
+        ))),
+    }
+}
+
+/// Which images to push, under which names.
+fn choose(
+    images: Vec<ArchivedImage>,
+    name: Option<&ImageName>,
+) -> Result<Vec<(ArchivedImage, ImageName)>, CliError> {
+    let unnamed = || CliError::Usage("the archive does not say what the image is called: add a name".into());
+    match (images.as_slice(), name) {
+        ([only], Some(name)) => Ok(vec![(only.clone(), name.clone())]),
+        (several, Some(name)) => {
+            let named = several.iter().find(|image| image.names.contains(name)).cloned();
+            let names: Vec<&str> =
+                several.iter().flat_map(|image| &image.names).map(ImageName::as_str).collect();
+            let ambiguous = || {
+                let names = names.join(", ");
+                CliError::Usage(format!(
+                    "the archive holds several images and none is called {name}: {names}"
+                ))
+            };
+            Ok(vec![(named.ok_or_else(ambiguous)?, name.clone())])
+        }
+        (all, None) => {
+            let pairs: Vec<_> = all
+                .iter()
+                .flat_map(|image| image.names.iter().map(move |name| (image.clone(), name.clone())))
+                .collect();
+            if pairs.is_empty() { Err(unnamed()) } else { Ok(pairs) }
+        }
+    }
+}
+
+/// What a push did.
+#[derive(serde::Serialize)]
+struct Pushed {
+    #[serde(flatten)]
+    image: serde_json::Value,
+    sent_bytes: u64,
+    sent_blobs: u64,
+    blobs: u64,
+    seconds: f64,
+}
+
+impl Pushed {
+    fn describe(&self) -> String {
+        match self.sent_blobs {
+            0 => "everything was there already".into(),
+            sent => format!(
+                "{} in {sent} of {} blobs, {:.1} s",
+                output::bytes(self.sent_bytes),
+                self.blobs,
+                self.seconds
+            ),
+        }
+    }
+}
+
+async fn push_one(
+    context: &Context,
+    location: &Location,
+    archive: &ImageArchive,
+    image: &ArchivedImage,
+    name: &ImageName,
+) -> Result<Pushed, CliError> {
+    let bar = progress_bar(context, name);
+    let (bytes, blobs) = (AtomicU64::new(0), AtomicU64::new(0));
+    let progress = |step| match step {
+        PushProgress::Missing { bytes, .. } => bar.set_length(bar.position() + bytes),
+        PushProgress::Sent { bytes: more, .. } => {
+            bytes.fetch_add(more, Ordering::Relaxed);
+            bar.inc(more);
+        }
+        PushProgress::Stored { .. } => {
+            blobs.fetch_add(1, Ordering::Relaxed);
+        }
+        PushProgress::Retrying { attempt } => {
+            bar.println(format!("connection lost, going on (attempt {attempt})"));
+        }
+    };
+    let started = std::time::Instant::now();
+    let result = location.push(archive, image, name, progress).await;
+    bar.finish_and_clear();
+    let info = result?;
+    Ok(Pushed {
+        image: serde_json::to_value(view::Image::of(&info))
+            .map_err(|error| CliError::Other(error.to_string()))?,
+        sent_bytes: bytes.into_inner(),
+        sent_blobs: blobs.into_inner(),
+        blobs: image.blobs().count() as u64,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+fn progress_bar(context: &Context, name: &ImageName) -> ProgressBar {
+    if context.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let template = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style).with_message(name.to_string())
+}

@@ -1,0 +1,143 @@
+//! `connect`, `disconnect`, `connections`, `tunnel`.
+use crate::context::{CliError, Context};
+use crate::{output, parse, view};
+use clap::Args;
+use std::net::SocketAddr;
+use tokio::signal::unix::{SignalKind, signal};
+use wherry_client::{Tunnel, TunnelEvent, selector};
+use wherry_protocol::message::{ConnectRequest, ConnectionInfo, Transport};
+
+type Target = (String, u16, Transport);
+
+/// `wherry connect`, `wherry disconnect`
+#[derive(Debug, Args)]
+pub(crate) struct Connect {
+    /// The container that may connect: name or id.
+    from: String,
+    /// Container and port that it may connect to: web:80, dns:53/udp.
+    #[arg(value_name = "CONTAINER:PORT[/udp]", value_parser = parse::target)]
+    to: Target,
+}
+
+/// Which way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change {
+    Allow,
+    Forbid,
+}
+
+fn transport(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    }
+}
+
+/// Allows or forbids a connection.
+pub(crate) async fn connect(context: &Context, args: &Connect, change: Change) -> Result<u8, CliError> {
+    let location = context.location()?;
+    let (to, port, kind) = &args.to;
+    let request =
+        ConnectRequest { from: selector(&args.from)?, to: selector(to)?, port: *port, transport: *kind };
+    let verb = match change {
+        Change::Allow => {
+            location.allow(request).await?;
+            "may connect to"
+        }
+        Change::Forbid => {
+            location.disallow(request).await?;
+            "may no longer connect to"
+        }
+    };
+    if context.json {
+        let allowed = matches!(change, Change::Allow);
+        let line = serde_json::json!({
+            "from": args.from, "to": to, "port": port, "transport": kind, "allowed": allowed,
+        });
+        output::json(&line)?;
+    } else {
+        output::line(&format!("{} {verb} {to} port {port}/{}", args.from, transport(*kind)))?;
+    }
+    Ok(0)
+}
+
+/// What may connect to what.
+pub(crate) async fn connections(context: &Context) -> Result<u8, CliError> {
+    let connections = context.location()?.connections().await?;
+    if context.json {
+        output::json(&connections.iter().map(view::Connection::of).collect::<Vec<_>>())?;
+        return Ok(0);
+    }
+    let row = |info: &ConnectionInfo| {
+        vec![
+            format!("{} ({})", info.from_name, info.from),
+            format!("{} ({})", info.to_name, info.to),
+            format!("{}/{}", info.port, transport(info.transport)),
+        ]
+    };
+    output::table(&["FROM", "TO", "PORT"], &connections.iter().map(row).collect::<Vec<_>>())?;
+    Ok(0)
+}
+
+/// `wherry tunnel`
+#[derive(Debug, Args)]
+pub(crate) struct TunnelArgs {
+    /// Port of this computer; on 127.0.0.1 unless an address is given; 0 is any free one.
+    #[arg(value_name = "[ADDRESS:]PORT", value_parser = parse::listen)]
+    listen: SocketAddr,
+    /// Container and TCP port.
+    #[arg(value_name = "CONTAINER:PORT", value_parser = parse::target)]
+    to: Target,
+}
+
+/// Carries connections until ctrl-C.
+pub(crate) async fn tunnel(context: &Context, args: TunnelArgs) -> Result<u8, CliError> {
+    let (name, port, kind) = args.to;
+    if kind != Transport::Tcp {
+        return Err(CliError::Usage(format!("port {port}/udp cannot be tunnelled: only TCP can")));
+    }
+    let container = context.container(&name)?;
+    // Whether there is such a container is better learnt now than from the first connection.
+    container.inspect().await?;
+    let watch =
+        |kind| signal(kind).map_err(|error| CliError::Other(format!("cannot watch signals: {error}")));
+    let (mut interrupt, mut terminate) = (watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?);
+    let tunnel = Tunnel::bind(args.listen, container, port).await?;
+    let json = context.json;
+    if json {
+        let line = serde_json::json!({
+            "event": "listening", "address": tunnel.address().to_string(), "container": name, "port": port,
+        });
+        output::json_line(&line)?;
+    } else {
+        output::line(&format!(
+            "listening on {}, leading to {name} port {port}; ctrl-C ends it",
+            tunnel.address()
+        ))?;
+    }
+    tokio::select! {
+        () = tunnel.run(move |event| report(&event, json)) => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(0)
+}
+
+/// People hear only of failures, programs of everything. If nobody reads it the tunnel goes on all the same.
+fn report(event: &TunnelEvent, json: bool) {
+    let line = match event {
+        TunnelEvent::Opened { peer } => serde_json::json!({ "event": "opened", "peer": peer.to_string() }),
+        TunnelEvent::Closed { peer, sent, received } => serde_json::json!({
+            "event": "closed", "peer": peer.to_string(), "sent": sent, "received": received,
+        }),
+        TunnelEvent::Failed { peer, error } => {
+            if !json {
+                eprintln!("wherry: connection from {peer}: {error}");
+            }
+            serde_json::json!({ "event": "failed", "peer": peer.to_string(), "error": error.to_string() })
+        }
+    };
+    if json {
+        output::json_line(&line).unwrap_or_default();
+    }
+}

@@ -1,0 +1,306 @@
+//! Texts of the command line, parsed strictly: what is not understood is refused with an example.
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use wherry_protocol::Name;
+use wherry_protocol::message::{PublishedPort, Transport, VolumeMount};
+
+/// `64m`, `1.5g`, `4096`: bytes, with binary units.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let error = || format!("'{text}' is not a size: use a number with b, k, m or g, as in 64m");
+    let lower = text.to_ascii_lowercase();
+    let (number, shift) = match lower.chars().last() {
+        Some('k') => (&lower[..lower.len() - 1], 10),
+        Some('m') => (&lower[..lower.len() - 1], 20),
+        Some('g') => (&lower[..lower.len() - 1], 30),
+        Some('b') => (&lower[..lower.len() - 1], 0),
+        _ => (lower.as_str(), 0),
+    };
+    let thousandths = thousandths(number).ok_or_else(error)?;
+    let bytes = u128::from(thousandths).checked_shl(shift).ok_or_else(error)? / 1000;
+    u64::try_from(bytes).ok().filter(|&bytes| bytes > 0).ok_or_else(error)
+}
+
+/// `0.5`, `2`: CPUs, as thousandths of one.
+pub(crate) fn cpus(text: &str) -> Result<u32, String> {
+    thousandths(text)
+        .and_then(|milli| u32::try_from(milli).ok())
+        .filter(|milli| (1..=1_024_000).contains(milli))
+        .ok_or_else(|| {
+            format!("'{text}' is not a number of CPUs: use a number from 0.001 to 1024, as in 0.5")
+        })
+}
+
+/// A decimal number with at most three places, in thousandths.
+fn thousandths(text: &str) -> Option<u64> {
+    let (whole, places) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(places) || places.len() > 3 {
+        return None;
+    }
+    let places: u64 = format!("{places:0<3}").parse().ok()?;
+    whole.parse::<u64>().ok()?.checked_mul(1000)?.checked_add(places)
+}
+
+/// `90s`, `30m`, `1h`, `7d`: seconds.
+pub(crate) fn duration(text: &str) -> Result<u32, String> {
+    let error = || format!("'{text}' is not a duration: use a number with s, m, h or d, as in 1h");
+    let (number, unit) = match text.chars().last() {
+        Some('s') => (&text[..text.len() - 1], 1),
+        Some('m') => (&text[..text.len() - 1], 60),
+        Some('h') => (&text[..text.len() - 1], 3600),
+        Some('d') => (&text[..text.len() - 1], 86_400),
+        _ => return Err(error()),
+    };
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(error());
+    }
+    number
+        .parse::<u32>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .filter(|&seconds| seconds > 0)
+        .ok_or_else(error)
+}
+
+/// `NAME=value`, or `NAME` for what this process has; `None` if it has none (as docker does, it is left out).
+pub(crate) fn env(text: &str) -> Result<Option<(String, String)>, String> {
+    let error = || format!("'{text}' is not a variable: use NAME=value, or NAME to pass on this shell's");
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, std::env::var(text).ok()),
+    };
+    let bad = |c: char| c == '\0' || c.is_whitespace();
+    if name.is_empty() || name.contains(bad) || value.as_ref().is_some_and(|value| value.contains('\0')) {
+        return Err(error());
+    }
+    Ok(value.map(|value| (name.to_owned(), value)))
+}
+
+/// The lines of an environment file: `NAME=value` or `NAME`, `#` comments, empty lines.
+pub(crate) fn env_file(text: &str) -> Result<Vec<(String, String)>, String> {
+    let mut variables = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if !line.is_empty() && !line.starts_with('#') {
+            variables.extend(env(line).map_err(|error| format!("line {}: {error}", number + 1))?);
+        }
+    }
+    Ok(variables)
+}
+
+/// `key=value`, or `key` alone.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    match key.is_empty() || text.contains('\0') {
+        true => Err(format!("'{text}' is not a label: use key=value")),
+        false => Ok((key.to_owned(), value.to_owned())),
+    }
+}
+
+/// `name:/path`, `name:/path:ro`.
+pub(crate) fn volume(text: &str) -> Result<VolumeMount, String> {
+    let error = || format!("'{text}' is not a volume: use name:/path or name:/path:ro");
+    let (name, rest) = text.split_once(':').ok_or_else(error)?;
+    if name.starts_with(['/', '.', '~']) {
+        return Err(format!(
+            "'{name}' is a path: directories of a board cannot be mounted, only named volumes"
+        ));
+    }
+    let (path, read_only) = match rest.rsplit_once(':') {
+        Some((path, "ro")) => (path, true),
+        Some((path, "rw")) => (path, false),
+        Some(_) => return Err(error()),
+        None => (rest, false),
+    };
+    let clean = path.starts_with('/') && path != "/" && !path.split('/').any(|part| part == "..");
+    let volume: Name = name.parse().map_err(|_| error())?;
+    match clean && !path.contains('\0') {
+        true => Ok(VolumeMount { volume, path: path.to_owned(), read_only }),
+        false => Err(format!("'{path}' is not a place for a volume: use an absolute path other than /")),
+    }
+}
+
+/// No volume inside another one, none at the same path twice.
+pub(crate) fn volumes_apart(mounts: &[VolumeMount]) -> Result<(), String> {
+    let parts = |path: &str| -> Vec<String> {
+        path.split('/').filter(|part| !matches!(*part, "" | ".")).map(str::to_owned).collect()
+    };
+    for (number, one) in mounts.iter().enumerate() {
+        for other in mounts.iter().skip(number + 1) {
+            let (a, b) = (parts(&one.path), parts(&other.path));
+            if a.starts_with(&b) || b.starts_with(&a) {
+                return Err(format!("volumes at '{}' and '{}' overlap", one.path, other.path));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn port_number(text: &str) -> Option<u16> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|&port: &u16| digits && port > 0)
+}
+
+/// `8080:80`, `8080:80/tcp`.
+pub(crate) fn publish(text: &str) -> Result<PublishedPort, String> {
+    let error = || format!("'{text}' is not a pair of ports: use broker-port:container-port, as in 8080:80");
+    if text.ends_with("/udp") {
+        return Err(format!("'{text}' cannot be published: only TCP ports can"));
+    }
+    let (port, container_port) =
+        text.strip_suffix("/tcp").unwrap_or(text).split_once(':').ok_or_else(error)?;
+    Ok(PublishedPort {
+        port: port_number(port).ok_or_else(error)?,
+        container_port: port_number(container_port).ok_or_else(error)?,
+    })
+}
+
+/// `web:80`, `web:53/udp`: container, port, protocol.
+pub(crate) fn target(text: &str) -> Result<(String, u16, Transport), String> {
+    let error = || format!("'{text}' is not a port of a container: use container:port or container:port/udp");
+    let (head, transport) = match text.rsplit_once('/') {
+        Some((head, "udp")) => (head, Transport::Udp),
+        Some((head, "tcp")) => (head, Transport::Tcp),
+        Some(_) => return Err(error()),
+        None => (text, Transport::Tcp),
+    };
+    let (container, port) = head.rsplit_once(':').filter(|(name, _)| !name.is_empty()).ok_or_else(error)?;
+    Ok((container.to_owned(), port_number(port).ok_or_else(error)?, transport))
+}
+
+/// `8080`, `127.0.0.2:8080`, `[::1]:8080`; port 0 is any free one.
+pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
+    let error = || format!("'{text}' is not a port to listen on: use port or address:port");
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let port = text.parse().map_err(|_| error())?;
+        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+    }
+    text.parse().map_err(|_| error())
+}
+
+/// `192.168.1.10/24`: a board's address and the length of its network's prefix.
+pub(crate) fn board_address(text: &str) -> Result<(Ipv4Addr, String), String> {
+    let error = || format!("'{text}' is not an address with a prefix length, as in 192.168.1.10/24");
+    let (address, prefix) = text.split_once('/').ok_or_else(error)?;
+    let parsed: Ipv4Addr = address.parse().map_err(|_| error())?;
+    let digits = !prefix.is_empty() && prefix.len() <= 2 && prefix.bytes().all(|byte| byte.is_ascii_digit());
+    match prefix.parse::<u8>() {
+        Ok(1..=30)
+            if digits && !parsed.is_unspecified() && !parsed.is_loopback() && !parsed.is_multicast() =>
+        {
+            Ok((parsed, text.to_owned()))
+        }
+        _ => Err(error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("4096", 4096),
+            ("10b", 10),
+            ("2k", 2048),
+            ("64m", 64 << 20),
+            ("64M", 64 << 20),
+            ("1.5g", 3 << 29),
+        ] {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for bad in
+            ["", "m", "0", "-1", "1x", "1mb", "1 m", "1.2345g", ".5g", "1.g", "99999999999999999999g", "1é"]
+        {
+            assert!(size(bad).unwrap_err().contains("not a size"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpu_counts() {
+        assert_eq!((cpus("0.5"), cpus("2"), cpus("1.125")), (Ok(500), Ok(2000), Ok(1125)));
+        for bad in ["", "0", "0.0", "-1", "1e3", "0.0001", "2000", "x"] {
+            assert!(cpus(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        for (text, seconds) in [("90s", 90), ("30m", 1800), ("1h", 3600), ("7d", 604_800)] {
+            assert_eq!(duration(text), Ok(seconds));
+        }
+        for bad in ["", "h", "1", "0s", "-1h", "1.5h", "1h30m", "99999999d", "+1s"] {
+            assert!(duration(bad).unwrap_err().contains("not a duration"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn variables() {
+        assert_eq!(env("A=b=c"), Ok(Some(("A".into(), "b=c".into()))));
+        assert_eq!(env("A="), Ok(Some(("A".into(), String::new()))));
+        assert_eq!(env("WHERRY_NO_SUCH_VARIABLE"), Ok(None));
+        for bad in ["", "=x", "A B=c", "A\0=b", "A=\0"] {
+            assert!(env(bad).is_err(), "{bad:?}");
+        }
+        let file = "# comment\n\nA=1\n  B= two \nWHERRY_NO_SUCH_VARIABLE\n";
+        assert_eq!(env_file(file), Ok(vec![("A".into(), "1".into()), ("B".into(), " two ".into())]));
+        assert!(env_file("A=1\n=2\n").unwrap_err().starts_with("line 2:"));
+    }
+
+    #[test]
+    fn volumes() {
+        let mount = volume("data:/var/lib:ro").unwrap();
+        assert_eq!((mount.volume.as_str(), mount.path.as_str(), mount.read_only), ("data", "/var/lib", true));
+        assert!(!volume("data:/x").unwrap().read_only);
+        assert!(volume("/etc:/etc").unwrap_err().contains("only named volumes"));
+        for bad in ["data", "data:", "data:x", "data:/", "data:/a/../b", "data:/a:rx", "Data:/a", ":/a"] {
+            assert!(volume(bad).is_err(), "{bad}");
+        }
+        let apart = |texts: &[&str]| {
+            volumes_apart(&texts.iter().map(|text| volume(text).unwrap()).collect::<Vec<_>>())
+        };
+        assert!(apart(&["a:/x", "b:/y", "c:/xy"]).is_ok());
+        assert!(apart(&["a:/x", "b:/x/y"]).is_err());
+        assert!(apart(&["a:/x/", "b:/x"]).is_err());
+    }
+
+    #[test]
+    fn board_addresses() {
+        let text = "192.168.1.10/24";
+        assert_eq!(board_address(text), Ok((Ipv4Addr::new(192, 168, 1, 10), text.into())));
+        for bad in [
+            "",
+            "192.168.1.10",
+            "192.168.1.10/",
+            "192.168.1.10/0",
+            "192.168.1.10/31",
+            "1.2.3/24",
+            "127.0.0.1/8",
+            "0.0.0.0/8",
+            "1.2.3.4/+8",
+        ] {
+            assert!(board_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports() {
+        assert_eq!(publish("8080:80"), Ok(PublishedPort { port: 8080, container_port: 80 }));
+        assert_eq!(publish("25:25/tcp"), Ok(PublishedPort { port: 25, container_port: 25 }));
+        assert!(publish("53:53/udp").unwrap_err().contains("only TCP"));
+        for bad in ["", "80", "0:80", "80:0", "1:2:3", "65536:1", "a:b", "+1:2"] {
+            assert!(publish(bad).is_err(), "{bad}");
+        }
+        assert_eq!(target("web:80"), Ok(("web".into(), 80, Transport::Tcp)));
+        assert_eq!(target("c3:53/udp"), Ok(("c3".into(), 53, Transport::Udp)));
+        for bad in ["web", "web:", ":80", "web:0", "web:80/icmp", "web:http"] {
+            assert!(target(bad).is_err(), "{bad}");
+        }
+        assert_eq!(listen("8080").unwrap().to_string(), "127.0.0.1:8080");
+        assert_eq!(listen("127.0.0.2:80").unwrap().to_string(), "127.0.0.2:80");
+        for bad in ["", "x", "70000", "1.2.3.4", "host:80"] {
+            assert!(listen(bad).is_err(), "{bad}");
+        }
+    }
+}

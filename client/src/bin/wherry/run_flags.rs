@@ -1,0 +1,254 @@
+//! The flags of `run`, and the request they make.
+use crate::context::CliError;
+use crate::parse;
+use clap::Args;
+use std::path::{Path, PathBuf};
+use wherry_protocol::Name;
+use wherry_protocol::limits::MAX_ARGUMENT_BYTES;
+use wherry_protocol::message::{ContainerSpec, ImageName, PublishedPort, Resources, RunRequest, VolumeMount};
+
+/// Largest environment file, in bytes: no larger environment would be accepted.
+const MAX_ENV_FILE_BYTES: u64 = MAX_ARGUMENT_BYTES as u64;
+
+/// Where variables come from: the same for `run` and `exec`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Environment {
+    /// Set a variable: NAME=value, or NAME to pass on this shell's.
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Set the variables of a file, one per line.
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+}
+
+impl Environment {
+    /// Files first, so that single variables win.
+    pub(crate) fn variables(&self) -> Result<Vec<(String, String)>, CliError> {
+        let mut variables = Vec::new();
+        for path in &self.env_file {
+            let shown = path.display();
+            let text =
+                read_small(path).map_err(|error| CliError::Usage(format!("cannot read {shown}: {error}")))?;
+            variables.extend(
+                parse::env_file(&text).map_err(|error| CliError::Usage(format!("{shown}, {error}")))?,
+            );
+        }
+        for text in &self.env {
+            variables.extend(parse::env(text).map_err(CliError::Usage)?);
+        }
+        Ok(variables)
+    }
+}
+
+fn read_small(path: &Path) -> Result<String, std::io::Error> {
+    match path.metadata()?.len() {
+        0..=MAX_ENV_FILE_BYTES => std::fs::read_to_string(path),
+        _ => Err(std::io::Error::other("it is too large for an environment")),
+    }
+}
+
+/// `wherry run`
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Leave it running and print its id.
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Send standard input to it.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give it a terminal.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    #[command(flatten)]
+    environment: Environment,
+    /// Mount a named volume: name:/path or name:/path:ro.
+    #[arg(short, long = "volume", value_name = "NAME:PATH", value_parser = parse::volume)]
+    volumes: Vec<VolumeMount>,
+    /// Publish a port: broker-port:container-port.
+    #[arg(short, long, value_name = "PORT:PORT", value_parser = parse::publish)]
+    publish: Vec<PublishedPort>,
+    /// Its name; one is made up otherwise.
+    #[arg(long)]
+    name: Option<Name>,
+    /// Remove it when it ends.
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Run it on this node; on the one with most room otherwise.
+    #[arg(long)]
+    node: Option<String>,
+    /// Working directory.
+    #[arg(short, long, value_name = "PATH")]
+    workdir: Option<String>,
+    /// User, and group: names or numbers.
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Program to run instead of the image's entrypoint.
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Host name inside; its name otherwise.
+    #[arg(long)]
+    hostname: Option<String>,
+    /// Mount its root file system read-only.
+    #[arg(long)]
+    read_only: bool,
+    /// Memory it may use, as in 64m.
+    #[arg(short, long, value_name = "SIZE", value_parser = parse::size)]
+    memory: Option<u64>,
+    /// CPUs it may use, as in 0.5.
+    #[arg(long, value_name = "NUMBER", value_parser = parse::cpus)]
+    cpus: Option<u32>,
+    /// Processes and threads it may have.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pids_limit: Option<u32>,
+    /// Attach a label: key=value.
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::label)]
+    labels: Vec<(String, String)>,
+    /// Image, then the command and its arguments; the image's command otherwise.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["IMAGE", "COMMAND"])]
+    image_and_command: Vec<String>,
+}
+
+impl Run {
+    /// What to ask the broker for.
+    pub(crate) fn request(&self) -> Result<RunRequest, CliError> {
+        let usage = |text: String| CliError::Usage(text);
+        let (image, command) =
+            self.image_and_command.split_first().ok_or_else(|| usage("no image".into()))?;
+        let image: ImageName = image.parse().map_err(|error| usage(format!("{error}")))?;
+        parse::volumes_apart(&self.volumes).map_err(usage)?;
+        let mut ports: Vec<u16> = self.publish.iter().map(|published| published.port).collect();
+        ports.sort_unstable();
+        if let Some(twice) =
+            ports.windows(2).find_map(|pair| (pair.first() == pair.last()).then(|| pair.first()))
+        {
+            return Err(usage(format!("port {} is published twice", twice.copied().unwrap_or_default())));
+        }
+        if let Some(workdir) = self.workdir.as_ref().filter(|path| !path.starts_with('/')) {
+            return Err(usage(format!("the working directory '{workdir}' is not absolute")));
+        }
+        let spec = ContainerSpec {
+            // As with docker, an empty one drops the image's.
+            entrypoint: self.entrypoint.as_ref().map(|program| {
+                Some(program.clone()).filter(|program| !program.is_empty()).into_iter().collect()
+            }),
+            command: command.to_vec(),
+            env: self.environment.variables()?,
+            workdir: self.workdir.clone(),
+            user: self.user.clone(),
+            hostname: self.hostname.clone(),
+            tty: self.tty,
+            stdin_open: self.interactive,
+            read_only: self.read_only,
+            mounts: self.volumes.clone(),
+            publish: self.publish.clone(),
+            resources: Resources { memory_bytes: self.memory, cpu_milli: self.cpus, pids: self.pids_limit },
+            // In the foreground we remove it ourselves, once its last output and exit code have been read.
+            auto_remove: self.rm && self.detach,
+            labels: self.labels.clone(),
+        };
+        let (name, node, detached) = (self.name.clone(), self.node.clone(), self.detach);
+        Ok(RunRequest { image, name, node, detached, spec })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: Run,
+    }
+
+    fn request(line: &str) -> Result<RunRequest, String> {
+        let words = std::iter::once("run").chain(line.split_whitespace());
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        line.run.request().map_err(|error| error.to_string())
+    }
+
+    fn golden(line: &str, change: impl FnOnce(&mut RunRequest)) {
+        let mut expected = RunRequest {
+            image: "web:latest".parse().unwrap(),
+            name: None,
+            node: None,
+            detached: false,
+            spec: ContainerSpec::default(),
+        };
+        change(&mut expected);
+        assert_eq!(request(line).unwrap(), expected, "{line}");
+    }
+
+    #[test]
+    fn flags_become_a_request() {
+        golden("web", |_| {});
+        golden("-d web", |r| r.detached = true);
+        golden("-it web sh", |r| {
+            r.spec.stdin_open = true;
+            r.spec.tty = true;
+            r.spec.command = vec!["sh".into()];
+        });
+        golden("--name front --node node2 web:1.2", |r| {
+            r.image = "web:1.2".parse().unwrap();
+            r.name = Some("front".parse().unwrap());
+            r.node = Some("node2".into());
+        });
+        golden("-e A=1 --env B=x=y web", |r| {
+            r.spec.env = vec![("A".into(), "1".into()), ("B".into(), "x=y".into())];
+        });
+        golden("-v data:/srv:ro -p 8080:80 web", |r| {
+            r.spec.mounts =
+                vec![VolumeMount { volume: "data".parse().unwrap(), path: "/srv".into(), read_only: true }];
+            r.spec.publish = vec![PublishedPort { port: 8080, container_port: 80 }];
+        });
+        golden("-w /srv -u 1000:100 --entrypoint /bin/x --hostname h --read-only web", |r| {
+            r.spec.workdir = Some("/srv".into());
+            r.spec.user = Some("1000:100".into());
+            r.spec.entrypoint = Some(vec!["/bin/x".into()]);
+            r.spec.hostname = Some("h".into());
+            r.spec.read_only = true;
+        });
+        golden("--entrypoint= web", |r| r.spec.entrypoint = Some(Vec::new()));
+        golden("--memory 64m --cpus 0.5 --pids-limit 20 -l a=b web", |r| {
+            r.spec.resources =
+                Resources { memory_bytes: Some(64 << 20), cpu_milli: Some(500), pids: Some(20) };
+            r.spec.labels = vec![("a".into(), "b".into())];
+        });
+        golden("--rm web", |_| {});
+        golden("-d --rm web", |r| {
+            r.detached = true;
+            r.spec.auto_remove = true;
+        });
+    }
+
+    #[test]
+    fn what_follows_the_image_belongs_to_the_command() {
+        golden("web ls -l --name -d", |r| {
+            r.spec.command = ["ls", "-l", "--name", "-d"].map(String::from).to_vec();
+        });
+        golden("web -d", |r| r.spec.command = vec!["-d".into()]);
+    }
+
+    #[test]
+    fn mistakes_are_explained() {
+        for (line, words) in [
+            ("", "required"),
+            ("Web", "not an image name"),
+            ("--memory lots web", "not a size"),
+            ("--cpus 0 web", "not a number of CPUs"),
+            ("--pids-limit 0 web", "0 is not in"),
+            ("-v /etc:/etc web", "only named volumes"),
+            ("-v a:/x -v b:/x/y web", "overlap"),
+            ("-p 80 web", "pair of ports"),
+            ("-p 80:80 -p 80:81 web", "port 80 is published twice"),
+            ("-w srv web", "not absolute"),
+            ("-e =x web", "not a variable"),
+            ("--name Bad! web", "not a valid name"),
+            ("--env-file /nowhere/env web", "cannot read /nowhere/env"),
+        ] {
+            let error = request(line).unwrap_err();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+    }
+}

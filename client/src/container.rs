@@ -1,0 +1,159 @@
+//! A container, and the streams that lead into it.
+use crate::error::ClientError;
+use crate::location::{Location, fitting};
+use crate::process::{Output, Process};
+use wherry_protocol::io::{Stream, recv};
+use wherry_protocol::message::{
+    ConnectRequest, ContainerInfo, ContainerSelector, Event, ExecSpec, LogQuery, Reply, Request, Transport,
+    WaitUntil,
+};
+use wherry_protocol::{ContainerId, Limits, Name};
+
+/// A container by id or name. Making one asks nothing: whether it exists is learnt at the first call.
+#[derive(Debug, Clone)]
+pub struct Container {
+    location: Location,
+    selector: ContainerSelector,
+}
+
+/// What people type for a container: `c12` is an id, anything else a name.
+pub fn selector(text: &str) -> Result<ContainerSelector, wherry_protocol::id::IdError> {
+    match text.parse::<ContainerId>() {
+        Ok(id) => Ok(ContainerSelector::Id(id)),
+        Err(_) => text.parse::<Name>().map(ContainerSelector::Name),
+    }
+}
+
+impl Container {
+    pub(crate) fn new(location: Location, selector: ContainerSelector) -> Self {
+        Self { location, selector }
+    }
+
+    /// How it is named in requests.
+    #[must_use]
+    pub fn selector(&self) -> &ContainerSelector {
+        &self.selector
+    }
+
+    pub(crate) fn lost(&self, error: std::io::Error) -> ClientError {
+        self.location.lost(error.into())
+    }
+
+    async fn ask_info(&self, request: Request) -> Result<ContainerInfo, ClientError> {
+        fitting!("container", self.location.ask(request).await?, Reply::Container(info) => *info)
+    }
+
+    async fn ask_done(&self, request: Request) -> Result<(), ClientError> {
+        fitting!("container", self.location.ask(request).await?, Reply::Done => ())
+    }
+
+    /// What it is now.
+    pub async fn inspect(&self) -> Result<ContainerInfo, ClientError> {
+        self.ask_info(Request::Inspect(self.selector.clone())).await
+    }
+
+    /// Waits until it runs, has ended or has failed to start.
+    pub async fn wait_started(&self) -> Result<ContainerInfo, ClientError> {
+        self.wait(WaitUntil::Started).await
+    }
+
+    /// Waits until it has ended or has failed to start.
+    pub async fn wait_ended(&self) -> Result<ContainerInfo, ClientError> {
+        self.wait(WaitUntil::Ended).await
+    }
+
+    async fn wait(&self, until: WaitUntil) -> Result<ContainerInfo, ClientError> {
+        self.ask_info(Request::Wait { container: self.selector.clone(), until }).await
+    }
+
+    /// Stops it: its stop signal, then SIGKILL after the grace. Gives its state once it has ended.
+    pub async fn stop(&self, grace_seconds: u16) -> Result<ContainerInfo, ClientError> {
+        self.ask_info(Request::Stop { container: self.selector.clone(), grace_seconds }).await
+    }
+
+    /// Starts it again.
+    pub async fn start(&self) -> Result<ContainerInfo, ClientError> {
+        self.ask_info(Request::Start(self.selector.clone())).await
+    }
+
+    /// Removes it; also if it runs, with `force`.
+    pub async fn remove(&self, force: bool) -> Result<(), ClientError> {
+        self.ask_done(Request::Remove { container: self.selector.clone(), force }).await
+    }
+
+    /// Sends a signal (Linux numbers, 1 to 64) to its first process.
+    pub async fn signal(&self, signal: u8) -> Result<(), ClientError> {
+        self.ask_done(Request::Signal { container: self.selector.clone(), signal }).await
+    }
+
+    /// Lets it connect to a port of another container.
+    pub async fn connect_to(
+        &self,
+        to: ContainerSelector,
+        port: u16,
+        transport: Transport,
+    ) -> Result<(), ClientError> {
+        let from = self.selector.clone();
+        self.location.allow(ConnectRequest { from, to, port, transport }).await
+    }
+
+    async fn frames(&self, request: Request) -> Result<Process, ClientError> {
+        let (reply, stream) = self.location.open(&request).await?;
+        fitting!("stream", reply, Reply::Done => Process::new(self.location.clone(), stream))
+    }
+
+    /// Starts a process in it.
+    pub async fn exec(&self, spec: ExecSpec) -> Result<Process, ClientError> {
+        self.frames(Request::Exec { container: self.selector.clone(), spec }).await
+    }
+
+    /// Its output so far and from now on; input goes to it.
+    pub async fn attach(&self) -> Result<Process, ClientError> {
+        self.frames(Request::Attach(self.selector.clone())).await
+    }
+
+    /// Its output.
+    pub async fn logs(&self, query: LogQuery) -> Result<Output, ClientError> {
+        let request = Request::Logs { container: self.selector.clone(), query };
+        Ok(self.frames(request).await?.output)
+    }
+
+    /// A TCP connection to a port inside it: the stream carries raw bytes both ways.
+    pub async fn open_port(&self, port: u16) -> Result<Stream, ClientError> {
+        let request = Request::Tunnel { container: self.selector.clone(), port };
+        let (reply, stream) = self.location.open(&request).await?;
+        fitting!("tunnel", reply, Reply::Done => stream)
+    }
+}
+
+/// What happens in a cluster, as it happens.
+#[derive(Debug)]
+pub struct Events {
+    location: Location,
+    stream: Stream,
+}
+
+impl Events {
+    pub(crate) fn new(location: Location, stream: Stream) -> Self {
+        Self { location, stream }
+    }
+
+    /// The next event; `None` once the broker has closed the stream. Must not be cancelled half-way.
+    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        recv(&mut self.stream, Limits::DEFAULT.message_bytes).await.map_err(|error| self.location.lost(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_and_names_are_told_apart() {
+        assert_eq!(selector("c12").unwrap(), ContainerSelector::Id(ContainerId(12)));
+        for name in ["web", "c", "c1x", "12"] {
+            assert_eq!(selector(name).unwrap(), ContainerSelector::Name(name.parse().unwrap()));
+        }
+        assert!(selector("../x").is_err());
+    }
+}

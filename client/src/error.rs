@@ -1,0 +1,142 @@
+//! What can go wrong between a laptop and its cluster, each in one sentence that says what to do.
+use crate::address::{Address, AddressError};
+use crate::store::StoreError;
+use std::io;
+use wherry_images::archive::ArchiveError;
+use wherry_protocol::io::SessionError;
+use wherry_protocol::{ErrorCode, Role, WireError};
+
+/// Why something asked of a cluster did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The stored locations.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A text that is no address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The token does not say where the broker is, and nobody else did.
+    #[error("the token does not say where the broker is: add --address <host>")]
+    NoAddress,
+    /// A token for a board was given to a person.
+    #[error("this is a {0} token: it belongs into a board's wherry.toml, not to `wherry join`")]
+    NotForPeople(Role),
+    /// No connection.
+    #[error(
+        "cannot reach the broker at {host} port {port} ({reason}): check that it is switched on, that the address is right and \
+         that no firewall is between"
+    )]
+    Unreachable {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// The system's words, or `no answer within 10 s`.
+        reason: String,
+    },
+    /// Somebody else answers at the broker's address.
+    #[error(
+        "whoever answers at {0} does not hold the broker's key: it is another broker or an impostor; \
+         if the broker was set up anew, remove this location and join again with a new token"
+    )]
+    WrongKey(Address),
+    /// Something that is not a broker answers.
+    #[error("what answers at {host} port {port} is not a Wherry broker: {reason}")]
+    NotABroker {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// What it did.
+        reason: String,
+    },
+    /// The broker speaks another version of the protocol.
+    #[error("{0}")]
+    Version(String),
+    /// The broker does not know this key.
+    #[error("the broker at {address} does not accept this computer's key: {message}")]
+    NotAccepted {
+        /// Where.
+        address: Address,
+        /// What it said.
+        message: String,
+    },
+    /// The broker, or the node behind it, said no.
+    #[error("{0}")]
+    Refused(WireError),
+    /// The session ended in the middle of something.
+    #[error("lost the connection to the broker at {address}: {reason}")]
+    Lost {
+        /// Where.
+        address: Address,
+        /// How.
+        reason: String,
+    },
+    /// An answer that does not belong to the question.
+    #[error("the broker answered '{0}' with something else: its software does not fit this one's")]
+    Unexpected(&'static str),
+    /// An image archive.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A local port.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl ClientError {
+    /// What kind of refusal it was, if the broker refused.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Refused(error) => Some(error.code),
+            _ => None,
+        }
+    }
+
+    /// Whether the session broke, so that a new one may do better.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+
+    /// A failure while connecting to `port` of `address`.
+    pub(crate) fn connecting(address: &Address, port: u16, error: SessionError) -> Self {
+        let host = address.host().to_owned();
+        match error {
+            SessionError::WrongServerKey => Self::WrongKey(address.clone()),
+            SessionError::Version { message } => Self::Version(message),
+            SessionError::Refused(error) if error.code == ErrorCode::Unauthenticated => {
+                Self::NotAccepted { address: address.clone(), message: error.message }
+            }
+            SessionError::Refused(error) => Self::Refused(error),
+            SessionError::Io(error) => Self::Unreachable { host, port, reason: error.to_string() },
+            error @ (SessionError::Closed
+            | SessionError::Garbage { .. }
+            | SessionError::TooLarge { .. }
+            | SessionError::TooManyStreams { .. }) => {
+                Self::NotABroker { host, port, reason: error.to_string() }
+            }
+        }
+    }
+
+    /// A failure on a session that was up.
+    pub(crate) fn on_session(address: &Address, error: SessionError) -> Self {
+        match error {
+            SessionError::Refused(error) => Self::Refused(error),
+            SessionError::Version { message } => Self::Version(message),
+            error @ (SessionError::WrongServerKey
+            | SessionError::Io(_)
+            | SessionError::Closed
+            | SessionError::Garbage { .. }
+            | SessionError::TooLarge { .. }
+            | SessionError::TooManyStreams { .. }) => {
+                Self::Lost { address: address.clone(), reason: error.to_string() }
+            }
+        }
+    }
+}

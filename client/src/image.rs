@@ -1,0 +1,223 @@
+//! Images, and sending them.
+use crate::error::ClientError;
+use crate::location::{Location, fitting};
+use futures_util::{AsyncWriteExt as _, StreamExt as _, TryStreamExt as _};
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use wherry_images::archive::{ArchiveError, ArchivedImage, BlobReader, ImageArchive};
+use wherry_protocol::io::{SessionError, Stream};
+use wherry_protocol::message::{Descriptor, ImageInfo, ImageName, Reply, Request};
+use wherry_protocol::{Digest, ErrorCode, WireError};
+
+/// Blobs sent at the same time: enough to keep the link busy while the broker syncs one to disk.
+const PARALLEL_BLOBS: usize = 3;
+/// Bytes read from the archive at once, and chunks read ahead of the network.
+const CHUNK_BYTES: usize = 128 * 1024;
+const CHUNKS_AHEAD: usize = 4;
+/// Sessions tried before giving up; each sends only what is still missing.
+const ATTEMPTS: u32 = 3;
+/// Pause before another attempt, times the number of the attempt.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A named image of this account, as it was when asked for.
+#[derive(Debug, Clone)]
+pub struct Image {
+    location: Location,
+    info: ImageInfo,
+}
+
+impl Image {
+    pub(crate) fn new(location: Location, info: ImageInfo) -> Self {
+        Self { location, info }
+    }
+
+    /// What the broker says about it.
+    #[must_use]
+    pub fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    /// Forgets its name, and the blobs that nothing else needs.
+    pub async fn remove(&self) -> Result<(), ClientError> {
+        self.location.remove_image(&self.info.name).await
+    }
+}
+
+/// How far a push is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushProgress {
+    /// The broker has said what it lacks. Comes again after a lost connection.
+    Missing {
+        /// Blobs to send.
+        blobs: usize,
+        /// Bytes to send.
+        bytes: u64,
+        /// Blobs of the image.
+        of_blobs: usize,
+        /// Bytes of the image.
+        of_bytes: u64,
+    },
+    /// So many more bytes were sent.
+    Sent {
+        /// Of this blob.
+        digest: Digest,
+        /// This many.
+        bytes: u64,
+    },
+    /// The broker has verified a blob and has it on disk.
+    Stored {
+        /// This one.
+        digest: Digest,
+    },
+    /// The connection was lost; what is missing will be asked for again.
+    Retrying {
+        /// Which attempt this will be, from 2.
+        attempt: u32,
+    },
+}
+
+/// What is needed to send the blobs of one image.
+struct Push<'a, F> {
+    location: &'a Location,
+    archive: &'a ImageArchive,
+    image: &'a ArchivedImage,
+    progress: &'a F,
+}
+
+impl Location {
+    /// Sends an image and names it. Only the blobs that the broker lacks travel, up to three at a time. If the
+    /// connection is lost it goes on from what has arrived; `progress` is told of every step.
+    pub async fn push<F>(
+        &self,
+        archive: &ImageArchive,
+        image: &ArchivedImage,
+        name: &ImageName,
+        progress: F,
+    ) -> Result<ImageInfo, ClientError>
+    where
+        F: Fn(PushProgress) + Send + Sync,
+    {
+        let push = Push { location: self, archive, image, progress: &progress };
+        let mut attempt = 1;
+        loop {
+            match push.once(name).await {
+                Err(error) if error.is_lost() && attempt < ATTEMPTS => {
+                    tokio::time::sleep(PAUSE * attempt).await;
+                    attempt += 1;
+                    progress(PushProgress::Retrying { attempt });
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+impl<F: Fn(PushProgress) + Send + Sync> Push<'_, F> {
+    async fn once(&self, name: &ImageName) -> Result<ImageInfo, ClientError> {
+        let missing = self.missing().await?;
+        futures_util::stream::iter(missing)
+            .map(|blob| self.send(blob))
+            .buffer_unordered(PARALLEL_BLOBS)
+            .try_collect::<()>()
+            .await?;
+        let request = Request::PutImage {
+            name: name.clone(),
+            architecture: self.image.architecture.clone(),
+            manifest: self.image.manifest.clone(),
+        };
+        fitting!("put image", self.location.ask(request).await?, Reply::Image(info) => info)
+    }
+
+    async fn missing(&self) -> Result<Vec<Descriptor>, ClientError> {
+        let digests = self.image.blobs().map(|blob| blob.digest).collect();
+        let reply = self.location.ask(Request::MissingBlobs(digests)).await?;
+        let lacking: BTreeSet<Digest> = fitting!("missing blobs", reply,
+            Reply::Missing(digests) => digests.into_iter().collect())?;
+        let missing: Vec<Descriptor> =
+            self.image.blobs().filter(|blob| lacking.contains(&blob.digest)).cloned().collect();
+        (self.progress)(PushProgress::Missing {
+            blobs: missing.len(),
+            bytes: missing.iter().map(|blob| blob.size).sum(),
+            of_blobs: self.image.blobs().count(),
+            of_bytes: self.image.size(),
+        });
+        Ok(missing)
+    }
+
+    async fn send(&self, blob: Descriptor) -> Result<(), ClientError> {
+        let digest = blob.digest;
+        let (reply, mut stream) = self.location.open(&Request::PutBlob(blob)).await?;
+        match reply {
+            Reply::Done => {}
+            // Somebody else has sent it in the meantime.
+            Reply::Blob { .. } => {
+                (self.progress)(PushProgress::Stored { digest });
+                return Ok(());
+            }
+            _ => return Err(ClientError::Unexpected("put blob")),
+        }
+        let sent = self.copy(digest, &mut stream).await;
+        match (sent, self.location.reply(&mut stream).await) {
+            // A broker that stops reading says why: that says more than our broken pipe.
+            (_, Err(error @ ClientError::Refused(_))) => Err(error),
+            (Err(error), _) | (Ok(()), Err(error)) => Err(error),
+            (Ok(()), Ok(Reply::Done)) => {
+                (self.progress)(PushProgress::Stored { digest });
+                Ok(())
+            }
+            (Ok(()), Ok(_)) => Err(ClientError::Unexpected("blob bytes")),
+        }
+    }
+
+    async fn copy(&self, digest: Digest, stream: &mut Stream) -> Result<(), ClientError> {
+        let lost = |error: std::io::Error| self.location.lost(SessionError::from(error));
+        let mut chunks = read_ahead(self.archive.blob(self.image, &digest)?);
+        while let Some(chunk) = chunks.recv().await {
+            let chunk = chunk.map_err(|error| ClientError::Archive(ArchiveError::Read(error)))?;
+            stream.write_all(&chunk).await.map_err(lost)?;
+            (self.progress)(PushProgress::Sent { digest, bytes: chunk.len() as u64 });
+        }
+        stream.flush().await.map_err(lost)
+    }
+}
+
+/// Reads a blob on a thread of its own, a few chunks ahead of the network.
+fn read_ahead(mut reader: BlobReader) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
+    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    tokio::task::spawn_blocking(move || {
+        loop {
+            let mut chunk = vec![0; CHUNK_BYTES];
+            let result = reader.read(&mut chunk).map(|count| {
+                chunk.truncate(count);
+                chunk
+            });
+            let last = result.as_ref().map_or(true, Vec::is_empty);
+            // The empty chunk of the end is not sent; nobody listening any more means the push was given up.
+            if matches!(&result, Ok(chunk) if chunk.is_empty())
+                || sender.blocking_send(result).is_err()
+                || last
+            {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// Opens an archive and verifies its images, on a thread of its own: hashing a big image takes seconds.
+pub async fn open_archive(
+    path: std::path::PathBuf,
+    platforms: wherry_images::archive::Platforms,
+) -> Result<(Arc<ImageArchive>, Vec<ArchivedImage>), ClientError> {
+    let read = move || {
+        let archive = ImageArchive::open(&path)?;
+        let images = archive.images(&platforms)?;
+        Ok((Arc::new(archive), images))
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| {
+        Err(ClientError::Refused(WireError::new(ErrorCode::Internal, "reading the archive was interrupted")))
+    })
+}

@@ -1,0 +1,144 @@
+//! One session with a broker: dialled when first needed, dialled again when it broke.
+use crate::address::Address;
+use crate::error::ClientError;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_util::compat::TokioAsyncReadCompatExt as _;
+use wherry_protocol::io::{self, Mux, Side, Stream};
+use wherry_protocol::message::HelloReply;
+use wherry_protocol::{Limits, OsRandom, PublicKey, SecretKey};
+
+/// What we call ourselves.
+const SOFTWARE: &str = concat!("wherry ", env!("CARGO_PKG_VERSION"));
+/// Time for the TCP connection, in seconds: three SYNs (RFC 6298 §2: 1 s, doubled each time).
+const CONNECT_SECONDS: u64 = 10;
+/// TCP keepalive: a broker that lost power, or a laptop that moved, is noticed within idle + 3 × interval seconds.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Connects to a port of the broker and exchanges versions.
+pub(crate) async fn dial(
+    address: &Address,
+    port: u16,
+    me: &SecretKey,
+    broker: &PublicKey,
+) -> Result<(Mux, HelloReply), ClientError> {
+    let transport = connect(address, port).await?;
+    let handshake = async {
+        let secure = io::connect(transport.compat(), me, broker, &mut OsRandom).await?;
+        let (mux, mut incoming, driver) = io::multiplex(secure, Side::Dialled, &Limits::DEFAULT);
+        // The driver ends with the session; whoever uses a stream then learns of it there.
+        tokio::spawn(driver);
+        // The broker has no reason to open streams towards us: dropped unread.
+        tokio::spawn(async move { while incoming.next().await.is_some() {} });
+        let reply = io::hello(&mux, SOFTWARE).await?;
+        Ok((mux, reply))
+    };
+    let seconds = Limits::DEFAULT.handshake_seconds;
+    match tokio::time::timeout(Duration::from_secs(seconds), handshake).await {
+        Ok(result) => result.map_err(|error| ClientError::connecting(address, port, error)),
+        Err(_) => Err(ClientError::NotABroker {
+            host: address.host().into(),
+            port,
+            reason: format!("it did not answer within {seconds} s"),
+        }),
+    }
+}
+
+async fn connect(address: &Address, port: u16) -> Result<TcpStream, ClientError> {
+    let unreachable = |reason: String| ClientError::Unreachable { host: address.host().into(), port, reason };
+    let connecting = TcpStream::connect((address.host(), port));
+    let stream = tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS), connecting)
+        .await
+        .map_err(|_| unreachable(format!("no answer within {CONNECT_SECONDS} s")))?
+        .map_err(|error| unreachable(plain(&error)))?;
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(3);
+    socket2::SockRef::from(&stream)
+        .set_tcp_keepalive(&keepalive)
+        .and_then(|()| stream.set_nodelay(true))
+        .map_err(|error| unreachable(plain(&error)))?;
+    Ok(stream)
+}
+
+/// The system's words without `(os error N)`.
+fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let cut = text.split(" (os error").next().unwrap_or(&text).to_owned();
+    match cut.chars().next() {
+        Some(first) => {
+            first.to_lowercase().collect::<String>() + cut.get(first.len_utf8()..).unwrap_or_default()
+        }
+        None => cut,
+    }
+}
+
+/// A session that comes back.
+#[derive(Debug)]
+pub(crate) struct Session {
+    address: Address,
+    secret: SecretKey,
+    broker: PublicKey,
+    current: tokio::sync::Mutex<Option<Mux>>,
+}
+
+impl Session {
+    pub(crate) fn new(address: Address, secret: SecretKey, broker: PublicKey) -> Self {
+        Self { address, secret, broker, current: tokio::sync::Mutex::default() }
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// A new stream. A session that has ended since is replaced by a new one.
+    pub(crate) async fn open(&self) -> Result<Stream, ClientError> {
+        let lost = |error| ClientError::on_session(&self.address, error);
+        // Not under the lock: opening may have to wait for streams that others hold.
+        let current = self.current.lock().await.clone();
+        if let Some(mux) = current {
+            match mux.open().await {
+                Err(io::SessionError::Closed) => self.abandon().await,
+                result => return result.map_err(lost),
+            }
+        }
+        self.redial().await?.open().await.map_err(lost)
+    }
+
+    /// The session there is, or a new one; several callers get the same.
+    async fn redial(&self) -> Result<Mux, ClientError> {
+        let mut current = self.current.lock().await;
+        if let Some(mux) = current.as_ref() {
+            return Ok(mux.clone());
+        }
+        let (mux, _) = dial(&self.address, self.address.session_port(), &self.secret, &self.broker).await?;
+        *current = Some(mux.clone());
+        Ok(mux)
+    }
+
+    /// Forgets a session on which something failed; the next [`Self::open`] dials anew.
+    pub(crate) async fn abandon(&self) {
+        if let Some(mux) = self.current.lock().await.take() {
+            mux.close();
+        }
+    }
+
+    /// Ends the session in order.
+    pub(crate) async fn close(&self) {
+        self.abandon().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_words_are_made_to_fit_a_sentence() {
+        let error = std::io::Error::from_raw_os_error(111);
+        assert_eq!(plain(&error), "connection refused");
+        assert_eq!(plain(&std::io::Error::other("")), "");
+    }
+}
