@@ -5,10 +5,17 @@
 //! dhcp       DHCPv4 client                                                             (RFC 2131, smoltcp)
 //! setup      what the configuration says, made so and kept so
 //! discovery  a node asks its LAN for its broker, udp/1026
+//! firewall   rules for boards and containers, computed from connections (pure)
+//! nft        rules as text and as netlink messages, without the nft program
+//! address    the overlay's address plan
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod dhcp;
 pub mod discovery;
+pub mod firewall;
 pub mod link;
+pub mod netlink;
+pub mod nft;
 pub mod setup;

@@ -242,6 +242,23 @@ pub fn reap() -> Result<Option<Reaped>> {
     wait_for(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG)
 }
 
+/// Whether there is any child, running or not yet reaped.
+#[must_use]
+pub fn has_children() -> bool {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: a null siginfo_t is allowed: nothing is stored.
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, ptr::null_mut(), options) };
+    Errno::result(result) != Err(Errno::ECHILD)
+}
+
+/// Makes this process the parent of its descendants' orphans, as PID 1 is of everybody's.
+///
+/// # Errors
+/// [`SysError::Prctl`].
+pub fn become_subreaper() -> Result<()> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(SysError::Prctl)
+}
+
 /// Waits for one child to end.
 ///
 /// # Errors

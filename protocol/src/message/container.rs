@@ -193,6 +193,7 @@ pub enum Frame {
         /// Which stream.
         channel: Channel,
         /// The bytes.
+        #[serde(with = "super::bytes")]
         bytes: Vec<u8>,
     },
     /// No more bytes will come on this channel.

@@ -10,6 +10,7 @@
 //! ```
 //!
 //! Every enum is append-only; the order of variants is the wire format and is pinned by tests.
+mod bytes;
 mod container;
 mod node;
 mod session;

@@ -61,8 +61,8 @@ pub(crate) const LENGTH_BYTES: usize = 2;
 pub(crate) const OVERHEAD_BYTES: usize = LENGTH_BYTES + 1 + crypto::TAG_BYTES;
 /// Largest contents that the length field can carry.
 const MAX_CONTENTS_BYTES: usize = u16::MAX as usize - 1 - crypto::TAG_BYTES;
-/// New keys no sooner than after so many records in both directions, or a second: an exchange costs a peer as
-/// much work as a handshake does.
+/// What a peer must let pass for each exchange of keys that it begins: so many records, or so much time. An exchange
+/// costs as much work as half a handshake.
 const MIN_RECORDS_PER_KEY: u64 = 64;
 const MIN_MILLISECONDS_PER_KEY: u64 = 1_000;
 
@@ -149,7 +149,12 @@ pub struct Session {
     heard: Heard,
     closed: bool,
     fault: Option<RecordError>,
+    began_ms: u64,
     epoch_began_ms: u64,
+    /// Exchanges of keys that the peer began.
+    answered: u64,
+    /// Records of both directions under keys that are gone.
+    earlier_records: u64,
     rekey_milliseconds: u64,
     rekey_records: u64,
 }
@@ -182,7 +187,10 @@ impl Session {
             },
             closed: false,
             fault: None,
+            began_ms: now_ms,
             epoch_began_ms: now_ms,
+            answered: 0,
+            earlier_records: 0,
             rekey_milliseconds: limits.rekey_seconds.saturating_mul(1000).max(MIN_MILLISECONDS_PER_KEY),
             rekey_records: limits.rekey_records.max(2 * MIN_RECORDS_PER_KEY),
         };

@@ -23,6 +23,9 @@ pub(super) enum Exchange {
 /// Records that may still come under the old key after an exchange was due: more than any window can have in flight.
 const RECORDS_IN_FLIGHT: u64 = 1 << 16;
 
+/// Exchanges that a peer may begin at any time: after a pause (a laptop slept) two clocks may disagree about the last one.
+const FREE_EXCHANGES: u64 = 4;
+
 const REKEY: [u8; 24] = crypto::label("wherry 1 rekey");
 
 impl Session {
@@ -59,13 +62,9 @@ impl Session {
         let theirs = PublicKey(self.input.take_contents()?);
         let mine = match std::mem::replace(&mut self.exchange, Exchange::Idle) {
             Exchange::Idle => {
-                let records = self.input.opened().saturating_add(self.output.count());
-                let age_ms = now_ms.saturating_sub(self.epoch_began_ms);
-                if records < MIN_RECORDS_PER_KEY && age_ms < MIN_MILLISECONDS_PER_KEY {
-                    return Err(RecordError::Rekey);
-                }
+                self.spend(now_ms)?;
                 if self.closed {
-                    // Nothing more goes out from here, so nothing can be agreed; the peer's direction keeps its key.
+                    // Nothing more goes out from here, so nothing can be agreed: the peer's direction keeps its key.
                     return Ok(());
                 }
                 self.offer(random)
@@ -74,6 +73,16 @@ impl Session {
             Exchange::Switched(_) => return Err(RecordError::Rekey),
         };
         self.switch(&mine, &theirs)
+    }
+
+    /// Exchanges that the peer begins must be paid for by time or records.
+    fn spend(&mut self, now_ms: u64) -> Result<(), RecordError> {
+        let by_time = now_ms.saturating_sub(self.began_ms) / MIN_MILLISECONDS_PER_KEY;
+        let records =
+            self.earlier_records.saturating_add(self.input.opened()).saturating_add(self.output.count());
+        let allowed = FREE_EXCHANGES.saturating_add(by_time).saturating_add(records / MIN_RECORDS_PER_KEY);
+        self.answered = self.answered.saturating_add(1);
+        if self.answered <= allowed { Ok(()) } else { Err(RecordError::Rekey) }
     }
 
     fn switch(&mut self, mine: &SecretKey, theirs: &PublicKey) -> Result<(), RecordError> {
@@ -88,6 +97,7 @@ impl Session {
         if !self.closed {
             self.output.control(Kind::Switch, &[]);
         }
+        self.earlier_records = self.earlier_records.saturating_add(self.output.count());
         self.output.replace_key(sealer);
         self.exchange = Exchange::Switched(opener);
         Ok(())
@@ -98,6 +108,7 @@ impl Session {
         self.input.expect_empty()?;
         match std::mem::replace(&mut self.exchange, Exchange::Idle) {
             Exchange::Switched(opener) => {
+                self.earlier_records = self.earlier_records.saturating_add(self.input.opened());
                 self.input.replace_key(opener);
                 self.epoch_began_ms = now_ms;
                 Ok(())

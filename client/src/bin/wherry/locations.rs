@@ -41,7 +41,7 @@ pub(crate) async fn join(context: &Context, args: Join) -> Result<u8, CliError> 
     Ok(0)
 }
 
-fn default_label() -> Option<Name> {
+pub(crate) fn default_label() -> Option<Name> {
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     wherry_client::join::label(&user, &host)

@@ -2,6 +2,7 @@
 mod access;
 mod containers;
 mod context;
+mod dev;
 mod images;
 mod locations;
 mod network;
@@ -86,6 +87,9 @@ enum Command {
     Account(access::AccountCommand),
     /// Follow what happens at the location.
     Events,
+    /// A cluster of virtual machines on this computer.
+    #[command(subcommand)]
+    Dev(dev::DevCommand),
     /// Print completions for a shell.
     Completions {
         /// Which shell.
@@ -158,6 +162,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Accounts => access::accounts(&context).await,
         Command::Account(args) => access::account(&context, &args).await,
         Command::Events => access::events(&context).await,
+        Command::Dev(command) => dev::dev(&context, command).await,
         Command::Completions { shell } => completions(shell),
         Command::Debug(args) => nodes::debug(&context, &args).await,
     }

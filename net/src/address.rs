@@ -1,0 +1,175 @@
+//! The address plan: which numbers and names follow from a board's index and a container's id.
+//!
+//! ```text
+//! 10.0.0.0/8      the overlay                      10.N.0.0/16   board N's containers
+//! 10.N.0.1        board N's bridge, wherry0        gre-M         tunnel to board M
+//! wv12            board's end of container c12     02:57:0a:N:x:y   MAC of 10.N.x.y
+//! ```
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+use wherry_protocol::{ContainerId, NodeIndex};
+
+/// Every board's container network lies in here.
+pub const OVERLAY: Prefix = Prefix { address: Ipv4Addr::new(10, 0, 0, 0), bits: 8 };
+/// The bridge that a board's containers hang on.
+pub const BRIDGE: &str = "wherry0";
+/// The container's own end of its veth pair.
+pub const CONTAINER_INTERFACE: &str = "eth0";
+/// Beginning of the names of tunnels; the board's number follows.
+pub const TUNNEL_PREFIX: &str = "gre-";
+/// Beginning of the names of the board's ends of veth pairs; the container's number follows.
+pub const PORT_PREFIX: &str = "wv";
+/// What GRE without key or checksum adds: 20 bytes of IPv4 and 4 of GRE (RFC 2784 §2.1).
+pub const GRE_OVERHEAD_BYTES: u32 = 24;
+
+/// A text that is no `a.b.c.d/n`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a network: expected an address and a length, as in 192.168.50.2/24")]
+pub struct PrefixError(String);
+
+/// An IPv4 address with a prefix length: a network, or an interface's address within one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix {
+    /// The address; host bits may be set when it stands for an interface.
+    pub address: Ipv4Addr,
+    /// Length, 0 to 32.
+    pub bits: u8,
+}
+
+impl Prefix {
+    /// `address`/`bits`; lengths over 32 count as 32.
+    #[must_use]
+    pub const fn new(address: Ipv4Addr, bits: u8) -> Self {
+        Self { address, bits: if bits > 32 { 32 } else { bits } }
+    }
+
+    /// One address.
+    #[must_use]
+    pub const fn host(address: Ipv4Addr) -> Self {
+        Self { address, bits: 32 }
+    }
+
+    /// The mask as a number.
+    #[must_use]
+    pub fn mask(self) -> u32 {
+        u32::MAX.checked_shl(32 - u32::from(self.bits.min(32))).unwrap_or(0)
+    }
+
+    /// The same network with the host bits cleared.
+    #[must_use]
+    pub fn network(self) -> Self {
+        Self { address: Ipv4Addr::from_bits(self.address.to_bits() & self.mask()), bits: self.bits }
+    }
+
+    /// Whether `address` lies within.
+    #[must_use]
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        (address.to_bits() ^ self.address.to_bits()) & self.mask() == 0
+    }
+
+    /// The highest address, where IPv4 broadcasts go.
+    #[must_use]
+    pub fn broadcast(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.address.to_bits() | !self.mask())
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bits {
+            32 => write!(f, "{}", self.address),
+            bits => write!(f, "{}/{bits}", self.address),
+        }
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = PrefixError;
+    fn from_str(text: &str) -> Result<Self, PrefixError> {
+        let parsed = || {
+            let (address, bits) = text.split_once('/')?;
+            let bits = bits.parse().ok().filter(|bits| *bits <= 32)?;
+            Some(Self { address: address.parse().ok()?, bits })
+        };
+        parsed().ok_or_else(|| PrefixError(text.chars().take(40).collect()))
+    }
+}
+
+/// The network of board `index`'s containers, 10.N.0.0/16.
+#[must_use]
+pub fn subnet(index: NodeIndex) -> Prefix {
+    Prefix::new(Ipv4Addr::new(10, index.0, 0, 0), 16)
+}
+
+/// The board's own address in it, 10.N.0.1: its containers' gateway.
+#[must_use]
+pub fn gateway(index: NodeIndex) -> Ipv4Addr {
+    Ipv4Addr::new(10, index.0, 0, 1)
+}
+
+/// Whether a container of board `index` may have `address`: in the subnet, and not its first, its last or the gateway.
+#[must_use]
+pub fn usable(index: NodeIndex, address: Ipv4Addr) -> bool {
+    let subnet = subnet(index);
+    subnet.contains(address) && ![subnet.address, gateway(index), subnet.broadcast()].contains(&address)
+}
+
+/// The name of the tunnel to board `peer`.
+#[must_use]
+pub fn tunnel_name(peer: NodeIndex) -> String {
+    format!("{TUNNEL_PREFIX}{}", peer.0)
+}
+
+/// The board's end of the container's veth pair. Ids count up from 1 over the whole life of a cluster, so they stay far
+/// below the 13 digits that fit a kernel interface name (IFNAMSIZ is 16 with the terminating zero); a longer one is
+/// refused by [`port_name`]'s `None`.
+#[must_use]
+pub fn port_name(id: ContainerId) -> Option<String> {
+    let name = format!("{PORT_PREFIX}{}", id.0);
+    (name.len() < 16).then_some(name)
+}
+
+/// The MAC address that belongs to an overlay address: locally administered, unicast, with the address in it.
+#[must_use]
+pub fn mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x57, a, b, c, d]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes() {
+        let lan: Prefix = "192.168.50.2/24".parse().unwrap();
+        assert_eq!(lan.network().to_string(), "192.168.50.0/24");
+        assert!(
+            lan.contains(Ipv4Addr::new(192, 168, 50, 254)) && !lan.contains(Ipv4Addr::new(192, 168, 51, 1))
+        );
+        assert_eq!(lan.broadcast(), Ipv4Addr::new(192, 168, 50, 255));
+        assert!("0.0.0.0/0".parse::<Prefix>().unwrap().contains(Ipv4Addr::new(8, 8, 8, 8)));
+        for bad in ["", "1.2.3.4", "1.2.3.4/33", "1.2.3/8", "1.2.3.4/-1", "/8"] {
+            assert!(bad.parse::<Prefix>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_and_numbers() {
+        assert_eq!(port_name(ContainerId(12)).as_deref(), Some("wv12"));
+        assert_eq!(port_name(ContainerId(9_999_999_999_999)).as_deref(), Some("wv9999999999999"));
+        assert_eq!(port_name(ContainerId(u64::MAX)), None);
+        assert_eq!(tunnel_name(NodeIndex(254)), "gre-254");
+        assert_eq!(mac(Ipv4Addr::new(10, 1, 0, 2)), [2, 0x57, 10, 1, 0, 2]);
+    }
+
+    #[test]
+    fn reserved_addresses_are_not_usable() {
+        let index = NodeIndex(3);
+        for bad in ["10.3.0.0", "10.3.0.1", "10.3.255.255", "10.4.0.2", "192.168.0.2"] {
+            assert!(!usable(index, bad.parse().unwrap()), "{bad}");
+        }
+        assert!(usable(index, "10.3.0.2".parse().unwrap()));
+    }
+}

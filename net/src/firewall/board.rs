@@ -1,0 +1,295 @@
+//! The rules of the board itself: what may reach it, what passes through it, and who may call himself what.
+use super::{DNS, TABLE, addresses, only_internet, to_resolvers};
+use crate::address::{
+    BRIDGE, OVERLAY, PORT_PREFIX, Prefix, TUNNEL_PREFIX, gateway, mac, port_name, subnet, tunnel_name,
+};
+use crate::nft::{
+    Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
+    Value,
+};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use wherry_protocol::message::{Connection, Peer, Transport};
+use wherry_protocol::{ContainerId, NodeIndex};
+
+/// Sessions, and enrolment.
+const BROKER_PORTS: [u16; 2] = [2020, 2021];
+/// LAN discovery.
+const DISCOVERY_PORT: u16 = 1026;
+/// DHCP's server and client (RFC 2131 §4.1).
+const DHCP_SERVER: u16 = 67;
+const DHCP_CLIENT: u16 = 68;
+/// Pings answered in a second: enough for people, little for a flood.
+const PINGS_PER_SECOND: u32 = 10;
+
+/// What a board offers to its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ports {
+    /// A broker's: sessions and enrolment.
+    Broker,
+    /// A node's: none, it dials out.
+    Node,
+}
+
+/// What the rules of a board depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Board<'a> {
+    /// What it offers.
+    pub ports: Ports,
+    /// The interface to the outside, once known.
+    pub uplink: Option<&'a str>,
+    /// The board's networks there.
+    pub lan: &'a [Prefix],
+    /// DNS servers that containers may ask.
+    pub resolvers: &'a [Ipv4Addr],
+    /// The board's number, once known. Without one nothing is forwarded.
+    pub index: Option<NodeIndex>,
+    /// Boards that tunnels lead to.
+    pub peers: &'a [Peer],
+    /// Connections with an end here.
+    pub connections: &'a [Connection],
+    /// Containers here, with their addresses.
+    pub containers: &'a BTreeMap<ContainerId, Ipv4Addr>,
+}
+
+/// The board's ruleset: one table for packets, one for the frames that containers send.
+#[must_use]
+pub fn board(of: &Board<'_>) -> Ruleset {
+    Ruleset { tables: vec![packets(of), frames(of)] }
+}
+
+fn tunnels() -> String {
+    format!("{TUNNEL_PREFIX}*")
+}
+
+fn packets(of: &Board<'_>) -> Table {
+    let peers: Vec<_> = of.peers.iter().map(|peer| peer.underlay).collect();
+    let sets = vec![addresses("peers", &peers), connections(of), addresses("resolvers", of.resolvers)];
+    let mut chains = vec![Chain::at(Hook::Input, Policy::Drop, "input", input(of))];
+    match of.index {
+        Some(index) => chains.extend(forwarding(of, index)),
+        None => chains.push(Chain::at(Hook::Forward, Policy::Drop, "forward", vec![])),
+    }
+    Table { family: Family::Inet, name: TABLE, sets, chains }
+}
+
+fn connections(of: &Board<'_>) -> Set {
+    let element = |c: &Connection| {
+        let ends = [Value::Ipv4(c.from_address), Value::Ipv4(c.to_address)];
+        [ends, [Value::Protocol(c.transport.into()), Value::Port(c.port)]].concat()
+    };
+    Set {
+        name: "connections",
+        key: vec![KeyType::Ipv4, KeyType::Ipv4, KeyType::Protocol, KeyType::Port],
+        elements: of
+            .connections
+            .iter()
+            .filter(|connection| ends_are_ours(of, connection))
+            .map(element)
+            .collect(),
+    }
+}
+
+/// Whether each end that lies on this board is the container that has the address now: an address that went on to
+/// another container takes no connection along.
+fn ends_are_ours(of: &Board<'_>, connection: &Connection) -> bool {
+    let ours = |id, address| {
+        let here = of.index.is_some_and(|index| subnet(index).contains(address));
+        !here || of.containers.get(id) == Some(&address)
+    };
+    ours(&connection.from, connection.from_address) && ours(&connection.to, connection.to_address)
+}
+
+/// What may reach the board itself.
+fn input(of: &Board<'_>) -> Vec<Rule> {
+    let mut rules = vec![Rule::new().input("lo").accept()];
+    // A DNS server on the board is the one thing of it that containers may talk to.
+    if let Some(gateway) = of.index.map(gateway).filter(|gateway| of.resolvers.contains(gateway)) {
+        let to_gateway = || Rule::new().input(BRIDGE).destination(Prefix::host(gateway));
+        rules.extend([Transport::Udp, Transport::Tcp].map(|over| to_gateway().port(over, DNS).accept()));
+    }
+    rules.push(Rule::new().state(States::ESTABLISHED_RELATED).accept());
+    rules.push(Rule::new().input(BRIDGE).drop());
+    rules.push(Rule::new().input(&tunnels()).drop());
+    rules.push(Rule::new().lookup(&[Key::Source], "peers").when(Match::Protocol(Protocol::Gre)).accept());
+    if of.ports == Ports::Broker {
+        rules.extend(BROKER_PORTS.map(|port| Rule::new().port(Transport::Tcp, port).accept()));
+    }
+    rules.push(Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept());
+    let lease =
+        Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
+    rules.push(lease.accept());
+    rules.push(Rule::new().when(Match::Icmp(Icmp::EchoRequest)).limit(PINGS_PER_SECOND).accept());
+    rules.push(Rule::new().drop());
+    rules
+}
+
+/// What may pass through the board.
+fn forwarding(of: &Board<'_>, index: NodeIndex) -> Vec<Chain> {
+    let mut chains = vec![
+        Chain::inner("overlay", overlay()),
+        Chain::inner("outside", outside(of)),
+        Chain::inner("from_containers", from_containers(of, index)),
+        Chain::inner("from_peers", from_peers(of, index)),
+        Chain::at(Hook::Forward, Policy::Drop, "forward", forward(of)),
+    ];
+    if let Some(uplink) = of.uplink {
+        let hide = Rule::new().source(subnet(index)).output(uplink).masquerade();
+        chains.push(Chain::at(Hook::SourceNat, Policy::Accept, "postrouting", vec![hide]));
+    }
+    chains
+}
+
+fn forward(of: &Board<'_>) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if let Some(uplink) = of.uplink {
+        // Answers from the internet. What claims to come from the overlay came the wrong way, unless it is DNS.
+        let from_uplink = || Rule::new().input(uplink);
+        rules.push(from_uplink().lookup(&[Key::Source], "resolvers").state(States::ESTABLISHED).accept());
+        let elsewhere = from_uplink().when(Match::Source(Not::IsNot, OVERLAY));
+        rules.push(elsewhere.state(States::ESTABLISHED_RELATED).accept());
+    }
+    rules.push(Rule::new().input(BRIDGE).jump("from_containers"));
+    rules.push(Rule::new().input(&tunnels()).jump("from_peers"));
+    rules.push(Rule::new().drop());
+    rules
+}
+
+/// Packets between containers, wherever they are.
+fn overlay() -> Vec<Rule> {
+    let there = [Key::Source, Key::Destination, Key::Protocol, Key::DestinationPort];
+    let back = [Key::Destination, Key::Source, Key::Protocol, Key::SourcePort];
+    vec![
+        Rule::new().lookup(&there, "connections").state(States::ESTABLISHED_NEW).accept(),
+        Rule::new().lookup(&back, "connections").state(States::ESTABLISHED).accept(),
+        Rule::new().when(Match::Icmp(Icmp::FragmentationNeeded)).state(States::RELATED).accept(),
+        Rule::new().drop(),
+    ]
+}
+
+/// Packets of containers that leave the cluster.
+fn outside(of: &Board<'_>) -> Vec<Rule> {
+    let mut rules = to_resolvers().to_vec();
+    rules.extend(only_internet(of.lan));
+    // What connection tracking cannot place would leave with a container's address on it.
+    rules.push(Rule::new().state(States { established: true, related: true, new: true }).accept());
+    rules.push(Rule::new().drop());
+    rules
+}
+
+fn from_containers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
+    let mut rules = vec![Rule::new().when(Match::Source(Not::IsNot, subnet(index))).drop()];
+    if let Some(uplink) = of.uplink {
+        rules.push(Rule::new().output(uplink).jump("outside"));
+    }
+    rules.push(Rule::new().jump("overlay"));
+    rules
+}
+
+/// A tunnel carries only its board's containers' packets to ours.
+fn from_peers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
+    let mut rules: Vec<_> = of
+        .peers
+        .iter()
+        .map(|peer| {
+            let wrong = Match::Source(Not::IsNot, subnet(peer.index));
+            Rule::new().input(&tunnel_name(peer.index)).when(wrong).drop()
+        })
+        .collect();
+    rules.push(Rule::new().when(Match::Destination(Not::IsNot, subnet(index))).drop());
+    rules.push(Rule::new().output(BRIDGE).jump("overlay"));
+    rules.push(Rule::new().drop());
+    rules
+}
+
+/// Frames from containers: each may use its own MAC and IPv4 address and no other, and speak IPv4 and ARP only; so
+/// there is no posing as another, as a DHCP server or as an IPv6 router.
+fn frames(of: &Board<'_>) -> Table {
+    let rules = vec![
+        Rule::new().when(Match::Input(Not::IsNot, format!("{PORT_PREFIX}*"))).accept(),
+        not_owner(&[Key::Input, Key::EtherSource, Key::ArpIp]),
+        not_owner(&[Key::Input, Key::ArpEther, Key::ArpIp]),
+        Rule::new().when(Match::Arp).accept(),
+        Rule::new().when(Match::Ipv4).when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).drop(),
+        Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source], "owners").accept(),
+        Rule::new().drop(),
+    ];
+    let chains = vec![Chain::at(Hook::BridgePrerouting, Policy::Drop, "prerouting", rules)];
+    Table { family: Family::Bridge, name: TABLE, sets: vec![owners(of)], chains }
+}
+
+fn not_owner(key: &[Key]) -> Rule {
+    Rule::new().when(Match::Lookup(Not::IsNot, key.to_vec(), "owners")).drop()
+}
+
+fn owners(of: &Board<'_>) -> Set {
+    let element = |(id, address): (&ContainerId, &Ipv4Addr)| {
+        Some(vec![Value::Ifname(port_name(*id)?), Value::Ether(mac(*address)), Value::Ipv4(*address)])
+    };
+    let elements = of.containers.iter().filter_map(element).collect();
+    Set { name: "owners", key: vec![KeyType::Ifname, KeyType::Ether, KeyType::Ipv4], elements }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::golden;
+
+    fn closed(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Board<'_> {
+        Board {
+            ports: Ports::Node,
+            uplink: None,
+            lan: &[],
+            resolvers: &[],
+            index: None,
+            peers: &[],
+            connections: &[],
+            containers,
+        }
+    }
+
+    #[test]
+    fn node_before_it_knows_anything() {
+        golden::check("board-node-early.nft", &board(&closed(&BTreeMap::new())).to_string());
+    }
+
+    #[test]
+    fn broker() {
+        let containers = BTreeMap::new();
+        let of = Board { ports: Ports::Broker, uplink: Some("eth0"), ..closed(&containers) };
+        golden::check("board-broker.nft", &board(&of).to_string());
+    }
+
+    #[test]
+    fn node_with_peers_and_connections() {
+        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let containers =
+            [(ContainerId(7), address("10.1.0.2")), (ContainerId(8), address("10.1.0.3"))].into();
+        let peer =
+            |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
+        let connection = |to, to_address, port| Connection {
+            from: ContainerId(7),
+            from_address: address("10.1.0.2"),
+            to: ContainerId(to),
+            to_address: address(to_address),
+            port,
+            transport: Transport::Tcp,
+        };
+        let of = Board {
+            uplink: Some("eth0"),
+            lan: &["192.168.50.12/24".parse().unwrap()],
+            resolvers: &[address("192.168.50.1"), address("10.1.0.1")],
+            index: Some(NodeIndex(1)),
+            peers: &[peer(2, "192.168.50.13"), peer(3, "192.168.50.14")],
+            connections: &[
+                connection(8, "10.1.0.3", 5432),
+                connection(9, "10.2.0.2", 80),
+                // Of containers that had these addresses before.
+                connection(6, "10.1.0.3", 81),
+                Connection { from: ContainerId(5), ..connection(9, "10.2.0.2", 82) },
+            ],
+            ..closed(&containers)
+        };
+        golden::check("board-node.nft", &board(&of).to_string());
+    }
+}

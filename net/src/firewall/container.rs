@@ -1,0 +1,154 @@
+//! The rules inside one container's network namespace. The container has no CAP_NET_ADMIN and cannot change them.
+use super::{DNS, TABLE, addresses, only_internet, to_resolvers};
+use crate::address::{OVERLAY, Prefix};
+use crate::nft::{
+    Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
+};
+use std::net::Ipv4Addr;
+use wherry_protocol::ContainerId;
+use wherry_protocol::message::{Connection, Transport};
+
+/// What the rules of one container depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Container<'a> {
+    /// Which container.
+    pub id: ContainerId,
+    /// Its address. A connection that names the container with another address is not its own.
+    pub address: Ipv4Addr,
+    /// All connections the board knows of; those of others are left out.
+    pub connections: &'a [Connection],
+    /// DNS servers it may ask.
+    pub resolvers: &'a [Ipv4Addr],
+    /// The board's own networks, closed to containers.
+    pub lan: &'a [Prefix],
+}
+
+/// The container's ruleset.
+#[must_use]
+pub fn container(of: &Container<'_>) -> Ruleset {
+    let chains = vec![
+        Chain::at(Hook::Input, Policy::Drop, "input", input()),
+        Chain::at(Hook::Output, Policy::Drop, "output", output(of)),
+    ];
+    let sets = vec![inbound(of), outbound(of), addresses("resolvers", of.resolvers)];
+    Ruleset { tables: vec![Table { family: Family::Inet, name: TABLE, sets, chains }] }
+}
+
+/// Who may reach the container, over which protocol, on which of its ports.
+fn inbound(of: &Container<'_>) -> Set {
+    let mine = of.connections.iter().filter(|c| c.to == of.id && c.to_address == of.address);
+    peers("inbound", mine.map(|c| (c.from_address, c)))
+}
+
+/// Whom the container may reach, over which protocol, on which of their ports.
+fn outbound(of: &Container<'_>) -> Set {
+    let mine = of.connections.iter().filter(|c| c.from == of.id && c.from_address == of.address);
+    peers("outbound", mine.map(|c| (c.to_address, c)))
+}
+
+fn peers<'a>(name: &'static str, connections: impl Iterator<Item = (Ipv4Addr, &'a Connection)>) -> Set {
+    let elements = connections
+        .map(|(peer, c)| vec![Value::Ipv4(peer), Value::Protocol(c.transport.into()), Value::Port(c.port)])
+        .collect();
+    Set { name, key: vec![KeyType::Ipv4, KeyType::Protocol, KeyType::Port], elements }
+}
+
+fn input() -> Vec<Rule> {
+    let from_resolver = |over| {
+        let rule = Rule::new().lookup(&[Key::Source], "resolvers").when(Match::SourcePort(over, DNS));
+        rule.state(States::ESTABLISHED).accept()
+    };
+    vec![
+        Rule::new().input("lo").accept(),
+        Rule::new()
+            .lookup(&[Key::Source, Key::Protocol, Key::DestinationPort], "inbound")
+            .state(States::ESTABLISHED_NEW)
+            .accept(),
+        Rule::new()
+            .lookup(&[Key::Source, Key::Protocol, Key::SourcePort], "outbound")
+            .state(States::ESTABLISHED)
+            .accept(),
+        // Routers on the way say that a packet was too large: path MTU discovery needs it.
+        Rule::new().when(Match::Icmp(Icmp::FragmentationNeeded)).state(States::RELATED).accept(),
+        from_resolver(Transport::Udp),
+        from_resolver(Transport::Tcp),
+        Rule::new().source(OVERLAY).drop(),
+        Rule::new().when(Match::Source(Not::IsNot, OVERLAY)).state(States::ESTABLISHED_RELATED).accept(),
+        Rule::new().drop(),
+    ]
+}
+
+fn output(of: &Container<'_>) -> Vec<Rule> {
+    let mut rules = vec![
+        Rule::new().output("lo").accept(),
+        Rule::new()
+            .lookup(&[Key::Destination, Key::Protocol, Key::DestinationPort], "outbound")
+            .state(States::ESTABLISHED_NEW)
+            .accept(),
+        Rule::new()
+            .lookup(&[Key::Destination, Key::Protocol, Key::SourcePort], "inbound")
+            .state(States::ESTABLISHED)
+            .accept(),
+    ];
+    rules.extend(to_resolvers());
+    rules.extend(only_internet(of.lan));
+    rules.push(Rule::new().when(Match::Ipv6).drop());
+    rules.push(Rule::new().accept());
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::golden;
+
+    fn connection(from: (u64, &str), to: (u64, &str), transport: Transport, port: u16) -> Connection {
+        Connection {
+            from: ContainerId(from.0),
+            from_address: from.1.parse().unwrap(),
+            to: ContainerId(to.0),
+            to_address: to.1.parse().unwrap(),
+            port,
+            transport,
+        }
+    }
+
+    fn rules(connections: &[Connection]) -> String {
+        container(&Container {
+            id: ContainerId(7),
+            address: "10.1.0.2".parse().unwrap(),
+            connections,
+            resolvers: &["192.168.50.1".parse().unwrap()],
+            lan: &["192.168.50.12/24".parse().unwrap()],
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn closed() {
+        golden::check("container-closed.nft", &rules(&[]));
+    }
+
+    #[test]
+    fn connected() {
+        let (me, near, far) = ((7, "10.1.0.2"), (8, "10.1.0.3"), (9, "10.2.0.2"));
+        golden::check(
+            "container-connected.nft",
+            &rules(&[
+                connection(me, far, Transport::Tcp, 80),
+                connection(me, far, Transport::Udp, 53),
+                connection(near, me, Transport::Tcp, 5432),
+                connection(near, far, Transport::Tcp, 81),
+            ]),
+        );
+    }
+
+    #[test]
+    fn another_container_s_connection_opens_nothing() {
+        let near_far = connection((8, "10.1.0.3"), (9, "10.2.0.2"), Transport::Tcp, 81);
+        // The address was ours before, or the container had another one: neither is a connection of this life.
+        let old_id = connection((6, "10.1.0.2"), (9, "10.2.0.2"), Transport::Tcp, 80);
+        let old_address = connection((8, "10.1.0.3"), (7, "10.1.0.99"), Transport::Tcp, 80);
+        assert_eq!(rules(&[near_far, old_id, old_address]), rules(&[]));
+    }
+}

@@ -1,0 +1,87 @@
+//! Which packets may go where, as rulesets computed from what the broker wants. Pure: nothing here touches the kernel.
+//!
+//! A connection `from → to:port` opens exactly two things, in both containers' namespaces and once more on each board
+//! on the way: packets to the port, and packets back from it that belong to a flow already seen. Nothing accepts
+//! "established" for overlay traffic in general, so taking a connection away also ends the flows that use it.
+mod board;
+mod container;
+
+pub use board::{Board, Ports, board};
+pub use container::{Container, container};
+
+use super::address::{OVERLAY, Prefix};
+use super::nft::{Key, KeyType, NftError, NftSocket, Rule, Set, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use wherry_protocol::message::Transport;
+
+/// Closes a board that runs no containers (a broker) but for what it offers. In the calling thread's namespace.
+///
+/// # Errors
+/// When the kernel lacks nf_tables or the process CAP_NET_ADMIN.
+pub fn protect(ports: Ports) -> Result<(), NftError> {
+    let nothing = Board {
+        ports,
+        uplink: None,
+        lan: &[],
+        resolvers: &[],
+        index: None,
+        peers: &[],
+        connections: &[],
+        containers: &BTreeMap::new(),
+    };
+    NftSocket::open()?.replace(&board(&nothing))
+}
+
+/// The name of all our tables.
+pub const TABLE: &str = "wherry";
+/// DNS (RFC 1035 §4.2).
+const DNS: u16 = 53;
+
+/// Networks that are not the internet and not ours: no container has business there.
+/// RFC 6890 lists them; the overlay itself is 10.0.0.0/8.
+const NOT_INTERNET: [Prefix; 8] = [
+    Prefix::new(Ipv4Addr::new(0, 0, 0, 0), 8),
+    Prefix::new(Ipv4Addr::new(100, 64, 0, 0), 10),
+    Prefix::new(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Prefix::new(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Prefix::new(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Prefix::new(Ipv4Addr::new(192, 168, 0, 0), 16),
+    Prefix::new(Ipv4Addr::new(224, 0, 0, 0), 4),
+    Prefix::new(Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+
+/// Rules that drop what is not on its way to the internet: the overlay, the board's networks, everybody's private ones.
+fn only_internet(lan: &[Prefix]) -> Vec<Rule> {
+    let lan = lan.iter().map(|prefix| prefix.network()).filter(|lan| *lan != OVERLAY);
+    let lan: BTreeSet<_> = lan.filter(|lan| !NOT_INTERNET.contains(lan)).collect();
+    let all = std::iter::once(OVERLAY).chain(lan).chain(NOT_INTERNET);
+    all.map(|network| Rule::new().destination(network).drop()).collect()
+}
+
+fn addresses(name: &'static str, addresses: &[Ipv4Addr]) -> Set {
+    let elements = addresses.iter().map(|address| vec![Value::Ipv4(*address)]).collect();
+    Set { name, key: vec![KeyType::Ipv4], elements }
+}
+
+/// Rules that let packets to the DNS servers pass.
+fn to_resolvers() -> [Rule; 2] {
+    [Transport::Udp, Transport::Tcp]
+        .map(|over| Rule::new().lookup(&[Key::Destination], "resolvers").port(over, DNS).accept())
+}
+
+#[cfg(test)]
+mod golden {
+    use std::path::Path;
+
+    /// Compares with a file under `tests/golden`; with WHERRY_BLESS set, writes it instead.
+    pub(super) fn check(name: &str, text: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        if std::env::var_os("WHERRY_BLESS").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).expect("golden file; WHERRY_BLESS=1 writes it");
+        assert_eq!(text, expected, "{name} differs; WHERRY_BLESS=1 accepts the change");
+    }
+}

@@ -1,0 +1,275 @@
+//! A ruleset as one netlink transaction. Numbers are those of include/uapi/linux/netfilter/nf_tables.h.
+use super::lower::{FIRST, Instruction, Load, element, program};
+use super::model::{Base, Chain, Family, Hook, KeyType, Not, Policy, Ruleset, Set, Table, Value, Verdict};
+use crate::netlink::{Attributes, append};
+
+/// NFNL_SUBSYS_NFTABLES: the high byte of message types.
+const SUBSYSTEM: u16 = 10;
+/// NFNL_MSG_BATCH_BEGIN and NFNL_MSG_BATCH_END.
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+
+const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
+const DELETE_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const NEW_RULE: u16 = 6;
+const NEW_SET: u16 = 9;
+const NEW_ELEMENTS: u16 = 12;
+pub(super) const NEW_GENERATION: u16 = 15;
+const GET_GENERATION: u16 = 16;
+
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+
+/// Elements in one message: 256 of the longest keys stay below the 64 KiB an attribute can hold.
+const ELEMENTS_PER_MESSAGE: usize = 256;
+
+/// What to send, and the sequence numbers its answers carry.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) bytes: Vec<u8>,
+    /// Of the message that opens the transaction: an error with this number ends it.
+    pub(super) first: u32,
+    /// Of the last message, the only one that asks for an answer.
+    pub(super) last: u32,
+}
+
+/// struct nfgenmsg: family, version 0, resource id in network order.
+fn head(family: u8, resource: u16) -> Vec<u8> {
+    let mut bytes = vec![family, 0];
+    bytes.extend(resource.to_be_bytes());
+    bytes
+}
+
+fn family_number(family: Family) -> u8 {
+    match family {
+        Family::Inet => 1,
+        Family::Bridge => 7,
+    }
+}
+
+/// The transaction that makes the tables of `ruleset` exactly what it says, whatever they were; other tables are not
+/// touched. Adding before deleting makes the deletion succeed whether or not the table was there.
+pub(super) fn replace(ruleset: &Ruleset, sequence: u32) -> Batch {
+    let mut writer = Writer { bytes: Vec::new(), newest: 0, newest_flags: 0, sequence };
+    writer.bare(BATCH_BEGIN, SUBSYSTEM);
+    for table in &ruleset.tables {
+        let name = || Attributes::default().text(1, table.name);
+        writer.message(table.family, NEW_TABLE, CREATE, &name());
+        writer.message(table.family, DELETE_TABLE, 0, &name());
+        writer.table(table);
+    }
+    let last = writer.sequence;
+    writer.ask_for_answer();
+    writer.bare(BATCH_END, SUBSYSTEM);
+    Batch { bytes: writer.bytes, first: sequence.wrapping_add(1), last }
+}
+
+/// Asks which generation the namespace's rules are: it changes with every change of any of them.
+pub(super) fn get_generation(sequence: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    append(&mut bytes, SUBSYSTEM << 8 | GET_GENERATION, REQUEST, sequence, &head(0, 0));
+    bytes
+}
+
+/// Asks for a table; the answer is the table or ENOENT.
+pub(super) fn get_table(family: Family, name: &str, sequence: u32) -> Vec<u8> {
+    let mut payload = head(family_number(family), 0);
+    payload.extend(Attributes::default().text(1, name).as_slice());
+    let mut bytes = Vec::new();
+    append(&mut bytes, SUBSYSTEM << 8 | GET_TABLE, REQUEST | ACK, sequence, &payload);
+    bytes
+}
+
+struct Writer {
+    bytes: Vec<u8>,
+    /// Where the newest message begins.
+    newest: usize,
+    newest_flags: u16,
+    sequence: u32,
+}
+
+impl Writer {
+    /// Makes the kernel answer the newest message: then all before it went well too.
+    fn ask_for_answer(&mut self) {
+        if let Some(flags) = self.bytes.get_mut(self.newest + 6..self.newest + 8) {
+            flags.copy_from_slice(&(self.newest_flags | ACK).to_ne_bytes());
+        }
+    }
+
+    fn bare(&mut self, kind: u16, resource: u16) {
+        self.sequence = self.sequence.wrapping_add(1);
+        append(&mut self.bytes, kind, REQUEST, self.sequence, &head(0, resource));
+    }
+
+    fn message(&mut self, family: Family, kind: u16, flags: u16, attributes: &Attributes) {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.newest = self.bytes.len();
+        self.newest_flags = REQUEST | flags;
+        let mut payload = head(family_number(family), 0);
+        payload.extend(attributes.as_slice());
+        append(&mut self.bytes, SUBSYSTEM << 8 | kind, REQUEST | flags, self.sequence, &payload);
+    }
+
+    fn table(&mut self, table: &Table) {
+        self.message(table.family, NEW_TABLE, CREATE, &Attributes::default().text(1, table.name));
+        for (number, set) in (1u32..).zip(&table.sets) {
+            self.message(table.family, NEW_SET, CREATE, &set_attributes(table, set, number));
+            let elements: Vec<_> = set.elements.iter().collect();
+            for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
+                self.message(
+                    table.family,
+                    NEW_ELEMENTS,
+                    CREATE,
+                    &elements_attributes(table, set, number, chunk),
+                );
+            }
+        }
+        // All chains first: a rule can only jump to a chain that is there.
+        for chain in &table.chains {
+            self.message(table.family, NEW_CHAIN, CREATE, &chain_attributes(table, chain));
+        }
+        for chain in &table.chains {
+            for rule in &chain.rules {
+                let code = program(table.family, rule);
+                let attributes = rule_attributes(table, chain, &code);
+                self.message(table.family, NEW_RULE, CREATE | APPEND, &attributes);
+            }
+        }
+    }
+}
+
+/// Numbers of nft's own types, kept by the kernel so that `nft list` can show keys as they were meant.
+fn key_type(part: KeyType) -> (u32, u32) {
+    match part {
+        KeyType::Ifname => (41, 16),
+        KeyType::Ether => (9, 6),
+        KeyType::Ipv4 => (7, 4),
+        KeyType::Protocol => (12, 1),
+        KeyType::Port => (13, 2),
+    }
+}
+
+fn set_attributes(table: &Table, set: &Set, number: u32) -> Attributes {
+    let joined = set.key.iter().fold(0, |joined, part| joined << 6 | key_type(*part).0);
+    let length = match set.key.as_slice() {
+        [part] => key_type(*part).1,
+        parts => parts.iter().map(|part| key_type(*part).1.next_multiple_of(4)).sum(),
+    };
+    Attributes::default()
+        .text(1, table.name)
+        .text(2, set.name)
+        .be32(3, 0)
+        .be32(4, joined)
+        .be32(5, length)
+        .be32(10, number)
+}
+
+fn elements_attributes(table: &Table, set: &Set, number: u32, elements: &[&Vec<Value>]) -> Attributes {
+    let list = elements.iter().fold(Attributes::default(), |list, parts| {
+        let value = Attributes::default().bytes(1, &element(parts));
+        list.nest(1, Attributes::default().nest(1, value))
+    });
+    Attributes::default().text(1, table.name).text(2, set.name).nest(3, list).be32(4, number)
+}
+
+fn chain_attributes(table: &Table, chain: &Chain) -> Attributes {
+    let attributes = Attributes::default().text(1, table.name).text(3, chain.name);
+    match chain.base {
+        Some(base) => base_attributes(attributes, base),
+        None => attributes,
+    }
+}
+
+/// Hook numbers (enum nf_inet_hooks, enum nf_br_hooks), priorities (enum nf_ip_hook_priorities, enum
+/// nf_br_hook_priorities) and verdicts of a policy (NF_DROP, NF_ACCEPT).
+fn base_attributes(attributes: Attributes, base: Base) -> Attributes {
+    let (number, priority, kind) = match base.hook {
+        Hook::Input => (1, 0, "filter"),
+        Hook::Forward => (2, 0, "filter"),
+        Hook::Output => (3, 0, "filter"),
+        Hook::SourceNat => (4, 100, "nat"),
+        Hook::BridgePrerouting => (0, -300i32, "filter"),
+    };
+    let policy = match base.policy {
+        Policy::Drop => 0,
+        Policy::Accept => 1,
+    };
+    let hook = Attributes::default().be32(1, number).bytes(2, &priority.to_be_bytes());
+    attributes.nest(4, hook).be32(5, policy).text(7, kind)
+}
+
+fn rule_attributes(table: &Table, chain: &Chain, code: &[Instruction]) -> Attributes {
+    let list = code.iter().fold(Attributes::default(), |list, step| list.nest(1, instruction(step)));
+    Attributes::default().text(1, table.name).text(2, chain.name).nest(4, list)
+}
+
+fn named(name: &str, data: Attributes) -> Attributes {
+    Attributes::default().text(1, name).nest(2, data)
+}
+
+fn value(bytes: &[u8]) -> Attributes {
+    Attributes::default().bytes(1, bytes)
+}
+
+fn instruction(step: &Instruction) -> Attributes {
+    let empty = Attributes::default;
+    match step {
+        Instruction::Load { from, register } => load(*from, *register),
+        Instruction::Mask { mask } => {
+            let length = mask.len() as u32;
+            let data = empty().be32(1, FIRST).be32(2, FIRST).be32(3, length);
+            named("bitwise", data.nest(4, value(mask)).nest(5, value(&vec![0; mask.len()])))
+        }
+        Instruction::Compare { not, data } => {
+            named("cmp", empty().be32(1, FIRST).be32(2, flag(*not)).nest(3, value(data)))
+        }
+        Instruction::Lookup { not, set } => {
+            named("lookup", empty().text(1, set).be32(2, FIRST).be32(5, flag(*not)))
+        }
+        Instruction::Limit { per_second } => {
+            let rate = empty().be64(1, u64::from(*per_second)).be64(2, 1).be32(3, LIMIT_BURST);
+            named("limit", rate.be32(4, 0).be32(5, 0))
+        }
+        Instruction::Counter => named("counter", empty()),
+        Instruction::Masquerade => named("masq", empty()),
+        Instruction::Verdict(verdict) => {
+            named("immediate", empty().be32(1, 0).nest(2, empty().nest(2, verdict_attributes(*verdict))))
+        }
+    }
+}
+
+/// Packets that may come at once before a limit bites: nft's own default.
+const LIMIT_BURST: u32 = 5;
+
+/// NFT_CMP_EQ / NFT_CMP_NEQ, and NFT_LOOKUP_F_INV.
+fn flag(not: Not) -> u32 {
+    match not {
+        Not::Is => 0,
+        Not::IsNot => 1,
+    }
+}
+
+fn load(from: Load, register: u32) -> Attributes {
+    let target = Attributes::default().be32(1, register);
+    match from {
+        Load::Meta(key) => named("meta", target.be32(2, key as u32)),
+        Load::State => named("ct", target.be32(2, 0)),
+        Load::Payload { header, offset, bytes } => {
+            named("payload", target.be32(2, header as u32).be32(3, offset).be32(4, bytes))
+        }
+    }
+}
+
+/// NF_DROP, NF_ACCEPT and NFT_JUMP.
+fn verdict_attributes(verdict: Verdict) -> Attributes {
+    let code = |code: i32| Attributes::default().bytes(1, &code.to_be_bytes());
+    match verdict {
+        Verdict::Drop => code(0),
+        Verdict::Accept => code(1),
+        Verdict::Jump(chain) => code(-3).text(2, chain),
+    }
+}

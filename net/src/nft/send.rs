@@ -1,0 +1,107 @@
+//! Rulesets to the kernel.
+use super::encode::{NEW_GENERATION, get_generation, get_table, replace};
+use super::model::{Family, Ruleset};
+use crate::netlink::{Socket, messages};
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+
+/// Why the kernel did not take a ruleset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NftError {
+    /// No netlink socket for nf_tables.
+    #[error("no access to nf_tables ({0}): the kernel needs CONFIG_NF_TABLES and the process CAP_NET_ADMIN")]
+    Open(Errno),
+    /// The kernel did not answer, or the question did not get through.
+    #[error("nf_tables did not answer ({0})")]
+    Answer(Errno),
+    /// The kernel refused the transaction; nothing of it holds.
+    #[error("the kernel refused message {message} of the firewall's transaction ({errno})")]
+    Refused {
+        /// Which message, counted from the beginning of the transaction.
+        message: u32,
+        /// Why.
+        errno: Errno,
+    },
+}
+
+/// A socket to nf_tables of one network namespace.
+#[derive(Debug)]
+pub struct NftSocket(Socket);
+
+/// Which state of all rules of a namespace: any change of them, by anybody, gives a new number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RulesGeneration(u32);
+
+impl NftSocket {
+    /// A socket for the calling thread's network namespace; it keeps speaking to that one.
+    pub fn open() -> Result<Self, NftError> {
+        Socket::open(SockProtocol::NetlinkNetFilter).map(Self).map_err(NftError::Open)
+    }
+
+    /// Makes the tables of `ruleset` exactly what it says, in one transaction: a packet sees all of the old rules or all
+    /// of the new ones.
+    pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), NftError> {
+        let batch = replace(ruleset, self.0.next_sequence());
+        for _ in batch.first..batch.last.wrapping_add(1) {
+            self.0.next_sequence();
+        }
+        self.0.send(&batch.bytes).map_err(NftError::Answer)?;
+        self.answer(batch.first, batch.last)
+    }
+
+    /// Errors come for every message that has one, success only for the last; an error about the first ends it all.
+    fn answer(&self, first: u32, last: u32) -> Result<(), NftError> {
+        let mut result = Ok(());
+        loop {
+            let datagram = self.0.receive().map_err(NftError::Answer)?;
+            for message in messages(&datagram).filter(|message| (first..=last).contains(&message.sequence)) {
+                if let (Some(Err(errno)), Ok(())) = (message.answer(), result) {
+                    result = Err(NftError::Refused { message: message.sequence - first, errno });
+                }
+                let refused_at_once = message.sequence == first && result.is_err();
+                if refused_at_once || message.sequence == last {
+                    return result;
+                }
+            }
+        }
+    }
+
+    /// Whether there is a table of this name.
+    pub fn has_table(&mut self, family: Family, name: &str) -> Result<bool, NftError> {
+        let sequence = self.0.next_sequence();
+        self.0.send(&get_table(family, name, sequence)).map_err(NftError::Answer)?;
+        loop {
+            let datagram = self.0.receive().map_err(NftError::Answer)?;
+            let mut answers = messages(&datagram).filter(|message| message.sequence == sequence);
+            match answers.find_map(|message| message.answer()) {
+                Some(Ok(())) => return Ok(true),
+                Some(Err(Errno::ENOENT)) => return Ok(false),
+                Some(Err(errno)) => return Err(NftError::Answer(errno)),
+                None => {}
+            }
+        }
+    }
+
+    /// The present generation of the namespace's rules.
+    pub fn generation(&mut self) -> Result<RulesGeneration, NftError> {
+        let sequence = self.0.next_sequence();
+        self.0.send(&get_generation(sequence)).map_err(NftError::Answer)?;
+        loop {
+            let datagram = self.0.receive().map_err(NftError::Answer)?;
+            for message in messages(&datagram).filter(|message| message.sequence == sequence) {
+                if let Some(Err(errno)) = message.answer() {
+                    return Err(NftError::Answer(errno));
+                }
+                if let Some(generation) = parse_generation(message.kind, message.payload) {
+                    return Ok(generation);
+                }
+            }
+        }
+    }
+}
+
+/// The number within the answer: behind struct nfgenmsg and the first attribute's header (NFTA_GEN_ID).
+fn parse_generation(kind: u16, payload: &[u8]) -> Option<RulesGeneration> {
+    let number = payload.get(8..12).filter(|_| kind & 0xff == NEW_GENERATION)?;
+    Some(RulesGeneration(u32::from_be_bytes(number.try_into().ok()?)))
+}

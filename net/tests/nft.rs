@@ -1,0 +1,190 @@
+//! What our encoder sends is what `nft` reads back, for every golden ruleset.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+mod netns;
+
+use netns::{attempt, isolated, run};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+use wherry_net::address::Prefix;
+use wherry_net::firewall::{Board, Container, Ports, board, container, protect};
+use wherry_net::nft::{
+    Chain, Family, Hook, KeyType, NftError, NftSocket, Policy, Rule, Ruleset, Set, Table, Value,
+};
+use wherry_protocol::message::{Connection, Peer, Transport};
+use wherry_protocol::{ContainerId, NodeIndex};
+
+fn address(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+fn connection(from: (u64, &str), to: (u64, &str), transport: Transport, port: u16) -> Connection {
+    Connection {
+        from: ContainerId(from.0),
+        from_address: address(from.1),
+        to: ContainerId(to.0),
+        to_address: address(to.1),
+        port,
+        transport,
+    }
+}
+
+/// The listing without what has no meaning: the kernel keeps the elements of a set in no particular order.
+fn normal(text: &str) -> String {
+    let joined = text.replace(",\n\t\t\t     ", ", ");
+    let line = |line: &str| match line.split_once("elements = { ") {
+        Some((before, rest)) => {
+            let elements: BTreeSet<_> = rest.trim_end_matches(" }").split(", ").collect();
+            format!("{before}elements = {{ {} }}", elements.into_iter().collect::<Vec<_>>().join(", "))
+        }
+        None => line.to_owned(),
+    };
+    joined.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn read_back(ruleset: &Ruleset) {
+    let ruleset = ruleset.clone();
+    isolated(move || {
+        let mut socket = NftSocket::open().unwrap();
+        // Twice: replacing what is there must work as well as making it.
+        for _ in 0..2 {
+            socket.replace(&ruleset).unwrap();
+            assert_eq!(normal(&run("nft -s list ruleset")), normal(&ruleset.to_string()));
+        }
+        run("nft -j list ruleset");
+    });
+}
+
+fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
+    let peer =
+        |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
+    board(&Board {
+        ports: Ports::Broker,
+        uplink: Some("eth0"),
+        lan: &["192.168.50.12/24".parse::<Prefix>().unwrap(), "203.0.113.9/27".parse().unwrap()],
+        resolvers: &[address("192.168.50.1"), address("10.1.0.1")],
+        index: Some(NodeIndex(1)),
+        peers: &[peer(2, "192.168.50.13"), peer(3, "192.168.50.14")],
+        connections: &[
+            connection((7, "10.1.0.2"), (8, "10.1.0.3"), Transport::Tcp, 5432),
+            connection((7, "10.1.0.2"), (9, "10.2.0.2"), Transport::Udp, 53),
+        ],
+        containers,
+    })
+}
+
+#[test]
+fn board_rules_read_back() {
+    read_back(&full_board(
+        &[(ContainerId(7), address("10.1.0.2")), (ContainerId(8), address("10.1.0.3"))].into(),
+    ));
+    read_back(&board(&Board {
+        ports: Ports::Node,
+        uplink: None,
+        lan: &[],
+        resolvers: &[],
+        index: None,
+        peers: &[],
+        connections: &[],
+        containers: &BTreeMap::new(),
+    }));
+}
+
+#[test]
+fn container_rules_read_back() {
+    let (me, near, far) = ((7, "10.1.0.2"), (8, "10.1.0.3"), (9, "10.2.0.2"));
+    read_back(&container(&Container {
+        id: ContainerId(7),
+        address: address("10.1.0.2"),
+        connections: &[connection(me, far, Transport::Tcp, 80), connection(near, me, Transport::Tcp, 5432)],
+        resolvers: &[address("192.168.50.1")],
+        lan: &["192.168.50.12/24".parse().unwrap()],
+    }));
+}
+
+#[test]
+fn a_thousand_containers_fit_one_transaction() {
+    let containers: BTreeMap<_, _> = (2..1002u64)
+        .map(|id| (ContainerId(id), Ipv4Addr::from_bits(address("10.1.0.0").to_bits() + id as u32)))
+        .collect();
+    let ruleset = full_board(&containers);
+    isolated(move || {
+        NftSocket::open().unwrap().replace(&ruleset).unwrap();
+        let listing = normal(&run("nft -s list ruleset"));
+        assert_eq!(listing, normal(&ruleset.to_string()));
+        assert_eq!(
+            listing.matches("\"wv").count(),
+            1001,
+            "1000 elements and the rule that asks for the prefix"
+        );
+    });
+}
+
+#[test]
+fn a_broker_offers_its_ports_and_nothing_else() {
+    isolated(|| {
+        protect(Ports::Broker).unwrap();
+        let router = netns::board_with_router();
+        let board: Ipv4Addr = address(netns::BOARD);
+        let _listening: Vec<_> =
+            [22, 2020, 2021].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap()).into();
+        let reach = |port| {
+            let to = SocketAddr::from((board, port));
+            router.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(300))).is_ok()
+        };
+        assert!(reach(2020) && reach(2021) && !reach(22));
+    });
+}
+
+fn small(rules: Vec<Rule>) -> Ruleset {
+    let chains = vec![Chain::at(Hook::Input, Policy::Accept, "input", rules)];
+    Ruleset { tables: vec![Table { family: Family::Inet, name: "wherry", sets: vec![], chains }] }
+}
+
+#[test]
+fn a_refused_transaction_changes_nothing_and_says_where() {
+    isolated(|| {
+        let mut socket = NftSocket::open().unwrap();
+        socket.replace(&small(vec![Rule::new().accept()])).unwrap();
+        let before = run("nft list ruleset");
+        let refused = socket.replace(&small(vec![Rule::new().accept(), Rule::new().jump("nowhere")]));
+        assert!(matches!(refused, Err(NftError::Refused { .. })), "{refused:?}");
+        assert_eq!(run("nft list ruleset"), before);
+        // The socket is as good as before.
+        socket.replace(&small(vec![Rule::new().drop()])).unwrap();
+        assert!(run("nft list ruleset").contains("drop"));
+    });
+}
+
+#[test]
+fn other_tables_are_left_alone() {
+    isolated(|| {
+        run("nft add table inet theirs");
+        let mut socket = NftSocket::open().unwrap();
+        socket.replace(&small(vec![Rule::new().accept()])).unwrap();
+        assert!(run("nft list tables").contains("theirs"));
+    });
+}
+
+#[test]
+fn the_generation_changes_with_every_change() {
+    isolated(|| {
+        let mut socket = NftSocket::open().unwrap();
+        socket.replace(&small(vec![])).unwrap();
+        let ours = socket.generation().unwrap();
+        assert_eq!(socket.generation().unwrap(), ours);
+        assert!(attempt("nft delete table inet wherry").status.success());
+        assert_ne!(socket.generation().unwrap(), ours);
+    });
+}
+
+#[test]
+fn large_sets_are_split() {
+    let elements = (0..5000u32).map(|n| vec![Value::Ipv4(Ipv4Addr::from_bits(0x0a01_0000 + n))]).collect();
+    let set = Set { name: "many", key: vec![KeyType::Ipv4], elements };
+    let table = Table { family: Family::Inet, name: "wherry", sets: vec![set], chains: vec![] };
+    isolated(move || {
+        NftSocket::open().unwrap().replace(&Ruleset { tables: vec![table] }).unwrap();
+        assert_eq!(run("nft list ruleset").matches("10.1.").count(), 5000);
+    });
+}

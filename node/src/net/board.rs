@@ -1,0 +1,360 @@
+//! The state behind [`super::Network`]: what is wanted, which namespaces are held, and what was last told to the kernel.
+//! Lives on one thread, which does all the talking with the kernel.
+use super::apply::{Namespaces, apply, tunnel};
+use super::error::NetError;
+use super::inside::{Inside, connect, prepare};
+use super::namespace::within;
+use super::network::{LocalContainer, NetConfig};
+use super::observe::{mtu_of, observe};
+use super::plan::{Desired, Facts, desired, plan, tunnel_mtu};
+use super::route::RouteSocket;
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use wherry_net::address::{Prefix, gateway, port_name, tunnel_name, usable};
+use wherry_net::firewall::{self, Ports};
+use wherry_net::nft::{Family, NftError, NftSocket, RulesGeneration, Ruleset};
+use wherry_net::setup::Uplink;
+use wherry_protocol::message::NetworkDesired;
+use wherry_protocol::{ContainerId, NodeIndex};
+
+/// Ethernet's, until the interface to the outside is known.
+const DEFAULT_MTU: u32 = 1500;
+
+/// A container whose namespace we hold.
+#[derive(Debug)]
+struct Attached {
+    address: Ipv4Addr,
+    namespace: OwnedFd,
+    rules: Rules,
+}
+
+/// Rules of one namespace: a socket to it, and what was last said through it.
+#[derive(Debug)]
+struct Rules {
+    nft: NftSocket,
+    told: Option<(Ruleset, RulesGeneration)>,
+}
+
+impl Rules {
+    /// Makes the rules `wanted`, unless they are: the same were told, and nobody has changed anything since.
+    fn ensure(&mut self, wanted: Ruleset) -> Result<(), NftError> {
+        let same = |(told, generation): &(Ruleset, RulesGeneration)| (*told == wanted).then_some(*generation);
+        if let Some(generation) = self.told.as_ref().and_then(same)
+            && self.nft.generation()? == generation
+        {
+            return Ok(());
+        }
+        self.nft.replace(&wanted)?;
+        self.told = Some((wanted, self.nft.generation()?));
+        Ok(())
+    }
+}
+
+/// One board's network.
+#[derive(Debug)]
+pub(super) struct Board {
+    ports: Ports,
+    uplink: Option<Uplink>,
+    index: Option<NodeIndex>,
+    wanted: NetworkDesired,
+    /// Whether the kernel's state is a former life's and what is wanted is not known yet: then it stays as it is.
+    adopted: bool,
+    listed: BTreeMap<ContainerId, Ipv4Addr>,
+    attached: BTreeMap<ContainerId, Attached>,
+    route: RouteSocket,
+    rules: Rules,
+    tunnels: bool,
+    /// Largest packet of the interface to the outside, in bytes.
+    mtu: u32,
+}
+
+fn kernel(what: &'static str) -> impl Fn(Errno) -> NetError {
+    move |errno| NetError::Kernel { what, errno }
+}
+
+impl Board {
+    /// In the calling thread's network namespace.
+    pub(super) fn open(config: &NetConfig) -> Result<Self, NetError> {
+        let mut route = RouteSocket::open().map_err(kernel("reach rtnetlink"))?;
+        let mut nft = NftSocket::open().map_err(NetError::Firewall)?;
+        let adopted = nft.has_table(Family::Inet, firewall::TABLE).map_err(NetError::Firewall)?;
+        let tunnels = can_tunnel(&mut route);
+        let mut board = Self {
+            ports: config.ports,
+            uplink: None,
+            index: None,
+            wanted: NetworkDesired::default(),
+            adopted,
+            listed: BTreeMap::new(),
+            attached: BTreeMap::new(),
+            route,
+            rules: Rules { nft, told: None },
+            tunnels,
+            mtu: DEFAULT_MTU,
+        };
+        board.converge()?;
+        Ok(board)
+    }
+
+    pub(super) fn can_tunnel(&self) -> bool {
+        self.tunnels
+    }
+
+    pub(super) fn set_uplink(&mut self, uplink: Option<Uplink>) -> Result<(), NetError> {
+        self.uplink = uplink;
+        self.converge()
+    }
+
+    pub(super) fn start(&mut self, index: NodeIndex) -> Result<(), NetError> {
+        self.index = Some(index);
+        self.converge()
+    }
+
+    pub(super) fn apply(
+        &mut self,
+        wanted: NetworkDesired,
+        containers: &[LocalContainer],
+    ) -> Result<(), NetError> {
+        let index = self.index.ok_or(NetError::NotStarted)?;
+        let mut listed = BTreeMap::new();
+        for container in containers {
+            check(index, container, &listed)?;
+            listed.insert(container.id, container.address);
+        }
+        (self.wanted, self.listed, self.adopted) = (wanted, listed, false);
+        self.converge()?;
+        self.tunnels_missing()
+    }
+
+    /// Said last, because everything else holds all the same.
+    fn tunnels_missing(&self) -> Result<(), NetError> {
+        match (self.wanted.peers.len(), self.tunnels, &self.uplink) {
+            (0, _, _) | (_, true, Some(_)) => Ok(()),
+            (peers, false, _) => Err(NetError::NoTunnels { peers }),
+            (peers, true, None) => Err(NetError::NoUplink { peers }),
+        }
+    }
+
+    /// All containers with their addresses, and whether their namespaces are at hand.
+    fn containers(&self) -> BTreeMap<ContainerId, (Ipv4Addr, bool)> {
+        let listed = self.listed.iter().map(|(id, address)| (*id, (*address, false)));
+        let attached = self.attached.iter().map(|(id, attached)| (*id, (attached.address, true)));
+        listed.chain(attached).collect()
+    }
+
+    /// Makes the kernel's state what is wanted. The rules come first: what is closed stays closed whatever fails later.
+    pub(super) fn converge(&mut self) -> Result<(), NetError> {
+        if !self.adopted {
+            self.rules.ensure(self.board_rules()).map_err(NetError::Firewall)?;
+            self.container_rules()?;
+        }
+        match self.index {
+            Some(index) => self.devices(index),
+            None => Ok(()),
+        }
+    }
+
+    fn board_rules(&self) -> Ruleset {
+        let containers = self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect();
+        firewall::board(&firewall::Board {
+            ports: self.ports,
+            uplink: self.uplink.as_ref().map(|uplink| uplink.interface.as_str()),
+            lan: &self.lan(),
+            resolvers: self.resolvers(),
+            index: self.index,
+            peers: &self.wanted.peers,
+            connections: &self.wanted.connections,
+            containers: &containers,
+        })
+    }
+
+    fn lan(&self) -> Vec<Prefix> {
+        self.uplink.iter().map(|uplink| Prefix::new(uplink.lease.address, uplink.lease.prefix)).collect()
+    }
+
+    fn resolvers(&self) -> &[Ipv4Addr] {
+        self.uplink.as_ref().map_or(&[], |uplink| uplink.lease.dns.as_slice())
+    }
+
+    fn rules_of(&self, container: LocalContainer) -> Ruleset {
+        firewall::container(&firewall::Container {
+            id: container.id,
+            address: container.address,
+            connections: &self.wanted.connections,
+            resolvers: self.resolvers(),
+            lan: &self.lan(),
+        })
+    }
+
+    fn container_rules(&mut self) -> Result<(), NetError> {
+        let wanted: Vec<_> = self
+            .attached
+            .iter()
+            .map(|(id, attached)| self.rules_of(LocalContainer { id: *id, address: attached.address }))
+            .collect();
+        let mut result = Ok(());
+        for ((id, attached), wanted) in self.attached.iter_mut().zip(wanted) {
+            // One container's trouble must not leave another one open.
+            let told = attached.rules.ensure(wanted);
+            result = result.and(told.map_err(|source| NetError::ContainerFirewall { id: *id, source }));
+        }
+        result
+    }
+
+    fn desired(&self, index: NodeIndex) -> Desired {
+        let peers = self.wanted.peers.iter().map(|peer| (peer.index, peer.underlay)).collect();
+        desired(&Facts {
+            index,
+            mtu: self.mtu,
+            underlay: self.uplink.as_ref().filter(|_| self.tunnels).map(|uplink| uplink.lease.address),
+            containers: &self.containers(),
+            peers: &peers,
+        })
+    }
+
+    fn devices(&mut self, index: NodeIndex) -> Result<(), NetError> {
+        if let Some(uplink) = &self.uplink {
+            let mtu = mtu_of(&mut self.route, &uplink.interface).map_err(kernel("read the MTU"))?;
+            self.mtu = mtu.unwrap_or(self.mtu);
+        }
+        let mut desired = self.desired(index);
+        let observed = observe(&mut self.route, &desired).map_err(kernel("read devices and routes"))?;
+        if self.adopted {
+            let unknown = observed.links.keys().filter(|name| !desired.links.contains_key(*name));
+            desired.keep.extend(unknown.cloned().collect::<Vec<_>>());
+        }
+        let namespaces: Namespaces<'_> = self
+            .attached
+            .iter()
+            .filter_map(|(id, attached)| Some((port_name(*id)?, attached.namespace.as_fd())))
+            .collect();
+        apply(&mut self.route, &namespaces, plan(&desired, &observed)).map_err(NetError::Apply)
+    }
+
+    /// Connects a container's namespace. A container that already is (after a restart of the service) is not touched.
+    pub(super) fn attach(
+        &mut self,
+        container: LocalContainer,
+        process: BorrowedFd<'_>,
+    ) -> Result<(), NetError> {
+        let index = self.index.ok_or(NetError::NotStarted)?;
+        let others = self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect();
+        check(index, &container, &others)?;
+        let id = container.id;
+        let namespace = own_namespace(id, process)?;
+        let connected = inside(id, &namespace, || if_nametoindex("eth0").is_ok())?;
+        let nft = match connected {
+            true => inside(id, &namespace, NftSocket::open)?.map_err(NetError::Firewall)?,
+            false => self.prepare(container, &namespace)?,
+        };
+        let rules = Rules { nft, told: None };
+        self.attached.insert(id, Attached { address: container.address, namespace, rules });
+        self.finish(container, index, connected).inspect_err(|_| self.forget(id))
+    }
+
+    fn prepare(&mut self, container: LocalContainer, namespace: &OwnedFd) -> Result<NftSocket, NetError> {
+        let id = container.id;
+        let port = port_name(id).ok_or(NetError::Id(id))?;
+        // A former life's end of the pair, if its namespace has not gone yet.
+        match self.route.delete_link(&port) {
+            Ok(()) | Err(Errno::ENODEV) => {}
+            Err(errno) => return Err(kernel("remove a former life's port")(errno)),
+        }
+        let rules = self.rules_of(container);
+        inside(id, namespace, || prepare(&rules))?.map_err(|source| NetError::Inside { id, source })
+    }
+
+    fn finish(
+        &mut self,
+        container: LocalContainer,
+        index: NodeIndex,
+        connected: bool,
+    ) -> Result<(), NetError> {
+        let id = container.id;
+        self.converge()?;
+        if connected {
+            return Ok(());
+        }
+        let wanted =
+            Inside { address: container.address, gateway: gateway(index), overlay_mtu: tunnel_mtu(self.mtu) };
+        let attached = self.attached.get(&id).ok_or(NetError::Unknown(id))?;
+        inside(id, &attached.namespace, || connect(wanted))?.map_err(|source| NetError::Inside { id, source })
+    }
+
+    /// After a failed attach: the error being reported is the first one, what this leaves is found by the next look.
+    fn forget(&mut self, id: ContainerId) {
+        if let Err(error) = self.detach(id) {
+            tracing::warn!(%id, %error, "after a failed attach");
+        }
+    }
+
+    pub(super) fn detach(&mut self, id: ContainerId) -> Result<(), NetError> {
+        self.attached.remove(&id);
+        self.listed.remove(&id);
+        if self.adopted {
+            // Nothing else may be touched yet.
+            let port = port_name(id).ok_or(NetError::Id(id))?;
+            return match self.route.delete_link(&port) {
+                Ok(()) | Err(Errno::ENODEV) => Ok(()),
+                Err(errno) => Err(kernel("remove the container's port")(errno)),
+            };
+        }
+        self.converge()
+    }
+
+    /// Address and namespace of an attached container.
+    pub(super) fn place(&self, id: ContainerId) -> Result<(Ipv4Addr, OwnedFd), NetError> {
+        let attached = self.attached.get(&id).ok_or(NetError::Unknown(id))?;
+        let namespace = attached.namespace.try_clone();
+        let namespace = namespace.map_err(|_| kernel("duplicate a namespace's descriptor")(Errno::EMFILE))?;
+        Ok((attached.address, namespace))
+    }
+}
+
+fn check(
+    index: NodeIndex,
+    container: &LocalContainer,
+    others: &BTreeMap<ContainerId, Ipv4Addr>,
+) -> Result<(), NetError> {
+    let LocalContainer { id, address } = *container;
+    port_name(id).ok_or(NetError::Id(id))?;
+    if !usable(index, address) {
+        return Err(NetError::Address { id, address, index });
+    }
+    match others.iter().find(|(other, taken)| **other != id && **taken == address) {
+        Some((other, _)) => Err(NetError::AddressInUse { id, address, other: *other }),
+        None => Ok(()),
+    }
+}
+
+fn inside<T: Send>(
+    id: ContainerId,
+    namespace: &OwnedFd,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, NetError> {
+    within(namespace.as_fd(), work).map_err(|errno| NetError::Namespace { id, errno })
+}
+
+/// The namespace itself: a pidfd would stop leading to it when the process ends.
+fn own_namespace(id: ContainerId, process: BorrowedFd<'_>) -> Result<OwnedFd, NetError> {
+    let open = || std::fs::File::open("/proc/thread-self/ns/net").map(OwnedFd::from);
+    let opened = within(process, open).map_err(|errno| NetError::Namespace { id, errno })?;
+    opened.map_err(|error| NetError::Namespace {
+        id,
+        errno: Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+    })
+}
+
+/// Whether the kernel has GRE, found out by making a tunnel that leads nowhere. Its name is one of ours, so one that
+/// stays behind is removed with the first plan.
+fn can_tunnel(route: &mut RouteSocket) -> bool {
+    let name = tunnel_name(NodeIndex(255));
+    let nowhere = Ipv4Addr::LOCALHOST;
+    match route.create_link(&name, tunnel(nowhere, nowhere), vec![]) {
+        Ok(()) => route.delete_link(&name).is_ok(),
+        Err(errno) => errno == Errno::EEXIST,
+    }
+}

@@ -1,0 +1,80 @@
+//! A container's end: what is set up within its namespace. Everything may be done twice.
+use super::route::{Existing, RouteSocket, RouteSpec};
+use super::settings;
+use nix::errno::Errno;
+use std::net::Ipv4Addr;
+use wherry_net::address::{CONTAINER_INTERFACE, OVERLAY, Prefix};
+use wherry_net::nft::{NftError, NftSocket, Ruleset};
+
+/// What the inside of a container's namespace depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Inside {
+    /// The container's address.
+    pub(crate) address: Ipv4Addr,
+    /// The board's, on the bridge.
+    pub(crate) gateway: Ipv4Addr,
+    /// Largest packet to other containers, in bytes: they may be behind a tunnel.
+    pub(crate) overlay_mtu: u32,
+}
+
+/// What can go wrong in there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InsideError {
+    /// The rules.
+    #[error(transparent)]
+    Firewall(#[from] NftError),
+    /// The interface.
+    #[error("could not {what}: {errno}")]
+    Interface {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        errno: Errno,
+    },
+}
+
+fn doing(what: &'static str) -> impl Fn(Errno) -> InsideError {
+    move |errno| InsideError::Interface { what, errno }
+}
+
+/// Before there is an interface: the rules, and what the kernel would otherwise do by itself. The socket goes on
+/// speaking to the container's namespace, from any thread.
+pub(crate) fn prepare(rules: &Ruleset) -> Result<NftSocket, InsideError> {
+    let mut nft = NftSocket::open()?;
+    nft.replace(rules)?;
+    // The overlay is IPv4; without this each interface gets an IPv6 address and talks on its own.
+    for which in ["all", "default"] {
+        let path = format!("ipv6/conf/{which}/disable_ipv6");
+        settings::write_if_there(&path, "1").map_err(|_| doing("disable IPv6")(Errno::EACCES))?;
+    }
+    // The namespace is the container's alone, so its port numbers below 1024 need no privilege; Docker does the same.
+    settings::write_if_there("ipv4/ip_unprivileged_port_start", "0")
+        .map_err(|_| doing("open the low ports")(Errno::EACCES))?;
+    let mut route = RouteSocket::open().map_err(doing("reach rtnetlink"))?;
+    route.set_up("lo").map_err(doing("switch lo on"))?;
+    Ok(nft)
+}
+
+/// Once `eth0` is there: address and routes. The address stands alone (/32) and everything goes through the board, so
+/// containers of one board share no wire that one could pose as another on.
+pub(crate) fn connect(inside: Inside) -> Result<(), InsideError> {
+    let mut route = RouteSocket::open().map_err(doing("reach rtnetlink"))?;
+    let eth0 = CONTAINER_INTERFACE;
+    let address = Prefix::host(inside.address);
+    route.add_address(eth0, address, Existing::Replace).map_err(doing("set the address of eth0"))?;
+    route.set_up(eth0).map_err(doing("switch eth0 on"))?;
+    let overlay = RouteSpec {
+        destination: OVERLAY,
+        mtu: Some(inside.overlay_mtu),
+        ..RouteSpec::default_through(inside.gateway)
+    };
+    let routes = [
+        RouteSpec::direct(Prefix::host(inside.gateway)),
+        RouteSpec::default_through(inside.gateway),
+        overlay,
+    ];
+    routes
+        .into_iter()
+        .try_for_each(|spec| route.add_route(eth0, spec, Existing::Replace))
+        .map_err(doing("set the routes of eth0"))
+}

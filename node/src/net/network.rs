@@ -1,0 +1,179 @@
+//! The network of a board as the node's agent sees it.
+use super::board::Board;
+use super::error::NetError;
+use super::tunnel;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use wherry_net::firewall::Ports;
+use wherry_net::setup::Uplink;
+use wherry_protocol::message::NetworkDesired;
+use wherry_protocol::{ContainerId, NodeIndex};
+
+/// What does not change while the service runs.
+#[derive(Debug, Clone, Copy)]
+pub struct NetConfig {
+    /// What the board offers to its network.
+    pub ports: Ports,
+    /// How often the kernel's state is compared with what is wanted, unasked.
+    pub reconcile: Duration,
+}
+
+impl NetConfig {
+    /// A node's: ten seconds until something that was deleted by hand is back.
+    pub const NODE: Self = Self { ports: Ports::Node, reconcile: Duration::from_secs(10) };
+    /// A broker's.
+    pub const BROKER: Self = Self { ports: Ports::Broker, ..Self::NODE };
+}
+
+/// A container of this board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalContainer {
+    /// Which.
+    pub id: ContainerId,
+    /// Its overlay address.
+    pub address: Ipv4Addr,
+}
+
+/// What the kernel can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetFacts {
+    /// Whether it can make tunnels to other boards.
+    pub overlay: bool,
+}
+
+type Job = Box<dyn FnOnce(&mut Board) + Send>;
+
+/// The network of a board. Cheap to clone; all clones are the same network. Its devices and rules stay when the last one
+/// is dropped, so that a restart of the service interrupts nothing.
+#[derive(Debug, Clone)]
+pub struct Network {
+    jobs: Sender<Job>,
+    facts: NetFacts,
+}
+
+impl Network {
+    /// Takes over the network namespace of the calling thread. On a fresh board this closes the firewall at once; what a
+    /// former life of the service left working goes on working until the first [`Network::apply`].
+    ///
+    /// # Errors
+    /// When the kernel lacks nf_tables or the process CAP_NET_ADMIN.
+    pub fn new(config: NetConfig) -> Result<Self, NetError> {
+        let (jobs, queue) = mpsc::channel();
+        let (opened, result) = mpsc::sync_channel(1);
+        // A new thread inherits the namespace of the one that makes it.
+        let thread = std::thread::Builder::new().name("wherry-net".into()).spawn(move || {
+            let board = Board::open(&config);
+            let facts = board.as_ref().map(|board| NetFacts { overlay: board.can_tunnel() });
+            let told = opened.send(facts.map_err(Clone::clone));
+            if let (Ok(board), Ok(())) = (board, told) {
+                work(board, &queue, config.reconcile);
+            }
+        });
+        thread.map_err(|_| NetError::Stopped)?;
+        let facts = result.recv().map_err(|_| NetError::Stopped)??;
+        Ok(Self { jobs, facts })
+    }
+
+    /// What the kernel can do.
+    #[must_use]
+    pub fn facts(&self) -> NetFacts {
+        self.facts
+    }
+
+    /// Says how the board reaches the outside, now and whenever that changes; `None` when it does not any more.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub async fn set_uplink(&self, uplink: Option<Uplink>) -> Result<(), NetError> {
+        self.call(|board| board.set_uplink(uplink)).await?
+    }
+
+    /// The board's number is known: makes the bridge.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub async fn start(&self, index: NodeIndex) -> Result<(), NetError> {
+        self.call(move |board| board.start(index)).await?
+    }
+
+    /// Makes tunnels and rules what the broker wants. `containers` are all of this board's, attached or not: what a
+    /// former life left of others is removed.
+    ///
+    /// # Errors
+    /// See [`NetError`]. After [`NetError::NoTunnels`] and [`NetError::NoUplink`] everything but the tunnels holds.
+    pub async fn apply(
+        &self,
+        wanted: &NetworkDesired,
+        containers: &[LocalContainer],
+    ) -> Result<(), NetError> {
+        let (wanted, containers) = (wanted.clone(), containers.to_vec());
+        self.call(move |board| board.apply(wanted, &containers)).await?
+    }
+
+    /// Connects a container: its rules, then `eth0` with its address. `namespace` is a pidfd of a process in the
+    /// container's network namespace or the namespace's file; it is needed only during the call. A container that is
+    /// connected already (the service was restarted) is taken over as it is.
+    ///
+    /// # Errors
+    /// See [`NetError`]; nothing of the container is left then.
+    pub async fn attach(&self, container: LocalContainer, namespace: OwnedFd) -> Result<(), NetError> {
+        self.call(move |board| board.attach(container, namespace.as_fd())).await?
+    }
+
+    /// Disconnects a container and forgets it. One that is not attached is no error.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub async fn detach(&self, id: ContainerId) -> Result<(), NetError> {
+        self.call(move |board| board.detach(id)).await?
+    }
+
+    /// A TCP connection to a port of a container, made from within its namespace: to its address, or where nothing
+    /// listens there, to its loopback.
+    ///
+    /// # Errors
+    /// As connect(2); `NotFound` when the container is not attached.
+    pub async fn connect(&self, id: ContainerId, port: u16) -> io::Result<TcpStream> {
+        let place = self.call(move |board| board.place(id)).await.and_then(|place| place);
+        let (address, namespace) = place.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
+        match tunnel::connect(namespace.as_fd(), SocketAddrV4::new(address, port)).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                tunnel::connect(namespace.as_fd(), SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).await
+            }
+            other => other,
+        }
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Board) -> T + Send + 'static,
+    ) -> Result<T, NetError> {
+        let (answer, result) = oneshot::channel();
+        let job = move |board: &mut Board| {
+            // Whoever asked may have gone; the work is done all the same.
+            answer.send(job(board)).ok();
+        };
+        self.jobs.send(Box::new(job)).map_err(|_| NetError::Stopped)?;
+        result.await.map_err(|_| NetError::Stopped)
+    }
+}
+
+/// Does jobs until the last [`Network`] is gone; when there are none for a while, looks after the kernel.
+fn work(mut board: Board, queue: &Receiver<Job>, reconcile: Duration) {
+    loop {
+        match queue.recv_timeout(reconcile) {
+            Ok(job) => job(&mut board),
+            Err(RecvTimeoutError::Timeout) => {
+                if let Err(error) = board.converge() {
+                    tracing::warn!(%error, "the network is not as it should be");
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}

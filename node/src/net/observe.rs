@@ -1,0 +1,142 @@
+//! Reads from the kernel what a plan starts from.
+use super::plan::{Desired, Observed, Route, SeenKind, SeenLink};
+use super::route::RouteSocket;
+use super::settings;
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoGre, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use nix::errno::Errno;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use wherry_net::address::{BRIDGE, PORT_PREFIX, Prefix, TUNNEL_PREFIX};
+
+/// The board as far as it is ours, and the values of the settings that `desired` names.
+pub(crate) fn observe(route: &mut RouteSocket, desired: &Desired) -> Result<Observed, Errno> {
+    let links = route.links()?;
+    let names: BTreeMap<u32, String> =
+        links.iter().filter_map(|link| Some((link.header.index, name(link)?))).collect();
+    let bridge = names.iter().find(|(_, name)| *name == BRIDGE).map(|(index, _)| *index);
+    let ours = |link: &LinkMessage| Some((name(link).filter(|name| is_ours(name))?, seen(link, bridge)));
+    let addresses = match bridge {
+        Some(index) => route.addresses(index)?,
+        None => Vec::new(),
+    };
+    Ok(Observed {
+        links: links.iter().filter_map(ours).collect(),
+        addresses: addresses.into_iter().collect(),
+        routes: route.routes()?.iter().filter_map(|route| through_tunnel(route, &names)).collect(),
+        settings: desired
+            .settings
+            .iter()
+            .filter_map(|setting| Some((setting.path.clone(), settings::read(&setting.path)?)))
+            .collect(),
+    })
+}
+
+/// The MTU of a device, in bytes, if there is such a device.
+pub(crate) fn mtu_of(route: &mut RouteSocket, device: &str) -> Result<Option<u32>, Errno> {
+    let links = route.links()?;
+    Ok(links.iter().find(|link| name(link).as_deref() == Some(device)).and_then(mtu))
+}
+
+fn is_ours(name: &str) -> bool {
+    name == BRIDGE || name.starts_with(TUNNEL_PREFIX) || name.starts_with(PORT_PREFIX)
+}
+
+fn name(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
+}
+
+fn mtu(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
+}
+
+fn mac(link: &LinkMessage) -> Option<[u8; 6]> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
+        _ => None,
+    })
+}
+
+fn seen(link: &LinkMessage, bridge: Option<u32>) -> SeenLink {
+    SeenLink {
+        kind: kind(link, bridge),
+        mtu: mtu(link).unwrap_or(0),
+        up: link.header.flags.contains(LinkFlags::Up),
+    }
+}
+
+fn infos(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
+    link.attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        })
+        .flatten()
+}
+
+fn kind(link: &LinkMessage, bridge: Option<u32>) -> Option<SeenKind> {
+    let kind = infos(link).find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    });
+    match kind? {
+        InfoKind::Bridge => Some(SeenKind::Bridge { mac: mac(link)? }),
+        InfoKind::Veth => Some(SeenKind::Port { isolated: on_bridge(link, bridge) && is_isolated(link) }),
+        InfoKind::GreTun => infos(link).find_map(tunnel),
+        _ => None,
+    }
+}
+
+fn on_bridge(link: &LinkMessage, bridge: Option<u32>) -> bool {
+    link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::Controller(master) => Some(*master) == bridge,
+        _ => false,
+    })
+}
+
+fn is_isolated(link: &LinkMessage) -> bool {
+    infos(link).any(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {
+            settings.contains(&InfoBridgePort::Isolated(true))
+        }
+        _ => false,
+    })
+}
+
+fn tunnel(info: &LinkInfo) -> Option<SeenKind> {
+    let LinkInfo::Data(InfoData::GreTun(attributes)) = info else { return None };
+    let mut ends = (None::<Ipv4Addr>, None::<Ipv4Addr>);
+    for attribute in attributes {
+        match attribute {
+            InfoGre::Local(address) => ends.0 = Some(*address),
+            InfoGre::Remote(address) => ends.1 = Some(*address),
+            _ => {}
+        }
+    }
+    Some(SeenKind::Tunnel { local: ends.0?, remote: ends.1? })
+}
+
+fn through_tunnel(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {
+    let mut found = (Ipv4Addr::UNSPECIFIED, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => found.0 = *address,
+            RouteAttribute::Oif(index) => found.1 = names.get(index),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => found.2 = Some(*address),
+            _ => {}
+        }
+    }
+    let link = found.1.filter(|name| name.starts_with(TUNNEL_PREFIX))?.clone();
+    let destination = Prefix::new(found.0, message.header.destination_prefix_length);
+    Some(Route { destination, link, source: found.2 })
+}

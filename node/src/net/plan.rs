@@ -1,0 +1,644 @@
+//! What must change so that the board's devices, addresses and routes are as they should be. Pure: the executor in
+//! `apply` does what this says, one step after the other, and nothing else.
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+use wherry_net::address::{BRIDGE, GRE_OVERHEAD_BYTES, Prefix, gateway, mac, port_name, subnet, tunnel_name};
+use wherry_protocol::{ContainerId, NodeIndex};
+
+/// What a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The bridge.
+    Bridge,
+    /// The board's end of a container's veth pair; the other end is `eth0` in the container's namespace.
+    Port {
+        /// The container's address, from which its MAC address follows.
+        container: Ipv4Addr,
+    },
+    /// A GRE tunnel.
+    Tunnel {
+        /// This board's address on the private network.
+        local: Ipv4Addr,
+        /// The other board's.
+        remote: Ipv4Addr,
+    },
+}
+
+/// A device as it should be; it should also be up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// What it is.
+    pub kind: Kind,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+}
+
+/// What the kernel has under a name that is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenLink {
+    /// What it is; `None`: nothing we would make.
+    pub kind: Option<SeenKind>,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+/// What a device turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeenKind {
+    /// A bridge with this MAC address.
+    Bridge {
+        /// Its MAC address.
+        mac: [u8; 6],
+    },
+    /// One end of a veth pair.
+    Port {
+        /// Whether it hangs on our bridge, and may speak to the bridge only, not to the other ports.
+        isolated: bool,
+    },
+    /// A GRE tunnel.
+    Tunnel {
+        /// This end.
+        local: Ipv4Addr,
+        /// The other end.
+        remote: Ipv4Addr,
+    },
+}
+
+/// A route to a network through a device.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Where to.
+    pub destination: Prefix,
+    /// Through which device.
+    pub link: String,
+    /// Which of the board's addresses its own packets carry.
+    pub source: Option<Ipv4Addr>,
+}
+
+/// A kernel setting below /proc/sys/net.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Setting {
+    /// Path below /proc/sys/net.
+    pub path: String,
+    /// Its value.
+    pub value: &'static str,
+    /// Of this device: the setting comes and goes with it.
+    pub link: Option<String>,
+}
+
+/// The board as it should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Devices.
+    pub links: BTreeMap<String, Link>,
+    /// Devices that may stay as they are if they are there: those of containers whose namespace we do not hold yet.
+    pub keep: BTreeSet<String>,
+    /// The bridge's addresses.
+    pub addresses: BTreeSet<Prefix>,
+    /// Routes through our devices.
+    pub routes: BTreeSet<Route>,
+    /// Settings.
+    pub settings: BTreeSet<Setting>,
+}
+
+/// The board as it is, as far as it is ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Devices with a name of ours.
+    pub links: BTreeMap<String, SeenLink>,
+    /// The bridge's IPv4 addresses.
+    pub addresses: BTreeSet<Prefix>,
+    /// Routes through tunnels.
+    pub routes: BTreeSet<Route>,
+    /// Values of the desired settings, by path; a setting the kernel does not have is missing.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetOp {
+    /// Makes a device.
+    CreateLink {
+        /// Its name.
+        name: String,
+        /// What it should be.
+        link: Link,
+    },
+    /// Removes a device, with all addresses and routes on it.
+    DeleteLink {
+        /// Its name.
+        name: String,
+    },
+    /// Sets how large packets may be.
+    SetMtu {
+        /// Of this device.
+        name: String,
+        /// Now, in bytes.
+        from: u32,
+        /// Then, in bytes.
+        to: u32,
+    },
+    /// Gives the bridge its MAC address: left to the kernel it would change with the ports.
+    SetMac {
+        /// Of this device.
+        name: String,
+        /// This one.
+        mac: [u8; 6],
+    },
+    /// Hangs a port on the bridge, isolated from the other ports.
+    AttachPort {
+        /// This one.
+        name: String,
+    },
+    /// Switches a device on.
+    SetUp {
+        /// This one.
+        name: String,
+    },
+    /// Gives the bridge an address.
+    AddAddress(Prefix),
+    /// Takes an address from the bridge.
+    RemoveAddress(Prefix),
+    /// Adds a route.
+    AddRoute(Route),
+    /// Removes a route.
+    RemoveRoute(Route),
+    /// Writes a setting.
+    Set {
+        /// Which, and the value.
+        setting: Setting,
+        /// Its value now, if it is there.
+        from: Option<String>,
+    },
+}
+
+impl NetOp {
+    /// What takes the step back, where that makes sense.
+    #[must_use]
+    pub fn undo(&self) -> Option<Self> {
+        match self {
+            Self::CreateLink { name, .. } => Some(Self::DeleteLink { name: name.clone() }),
+            Self::SetMtu { name, from, to } => {
+                Some(Self::SetMtu { name: name.clone(), from: *to, to: *from })
+            }
+            Self::AddAddress(address) => Some(Self::RemoveAddress(*address)),
+            Self::RemoveAddress(address) => Some(Self::AddAddress(*address)),
+            Self::AddRoute(route) => Some(Self::RemoveRoute(route.clone())),
+            Self::RemoveRoute(route) => Some(Self::AddRoute(route.clone())),
+            // What was deleted was wrong, and the others only bring a device nearer to what it must be in any case.
+            Self::DeleteLink { .. }
+            | Self::SetMac { .. }
+            | Self::AttachPort { .. }
+            | Self::SetUp { .. }
+            | Self::Set { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for NetOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateLink { name, .. } => write!(f, "create {name}"),
+            Self::DeleteLink { name } => write!(f, "delete {name}"),
+            Self::SetMtu { name, to, .. } => write!(f, "set the MTU of {name} to {to}"),
+            Self::SetMac { name, .. } => write!(f, "set the MAC address of {name}"),
+            Self::AttachPort { name } => write!(f, "attach {name} to {BRIDGE}"),
+            Self::SetUp { name } => write!(f, "switch {name} on"),
+            Self::AddAddress(address) => write!(f, "add {address} to {BRIDGE}"),
+            Self::RemoveAddress(address) => write!(f, "remove {address} from {BRIDGE}"),
+            Self::AddRoute(route) => {
+                write!(f, "add the route to {} through {}", route.destination, route.link)
+            }
+            Self::RemoveRoute(route) => {
+                write!(f, "remove the route to {} through {}", route.destination, route.link)
+            }
+            Self::Set { setting, .. } => write!(f, "set net/{} to {}", setting.path, setting.value),
+        }
+    }
+}
+
+/// What a board needs to know to say what it should be.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// Its number.
+    pub index: NodeIndex,
+    /// Largest packet of the interface to the outside, in bytes.
+    pub mtu: u32,
+    /// Its address on the private network, if it has one.
+    pub underlay: Option<Ipv4Addr>,
+    /// Containers, each with whether its namespace is at hand.
+    pub containers: &'a BTreeMap<ContainerId, (Ipv4Addr, bool)>,
+    /// Boards to have tunnels to, with their addresses on the private network.
+    pub peers: &'a BTreeMap<NodeIndex, Ipv4Addr>,
+}
+
+/// Largest packet within a tunnel over an interface whose largest is `uplink` bytes: 1476 for Ethernet's 1500.
+#[must_use]
+pub fn tunnel_mtu(uplink: u32) -> u32 {
+    // RFC 791 §3.2: every IPv4 host must take 68 bytes.
+    uplink.saturating_sub(GRE_OVERHEAD_BYTES).max(68)
+}
+
+/// The board as it should be.
+#[must_use]
+pub fn desired(facts: &Facts<'_>) -> Desired {
+    let mut desired = Desired {
+        links: [(BRIDGE.to_owned(), Link { kind: Kind::Bridge, mtu: facts.mtu })].into(),
+        addresses: [Prefix::new(gateway(facts.index), subnet(facts.index).bits)].into(),
+        settings: settings(),
+        ..Desired::default()
+    };
+    for (id, (address, at_hand)) in facts.containers {
+        let Some(name) = port_name(*id) else { continue };
+        if *at_hand {
+            desired.links.insert(name, Link { kind: Kind::Port { container: *address }, mtu: facts.mtu });
+        } else {
+            desired.keep.insert(name);
+        }
+    }
+    if let Some(local) = facts.underlay {
+        facts.peers.iter().for_each(|(peer, remote)| tunnel(&mut desired, facts, *peer, local, *remote));
+    }
+    desired
+}
+
+fn tunnel(desired: &mut Desired, facts: &Facts<'_>, peer: NodeIndex, local: Ipv4Addr, remote: Ipv4Addr) {
+    let name = tunnel_name(peer);
+    let kind = Kind::Tunnel { local, remote };
+    desired.links.insert(name.clone(), Link { kind, mtu: tunnel_mtu(facts.mtu) });
+    desired.settings.insert(reverse_path_filter(&name));
+    let source = Some(gateway(facts.index));
+    desired.routes.insert(Route { destination: subnet(peer), link: name, source });
+}
+
+/// A packet is dropped unless its answer would leave through the device it came in by (RFC 3704 §2.2, strict).
+fn reverse_path_filter(name: &str) -> Setting {
+    of_device(name, "rp_filter", "1")
+}
+
+fn of_device(name: &str, setting: &str, value: &'static str) -> Setting {
+    Setting { path: format!("ipv4/conf/{name}/{setting}"), value, link: Some(name.to_owned()) }
+}
+
+fn settings() -> BTreeSet<Setting> {
+    let global = |path: &str, value| Setting { path: path.to_owned(), value, link: None };
+    [
+        global("ipv4/ip_forward", "1"),
+        // Containers reach one another through the board on purpose; telling them of a shorter way would be wrong. Either
+        // of the two being on means on.
+        global("ipv4/conf/all/send_redirects", "0"),
+        of_device(BRIDGE, "send_redirects", "0"),
+        reverse_path_filter(BRIDGE),
+        // Frames that stay on the bridge are the bridge table's business alone. Missing without br_netfilter.
+        global("bridge/bridge-nf-call-iptables", "0"),
+        global("bridge/bridge-nf-call-arptables", "0"),
+        // Saves making gre0, gretap0 and the like in each container's namespace. Only the first namespace has it.
+        global("core/fb_tunnels_only_for_init_net", "1"),
+    ]
+    .into()
+}
+
+/// The steps from `observed` to `desired`. Taking them and looking again gives a plan without steps.
+#[must_use]
+pub fn plan(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
+    let mut observed = observed.clone();
+    let mut steps = removals(desired, &mut observed);
+    steps.extend(change_settings(desired, &observed, |setting| setting.link.is_none()));
+    for (name, link) in in_order(desired) {
+        let seen = observed.links.get(name);
+        steps.extend(make(name, *link, seen));
+        let of_this = |setting: &Setting| setting.link.as_deref() == Some(name);
+        let settings = if seen.is_none() { &Observed::default() } else { &observed };
+        steps.extend(change_settings(desired, settings, of_this));
+        if name == BRIDGE {
+            steps.extend(change_addresses(desired, &observed));
+        }
+        // Last, so that no packet passes before everything else is right.
+        if !seen.is_some_and(|seen| seen.up) {
+            steps.push(NetOp::SetUp { name: name.clone() });
+        }
+    }
+    steps.extend(change_routes(desired, &observed));
+    steps
+}
+
+/// The bridge first: ports hang on it, and the source address of routes is its.
+fn in_order(desired: &Desired) -> impl Iterator<Item = (&String, &Link)> {
+    let (bridge, others): (Vec<_>, Vec<_>) = desired.links.iter().partition(|(name, _)| *name == BRIDGE);
+    bridge.into_iter().chain(others)
+}
+
+/// Removes devices that nobody wants or that are not what they should be, and forgets what hangs on them.
+fn removals(desired: &Desired, observed: &mut Observed) -> Vec<NetOp> {
+    let wrong = |name: &String, seen: &SeenLink| match desired.links.get(name) {
+        Some(link) => !same_kind(link.kind, seen.kind),
+        None => !desired.keep.contains(name),
+    };
+    let names: Vec<_> = observed
+        .links
+        .iter()
+        .filter(|(name, seen)| wrong(name, seen))
+        .map(|(name, _)| name.clone())
+        .collect();
+    for name in &names {
+        observed.links.remove(name);
+        observed.routes.retain(|route| route.link != *name);
+        if name == BRIDGE {
+            observed.addresses.clear();
+        }
+    }
+    names.into_iter().map(|name| NetOp::DeleteLink { name }).collect()
+}
+
+/// Whether a device can become what it should be without being made anew.
+fn same_kind(kind: Kind, seen: Option<SeenKind>) -> bool {
+    match (kind, seen) {
+        (Kind::Bridge, Some(SeenKind::Bridge { .. })) | (Kind::Port { .. }, Some(SeenKind::Port { .. })) => {
+            true
+        }
+        (
+            Kind::Tunnel { local, remote },
+            Some(SeenKind::Tunnel { local: seen_local, remote: seen_remote }),
+        ) => (local, remote) == (seen_local, seen_remote),
+        (Kind::Bridge | Kind::Port { .. } | Kind::Tunnel { .. }, Some(_) | None) => false,
+    }
+}
+
+fn make(name: &str, link: Link, seen: Option<&SeenLink>) -> Vec<NetOp> {
+    let mut steps = Vec::new();
+    let name = || name.to_owned();
+    match seen {
+        None => steps.push(NetOp::CreateLink { name: name(), link }),
+        Some(seen) if seen.mtu != link.mtu => {
+            steps.push(NetOp::SetMtu { name: name(), from: seen.mtu, to: link.mtu });
+        }
+        Some(_) => {}
+    }
+    match (link.kind, seen.and_then(|seen| seen.kind)) {
+        (Kind::Port { .. }, Some(SeenKind::Port { isolated: true })) => {}
+        (Kind::Port { .. }, _) => steps.push(NetOp::AttachPort { name: name() }),
+        (Kind::Bridge | Kind::Tunnel { .. }, _) => {}
+    }
+    steps
+}
+
+fn change_addresses(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
+    let mut steps: Vec<_> = observed
+        .addresses
+        .difference(&desired.addresses)
+        .map(|address| NetOp::RemoveAddress(*address))
+        .collect();
+    for address in &desired.addresses {
+        let wanted = mac(address.address);
+        let has = matches!(observed.links.get(BRIDGE).and_then(|seen| seen.kind),
+            Some(SeenKind::Bridge { mac }) if mac == wanted);
+        if !has {
+            steps.push(NetOp::SetMac { name: BRIDGE.to_owned(), mac: wanted });
+        }
+    }
+    steps
+        .extend(desired.addresses.difference(&observed.addresses).map(|address| NetOp::AddAddress(*address)));
+    steps
+}
+
+fn change_routes(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
+    let kept = |route: &&Route| !desired.keep.contains(&route.link);
+    let gone = observed.routes.difference(&desired.routes).filter(kept).cloned().map(NetOp::RemoveRoute);
+    let new = desired.routes.difference(&observed.routes).cloned().map(NetOp::AddRoute);
+    gone.chain(new).collect()
+}
+
+/// Settings that the kernel has and that differ, or of a device that is about to be made.
+fn change_settings(desired: &Desired, observed: &Observed, of: impl Fn(&Setting) -> bool) -> Vec<NetOp> {
+    let needed = |setting: &&Setting| match observed.settings.get(&setting.path) {
+        Some(value) => value != setting.value,
+        None => setting.link.as_ref().is_some_and(|link| !observed.links.contains_key(link)),
+    };
+    let change = |setting: &Setting| NetOp::Set {
+        setting: setting.clone(),
+        from: observed.settings.get(&setting.path).cloned(),
+    };
+    desired.settings.iter().filter(|setting| of(setting)).filter(needed).map(change).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the kernel would make of a step.
+    fn take(board: &mut Observed, step: &NetOp, desired: &Desired) {
+        match step {
+            NetOp::CreateLink { name, link } => {
+                let kind = match link.kind {
+                    Kind::Bridge => SeenKind::Bridge { mac: [9; 6] },
+                    Kind::Port { .. } => SeenKind::Port { isolated: false },
+                    Kind::Tunnel { local, remote } => SeenKind::Tunnel { local, remote },
+                };
+                let seen = SeenLink { kind: Some(kind), mtu: link.mtu, up: false };
+                assert!(board.links.insert(name.clone(), seen).is_none(), "{name} was there");
+                for setting in desired.settings.iter().filter(|s| s.link.as_ref() == Some(name)) {
+                    board.settings.insert(setting.path.clone(), "default".into());
+                }
+            }
+            NetOp::DeleteLink { name } => {
+                assert!(board.links.remove(name).is_some(), "{name} was not there");
+                board.routes.retain(|route| route.link != *name);
+                let conf = format!("ipv4/conf/{name}/");
+                board.settings.retain(|path, _| !path.starts_with(&conf));
+                if name == BRIDGE {
+                    board.addresses.clear();
+                }
+            }
+            NetOp::SetMtu { name, from, to } => {
+                let link = board.links.get_mut(name).unwrap();
+                assert_eq!(link.mtu, *from);
+                link.mtu = *to;
+            }
+            NetOp::SetMac { name, mac } => {
+                board.links.get_mut(name).unwrap().kind = Some(SeenKind::Bridge { mac: *mac });
+            }
+            NetOp::AttachPort { name } => {
+                assert!(board.links.contains_key(BRIDGE), "no bridge to attach {name} to");
+                board.links.get_mut(name).unwrap().kind = Some(SeenKind::Port { isolated: true });
+            }
+            NetOp::SetUp { name } => board.links.get_mut(name).unwrap().up = true,
+            NetOp::AddAddress(address) => {
+                assert!(board.links.contains_key(BRIDGE) && board.addresses.insert(*address));
+            }
+            NetOp::RemoveAddress(address) => assert!(board.addresses.remove(address)),
+            NetOp::AddRoute(route) => {
+                assert!(board.links[&route.link].up, "a route needs a device that is up");
+                let ours = board.addresses.iter().map(|address| address.address).collect::<Vec<_>>();
+                assert!(route.source.is_none_or(|source| ours.contains(&source)));
+                assert!(board.routes.insert(route.clone()));
+            }
+            NetOp::RemoveRoute(route) => assert!(board.routes.remove(route)),
+            NetOp::Set { setting, .. } => {
+                assert!(setting.link.as_ref().is_none_or(|link| board.links.contains_key(link)));
+                board.settings.insert(setting.path.clone(), setting.value.into());
+            }
+        }
+    }
+
+    fn reached(board: &Observed, desired: &Desired) {
+        for (name, link) in &desired.links {
+            let seen = board.links[name];
+            assert!(same_kind(link.kind, seen.kind) && seen.up && seen.mtu == link.mtu, "{name}: {seen:?}");
+            assert_ne!(seen.kind, Some(SeenKind::Port { isolated: false }), "{name}");
+        }
+        assert!(
+            board.links.keys().all(|name| desired.links.contains_key(name) || desired.keep.contains(name))
+        );
+        assert_eq!(board.addresses, desired.addresses);
+        assert_eq!(board.routes, desired.routes);
+        for setting in &desired.settings {
+            let value = board.settings.get(&setting.path);
+            assert!(value.is_none_or(|value| value == setting.value), "{setting:?} is {value:?}");
+            assert!(setting.link.is_none() || value.is_some(), "{setting:?} is missing");
+        }
+    }
+
+    fn converge(board: &mut Observed, desired: &Desired) {
+        for step in plan(desired, board) {
+            take(board, &step, desired);
+        }
+        reached(board, desired);
+        assert_eq!(plan(desired, board), []);
+    }
+
+    fn underlay(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, 50, last)
+    }
+
+    prop_compose! {
+        fn any_desired()(
+            index in 1..4u8,
+            mtu in prop_oneof![Just(1500u32), Just(9000)],
+            local in prop::option::of(10..12u8),
+            containers in prop::collection::btree_map(1..6u64, (2..5u8, any::<bool>()), 0..4),
+            peers in prop::collection::btree_map(4..8u8, 20..23u8, 0..4),
+        ) -> Desired {
+            let containers = containers.into_iter()
+                .map(|(id, (last, at_hand))| (ContainerId(id), (Ipv4Addr::new(10, index, 0, last), at_hand)))
+                .collect();
+            let peers = peers.into_iter().map(|(peer, last)| (NodeIndex(peer), underlay(last))).collect();
+            desired(&Facts {
+                index: NodeIndex(index), mtu, underlay: local.map(underlay), containers: &containers, peers: &peers,
+            })
+        }
+    }
+
+    fn any_seen_kind() -> impl Strategy<Value = Option<SeenKind>> {
+        prop_oneof![
+            Just(None),
+            Just(Some(SeenKind::Bridge { mac: [1; 6] })),
+            any::<bool>().prop_map(|isolated| Some(SeenKind::Port { isolated })),
+            (10..12u8, 20..23u8).prop_map(|(local, remote)| {
+                Some(SeenKind::Tunnel { local: underlay(local), remote: underlay(remote) })
+            }),
+        ]
+    }
+
+    fn any_name() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just(BRIDGE.to_owned()),
+            (4..8u8).prop_map(|peer| tunnel_name(NodeIndex(peer))),
+            (1..6u64).prop_map(|id| port_name(ContainerId(id)).unwrap()),
+        ]
+    }
+
+    prop_compose! {
+        fn any_board()(
+            links in prop::collection::btree_map(any_name(), (any_seen_kind(), any::<bool>(), 1476..1501u32), 0..6),
+            octet in 1..4u8,
+            forward in prop::option::of(Just("0".to_owned())),
+        ) -> Observed {
+            let mut board = Observed::default();
+            for (name, (kind, up, mtu)) in links {
+                if name == BRIDGE {
+                    board.addresses.insert(Prefix::new(gateway(NodeIndex(octet)), 16));
+                }
+                for setting in ["rp_filter", "send_redirects"] {
+                    board.settings.insert(format!("ipv4/conf/{name}/{setting}"), "0".into());
+                }
+                if up && name.starts_with("gre-") {
+                    let destination = subnet(NodeIndex(octet + 3));
+                    board.routes.insert(Route { destination, link: name.clone(), source: None });
+                }
+                board.links.insert(name, SeenLink { kind, mtu, up });
+            }
+            board.settings.extend(forward.map(|value| ("ipv4/ip_forward".to_owned(), value)));
+            board
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_leads_from_anywhere_to_the_goal(mut board in any_board(), first in any_desired(), then in any_desired()) {
+            converge(&mut board, &first);
+            converge(&mut board, &then);
+        }
+    }
+
+    fn sample() -> Desired {
+        let containers = [
+            (ContainerId(7), (Ipv4Addr::new(10, 1, 0, 2), true)),
+            (ContainerId(8), (Ipv4Addr::new(10, 1, 0, 3), false)),
+        ];
+        desired(&Facts {
+            index: NodeIndex(1),
+            mtu: 1500,
+            underlay: Some(underlay(12)),
+            containers: &containers.into(),
+            peers: &[(NodeIndex(2), underlay(13))].into(),
+        })
+    }
+
+    #[test]
+    fn a_fresh_board() {
+        let mut board = Observed::default();
+        board.settings.insert("ipv4/ip_forward".into(), "0".into());
+        board.settings.insert("core/fb_tunnels_only_for_init_net".into(), "1".into());
+        let steps = plan(&sample(), &board);
+        let text: String = steps.iter().map(|step| format!("{step}\n")).collect();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/plan-fresh.txt");
+        if std::env::var_os("WHERRY_BLESS").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        let expected = std::fs::read_to_string(path).unwrap();
+        assert_eq!(text, expected, "WHERRY_BLESS=1 accepts the change");
+    }
+
+    #[test]
+    fn what_is_right_is_not_touched_when_a_peer_goes() {
+        let mut board = Observed::default();
+        converge(&mut board, &sample());
+        let mut without = sample();
+        without.links.remove("gre-2");
+        without.routes.clear();
+        without.settings.retain(|setting| setting.link.as_deref() != Some("gre-2"));
+        assert_eq!(plan(&without, &board), [NetOp::DeleteLink { name: "gre-2".into() }]);
+    }
+
+    #[test]
+    fn a_peer_that_moved_gets_a_new_tunnel() {
+        let mut board = Observed::default();
+        converge(&mut board, &sample());
+        let mut moved = sample();
+        let kind = Kind::Tunnel { local: underlay(12), remote: underlay(99) };
+        moved.links.insert("gre-2".into(), Link { kind, mtu: 1476 });
+        assert_eq!(plan(&moved, &board)[0], NetOp::DeleteLink { name: "gre-2".into() });
+        converge(&mut board, &moved);
+    }
+
+    #[test]
+    fn tunnel_mtu_leaves_room_for_the_outer_header() {
+        assert_eq!(tunnel_mtu(1500), 1476);
+        assert_eq!(tunnel_mtu(9000), 8976);
+        assert_eq!(tunnel_mtu(10), 68);
+    }
+}

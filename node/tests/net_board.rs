@@ -1,0 +1,452 @@
+//! Containers on one board, in namespaces that simulate it: what gets through and what does not.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+#[path = "../../net/tests/netns/mod.rs"]
+mod netns;
+
+use netns::{BOARD, INTERNET, ROUTER, Space, board_with_router, isolated, run, wait_for_carrier};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use wherry_net::dhcp::Lease;
+use wherry_net::setup::Uplink;
+use wherry_node::net::{LocalContainer, NetConfig, NetError, Network};
+use wherry_protocol::message::{Connection, NetworkDesired, Peer, Transport};
+use wherry_protocol::{ContainerId, NodeIndex};
+
+/// Longer than any packet takes here, shorter than anybody's patience.
+const SHORT: Duration = Duration::from_millis(400);
+
+/// A board with its network started, in the calling thread's namespace.
+struct World {
+    runtime: Runtime,
+    network: Network,
+    router: Space,
+    revision: u64,
+}
+
+struct Cell {
+    space: Space,
+    container: LocalContainer,
+}
+
+fn address(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+fn uplink() -> Uplink {
+    let lease = Lease {
+        address: address(BOARD),
+        prefix: 24,
+        gateway: Some(address(ROUTER)),
+        dns: vec![address(ROUTER)],
+    };
+    Uplink { interface: "eth0".into(), lease }
+}
+
+fn start(reconcile: Duration) -> (Runtime, Network) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let network = Network::new(NetConfig { reconcile, ..NetConfig::NODE }).unwrap();
+    runtime.block_on(network.set_uplink(Some(uplink()))).unwrap();
+    runtime.block_on(network.start(NodeIndex(1))).unwrap();
+    (runtime, network)
+}
+
+impl World {
+    fn new() -> Self {
+        let router = board_with_router();
+        let (runtime, network) = start(Duration::from_millis(100));
+        Self { runtime, network, router, revision: 0 }
+    }
+
+    fn attach(&self, id: u64, ip: &str) -> Cell {
+        let space = Space::new();
+        let container = LocalContainer { id: ContainerId(id), address: address(ip) };
+        self.runtime.block_on(self.network.attach(container, space.fd())).unwrap();
+        for device in ["wherry0", &format!("wv{id}")] {
+            wait_for_carrier(device);
+        }
+        space.enter(|| wait_for_carrier("eth0"));
+        Cell { space, container }
+    }
+
+    fn apply(&mut self, connections: &[Connection], cells: &[&Cell]) {
+        self.revision += 1;
+        let wanted =
+            NetworkDesired { revision: self.revision, peers: vec![], connections: connections.to_vec() };
+        let containers: Vec<_> = cells.iter().map(|cell| cell.container).collect();
+        self.runtime.block_on(self.network.apply(&wanted, &containers)).unwrap();
+    }
+}
+
+fn allow(from: &Cell, to: &Cell, transport: Transport, port: u16) -> Connection {
+    Connection {
+        from: from.container.id,
+        from_address: from.container.address,
+        to: to.container.id,
+        to_address: to.container.address,
+        port,
+        transport,
+    }
+}
+
+impl Cell {
+    fn listen(&self, port: u16) -> TcpListener {
+        self.space.enter(|| TcpListener::bind(("0.0.0.0", port)).unwrap())
+    }
+
+    fn udp(&self, port: u16) -> UdpSocket {
+        let socket = self.space.enter(|| UdpSocket::bind(("0.0.0.0", port)).unwrap());
+        socket.set_read_timeout(Some(SHORT)).unwrap();
+        socket
+    }
+
+    fn dial(&self, to: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
+        let to = SocketAddr::V4(SocketAddrV4::new(to, port));
+        self.space.enter(|| TcpStream::connect_timeout(&to, SHORT))
+    }
+
+    fn reaches(&self, to: &Cell, port: u16) -> bool {
+        self.dial(to.container.address, port).is_ok()
+    }
+
+    /// What a container could do that broke out of its own rules.
+    fn break_out(&self) {
+        self.space.run("nft delete table inet wherry");
+    }
+}
+
+fn heard(socket: &UdpSocket) -> Option<SocketAddr> {
+    socket.recv_from(&mut [0; 100]).ok().map(|(_, from)| from)
+}
+
+fn says(stream: &mut TcpStream, peer: &mut TcpStream, word: &[u8]) -> bool {
+    peer.set_read_timeout(Some(SHORT)).unwrap();
+    stream.write_all(word).unwrap();
+    peer.read_exact(&mut vec![0; word.len()]).is_ok()
+}
+
+#[test]
+fn a_connection_opens_one_port_one_way_and_nothing_else() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let (_web, _other, _back) = (b.listen(80), b.listen(81), a.listen(80));
+        assert!(!a.reaches(&b, 80), "nothing is open before a connection");
+
+        let connection = allow(&a, &b, Transport::Tcp, 80);
+        world.apply(&[connection], &[&a, &b]);
+        assert!(a.reaches(&b, 80), "the connection");
+        assert!(!a.reaches(&b, 81), "another port");
+        assert!(!b.reaches(&a, 80), "the other direction");
+        let quiet = b.udp(80);
+        a.udp(0).send_to(b"x", (b.container.address, 80)).ok();
+        assert_eq!(heard(&quiet), None, "the other protocol");
+
+        world.apply(&[], &[&a, &b]);
+        assert!(!a.reaches(&b, 80), "the connection was taken away");
+    });
+}
+
+#[test]
+fn udp_goes_there_and_back() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        world.apply(&[allow(&a, &b, Transport::Udp, 53)], &[&a, &b]);
+        let (client, server) = (a.udp(0), b.udp(53));
+        client.send_to(b"question", (b.container.address, 53)).unwrap();
+        let from = heard(&server).expect("the question");
+        assert_eq!(from.ip(), a.container.address);
+        server.send_to(b"answer", from).unwrap();
+        assert!(heard(&client).is_some(), "the answer");
+        // Not from there to another port of the asker, though the source port is the open one.
+        let closed = a.udp(9999);
+        server.send_to(b"x", (a.container.address, 9999)).ok();
+        assert_eq!(heard(&closed), None);
+    });
+}
+
+#[test]
+fn taking_a_connection_away_ends_its_flows() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let connections = [allow(&a, &b, Transport::Tcp, 80), allow(&a, &b, Transport::Tcp, 81)];
+        let (listener, kept_listener) = (b.listen(80), b.listen(81));
+        world.apply(&connections, &[&a, &b]);
+        let mut client = a.dial(b.container.address, 80).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        let mut kept_client = a.dial(b.container.address, 81).unwrap();
+        let mut kept_server = kept_listener.accept().unwrap().0;
+        assert!(says(&mut client, &mut server, b"hello") && says(&mut server, &mut client, b"hello"));
+
+        world.apply(&connections[1..], &[&a, &b]);
+        assert!(!says(&mut client, &mut server, b"still there?"));
+        assert!(!says(&mut server, &mut client, b"still there?"));
+        assert!(says(&mut kept_client, &mut kept_server, b"still there?"), "the other flow is not touched");
+    });
+}
+
+#[test]
+fn the_board_stops_what_a_container_s_own_rules_no_longer_do() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let _web = b.listen(80);
+        world.apply(&[], &[&a, &b]);
+        a.break_out();
+        b.break_out();
+        assert!(!a.reaches(&b, 80));
+        let _session = TcpListener::bind("0.0.0.0:2020").unwrap();
+        assert!(a.dial(address("10.1.0.1"), 2020).is_err(), "the board's address on the bridge");
+        assert!(a.dial(address(BOARD), 2020).is_err(), "the board's address on its network");
+        let _ssh = world.router.enter(|| TcpListener::bind((ROUTER, 22)).unwrap());
+        assert!(a.dial(address(ROUTER), 22).is_err(), "a machine on the board's network");
+        assert!(
+            TcpStream::connect_timeout(&format!("{ROUTER}:22").parse().unwrap(), SHORT).is_ok(),
+            "which is there"
+        );
+    });
+}
+
+#[test]
+fn nobody_poses_as_another() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b, c) =
+            (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"), world.attach(9, "10.1.0.4"));
+        world.apply(&[allow(&a, &b, Transport::Udp, 53)], &[&a, &b, &c]);
+        let server = b.udp(53);
+        a.udp(0).send_to(b"x", (b.container.address, 53)).unwrap();
+        assert!(heard(&server).is_some(), "a itself gets through");
+
+        c.break_out();
+        c.space.run("ip addr add 10.1.0.2/32 dev eth0");
+        let as_a = c.space.enter(|| UdpSocket::bind("10.1.0.2:0").unwrap());
+        as_a.send_to(b"x", (b.container.address, 53)).unwrap();
+        assert_eq!(heard(&server), None, "a's address from c");
+        // With a's MAC address as well.
+        c.space.run("ip link set eth0 down");
+        c.space.run("ip link set eth0 address 02:57:0a:01:00:02");
+        c.space.run("ip link set eth0 up");
+        c.space.run("ip route add 10.1.0.1 dev eth0");
+        c.space.run("ip route add default via 10.1.0.1");
+        as_a.send_to(b"x", (b.container.address, 53)).ok();
+        assert_eq!(heard(&server), None, "a's addresses from c");
+        assert!(a.udp(0).send_to(b"x", (b.container.address, 53)).is_ok());
+        assert!(heard(&server).is_some(), "a is still where it was");
+    });
+}
+
+#[test]
+fn the_internet_is_open_and_sees_the_board_s_address() {
+    isolated(|| {
+        let mut world = World::new();
+        let a = world.attach(7, "10.1.0.2");
+        world.apply(&[], &[&a]);
+        let server = world.router.enter(|| TcpListener::bind((INTERNET, 80)).unwrap());
+        let mut client = a.dial(address(INTERNET), 80).expect("the internet");
+        let (mut peer, from) = server.accept().unwrap();
+        assert_eq!(from.ip(), address(BOARD), "masqueraded");
+        assert!(says(&mut client, &mut peer, b"x") && says(&mut peer, &mut client, b"y"));
+        // And nobody out there can open anything inwards, even knowing the address.
+        world.router.run(&format!("ip route add 10.1.0.0/16 via {BOARD}"));
+        let _inside = a.listen(8080);
+        let inwards = SocketAddr::V4(SocketAddrV4::new(a.container.address, 8080));
+        assert!(world.router.enter(|| TcpStream::connect_timeout(&inwards, SHORT)).is_err());
+    });
+}
+
+#[test]
+fn of_the_board_s_network_only_dns_is_open() {
+    isolated(|| {
+        let mut world = World::new();
+        let a = world.attach(7, "10.1.0.2");
+        world.apply(&[], &[&a]);
+        let bind = |port| world.router.enter(move || UdpSocket::bind((ROUTER, port)).unwrap());
+        let (dns, other) = (bind(53), bind(54));
+        dns.set_read_timeout(Some(SHORT)).unwrap();
+        other.set_read_timeout(Some(SHORT)).unwrap();
+        let client = a.udp(0);
+        client.send_to(b"question", (ROUTER, 53)).unwrap();
+        dns.send_to(b"answer", heard(&dns).expect("the question")).unwrap();
+        assert!(heard(&client).is_some(), "the answer");
+        client.send_to(b"x", (ROUTER, 54)).ok();
+        assert_eq!(heard(&other), None);
+    });
+}
+
+#[test]
+fn an_address_that_went_on_takes_no_connection_along() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let stale = allow(&a, &b, Transport::Tcp, 80);
+        world.apply(&[stale], &[&a, &b]);
+        world.runtime.block_on(world.network.detach(a.container.id)).unwrap();
+        assert!(!run("ip link").contains("wv7"));
+        // The broker has not said yet that the connection is gone; its address already is another's.
+        let new = world.attach(9, "10.1.0.2");
+        let _web = b.listen(80);
+        assert!(!new.reaches(&b, 80));
+        new.break_out();
+        assert!(!new.reaches(&b, 80), "not even around its own rules");
+        world.apply(&[], &[&new, &b]);
+        assert!(!run("nft list ruleset").contains("tcp . 80"));
+        assert!(!b.space.run("nft list ruleset").contains("tcp . 80"));
+    });
+}
+
+#[test]
+fn a_restart_of_the_service_interrupts_nothing() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let connection = allow(&a, &b, Transport::Tcp, 80);
+        let listener = b.listen(80);
+        world.apply(&[connection], &[&a, &b]);
+        let mut client = a.dial(b.container.address, 80).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        let devices = || {
+            let all = run("ip -o link");
+            all.lines().map(|line| line.split_whitespace().take(2).collect::<String>()).collect::<Vec<_>>()
+        };
+        let before = (devices(), run("nft -s list ruleset"), b.space.run("nft -s list ruleset"));
+
+        drop(world.network);
+        (world.runtime, world.network) = start(Duration::from_millis(100));
+        assert!(says(&mut client, &mut server, b"between the lives"));
+        for cell in [&a, &b] {
+            world.runtime.block_on(world.network.attach(cell.container, cell.space.fd())).unwrap();
+        }
+        assert!(says(&mut client, &mut server, b"attached again"));
+        world.apply(&[connection], &[&a, &b]);
+        assert!(says(&mut client, &mut server, b"and told again"));
+        assert_eq!((devices(), run("nft -s list ruleset"), b.space.run("nft -s list ruleset")), before);
+        // The new life is in charge: it can close what the old one opened.
+        world.apply(&[], &[&a, &b]);
+        assert!(!says(&mut client, &mut server, b"closed"));
+    });
+}
+
+#[test]
+fn what_is_deleted_by_hand_comes_back() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let _web = b.listen(80);
+        world.apply(&[allow(&a, &b, Transport::Tcp, 80)], &[&a, &b]);
+        let rules = run("nft -s list ruleset");
+        for harm in
+            ["nft flush ruleset", "ip link del wherry0", "ip link set wv8 nomaster", "ip link set wv7 down"]
+        {
+            run(harm);
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(a.reaches(&b, 80), "after `{harm}`");
+        }
+        assert_eq!(run("nft -s list ruleset"), rules);
+        b.space.run("nft flush ruleset");
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(
+            b.space.run("nft list ruleset").contains("policy drop"),
+            "a container's rules come back, too"
+        );
+    });
+}
+
+#[test]
+fn a_container_that_starts_anew_is_connected_anew() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        world.apply(&[allow(&a, &b, Transport::Tcp, 80)], &[&a, &b]);
+        // The next generation: same container, same address, another namespace, while the old one is still there.
+        let next = world.attach(8, "10.1.0.3");
+        let _web = next.listen(80);
+        assert!(a.reaches(&next, 80));
+        assert!(!b.space.run("ip link").contains("eth0"));
+    });
+}
+
+#[test]
+fn without_gre_tunnels_are_an_error_and_the_board_works() {
+    isolated(|| {
+        let world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let _web = b.listen(80);
+        let wanted = NetworkDesired {
+            revision: 1,
+            peers: vec![Peer { index: NodeIndex(2), underlay: address("192.168.50.13"), wireguard: None }],
+            connections: vec![allow(&a, &b, Transport::Tcp, 80)],
+        };
+        let result = world.runtime.block_on(world.network.apply(&wanted, &[a.container, b.container]));
+        if world.network.facts().overlay {
+            result.unwrap();
+            assert!(run("ip -d link show gre-2").contains("remote 192.168.50.13"));
+            assert!(run("ip route").contains("10.2.0.0/16 dev gre-2"));
+        } else {
+            assert_eq!(result, Err(NetError::NoTunnels { peers: 1 }));
+        }
+        assert!(a.reaches(&b, 80));
+    });
+}
+
+#[test]
+fn tunnels_end_inside_the_container() {
+    isolated(|| {
+        let mut world = World::new();
+        let a = world.attach(7, "10.1.0.2");
+        world.apply(&[], &[&a]);
+        let dial = |port| world.runtime.block_on(world.network.connect(ContainerId(7), port));
+        let outside = a.listen(80);
+        dial(80).expect("the container's address");
+        assert_eq!(outside.accept().unwrap().1.ip(), a.container.address);
+        let loopback = a.space.enter(|| TcpListener::bind("127.0.0.1:81").unwrap());
+        dial(81).expect("the container's loopback");
+        loopback.accept().unwrap();
+        let refused = dial(82).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let unknown = world.runtime.block_on(world.network.connect(ContainerId(99), 80)).unwrap_err();
+        assert_eq!(unknown.kind(), std::io::ErrorKind::NotFound);
+    });
+}
+
+#[test]
+fn wrong_addresses_are_refused_and_leave_nothing() {
+    isolated(|| {
+        let world = World::new();
+        let attach = |id, ip: &str| {
+            let container = LocalContainer { id: ContainerId(id), address: address(ip) };
+            world.runtime.block_on(world.network.attach(container, Space::new().fd()))
+        };
+        for bad in ["10.1.0.1", "10.1.0.0", "10.1.255.255", "10.2.0.2", BOARD] {
+            assert!(matches!(attach(7, bad), Err(NetError::Address { .. })), "{bad}");
+        }
+        assert_eq!(attach(u64::MAX, "10.1.0.2"), Err(NetError::Id(ContainerId(u64::MAX))));
+        attach(7, "10.1.0.2").unwrap();
+        assert!(matches!(attach(8, "10.1.0.2"), Err(NetError::AddressInUse { .. })));
+        let no_namespace = std::fs::File::open("/dev/null").unwrap().into();
+        let container = LocalContainer { id: ContainerId(9), address: address("10.1.0.9") };
+        let refused = world.runtime.block_on(world.network.attach(container, no_namespace));
+        assert!(matches!(refused, Err(NetError::Namespace { .. })), "{refused:?}");
+        assert!(!run("ip link").contains("wv8") && !run("ip link").contains("wv9"));
+        world.runtime.block_on(world.network.detach(ContainerId(1234))).unwrap();
+    });
+}
+
+#[test]
+fn a_container_s_end_is_as_documented() {
+    isolated(|| {
+        let world = World::new();
+        let a = world.attach(7, "10.1.0.2");
+        assert!(a.space.run("ip -o addr show eth0").contains("inet 10.1.0.2/32"));
+        assert!(!a.space.run("ip -o addr show eth0").contains("inet6"));
+        let routes = a.space.run("ip route");
+        assert!(routes.contains("default via 10.1.0.1 dev eth0"), "{routes}");
+        assert!(routes.contains("10.0.0.0/8 via 10.1.0.1 dev eth0 proto static mtu 1476"), "{routes}");
+        assert!(a.space.run("ip link show eth0").contains("mtu 1500"));
+        assert!(run("ip -d link show wv7").contains("isolated on"));
+        assert!(run("ip addr show wherry0").contains("inet 10.1.0.1/16"));
+    });
+}

@@ -1,0 +1,470 @@
+//! One value of every variant of every message enum.
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::net::Ipv4Addr;
+use wherry_protocol::message::*;
+use wherry_protocol::token::TokenSecret;
+use wherry_protocol::{
+    AccountId, ContainerId, ContainerRef, Digest, ErrorCode, Generation, Name, NodeIndex, PublicKey, Role,
+    WireError,
+};
+
+/// One line of the table.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    /// Of the variant in its enum; `None` for a struct.
+    pub(crate) position: Option<usize>,
+    pub(crate) bytes: String,
+    pub(crate) round_trip: bool,
+}
+
+/// A message type whose variants are known by name.
+trait Listed {
+    fn listed(&self) -> (&'static str, Option<usize>);
+}
+
+// The match is exhaustive: a new variant does not compile until it is listed, and then it needs a sample.
+macro_rules! listed {
+    ($($message:ident { $($variant:ident),* $(,)? })*) => {
+        pub(crate) const ENUMS: &[(&str, &[&str])] = &[$((stringify!($message), &[$(stringify!($variant)),*]),)*];
+        $(impl Listed for $message {
+            fn listed(&self) -> (&'static str, Option<usize>) {
+                let (name, variant) = match self {
+                    $($message::$variant { .. } => {
+                        (concat!(stringify!($message), "::", stringify!($variant)), stringify!($variant))
+                    })*
+                };
+                let variants = ENUMS.iter().find(|(name, _)| *name == stringify!($message)).map(|(_, v)| *v);
+                (name, variants.and_then(|variants| variants.iter().position(|v| *v == variant)))
+            }
+        })*
+        pub(crate) fn decodes(name: &str, bytes: &[u8]) -> bool {
+            match name.split("::").next() {
+                $(Some(stringify!($message)) => whole::<$message>(bytes),)*
+                Some("Hello") => whole::<Hello>(bytes),
+                Some("EnrolRequest") => whole::<EnrolRequest>(bytes),
+                Some("Routed") => whole::<Routed>(bytes),
+                Some("WireError") => whole::<WireError>(bytes),
+                _ => panic!("{name} is not listed"),
+            }
+        }
+    };
+}
+
+listed! {
+    HelloReply { Accepted, Refused }
+    EnrolReply { Enrolled, Refused }
+    Role { User, Admin, Node }
+    Request {
+        Ping, Status, Nodes, MissingBlobs, PutBlob, PutImage, Images, RemoveImage, Run, Containers, Inspect, Wait,
+        Stop, Start, Remove, Signal, Connect, Disconnect, Connections, Exec, Attach, Logs, Tunnel, CreateToken,
+        Accounts, RemoveAccount, CrashNode, Events,
+    }
+    ContainerSelector { Id, Name }
+    WaitUntil { Started, Ended }
+    Reply {
+        Error, Done, Status, Nodes, Missing, Blob, Image, Images, Container, Containers, Connections, Token, Accounts,
+    }
+    Event { Container, ContainerRemoved, Node, Lost }
+    NodeCall { Control, FetchBlob }
+    FromNode { Load, Container, Removed, Network }
+    ToNode { Sync, Container, Remove, Network }
+    Want { Running, Stopped }
+    Transport { Tcp, Udp }
+    RoutedRequest { Exec, Attach, Logs, Tunnel, Signal, Crash }
+    ContainerState { Pending, Preparing, Running, Exited, Failed }
+    ExitStatus { Code, Signal, OutOfMemory }
+    Media { Config, LayerTar, LayerTarGzip, LayerTarZstd }
+    Channel { Stdin, Stdout, Stderr }
+    Frame { Data, End, Resize, Signal, Exit, Error, Dropped }
+}
+
+macro_rules! structs {
+    ($($name:ident),*) => { $(impl Listed for $name {
+        fn listed(&self) -> (&'static str, Option<usize>) {
+            (stringify!($name), None)
+        }
+    })* };
+}
+structs!(Hello, EnrolRequest, Routed, WireError);
+
+fn whole<M: DeserializeOwned>(bytes: &[u8]) -> bool {
+    matches!(postcard::take_from_bytes::<M>(bytes), Ok((_, [])))
+}
+
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
+    let digit = |i| u8::from_str_radix(&text[i..i + 2], 16).expect("hex");
+    (0..text.len()).step_by(2).map(digit).collect()
+}
+
+fn row<M: Listed + Serialize + DeserializeOwned + PartialEq + Debug>(message: M) -> Row {
+    let (name, position) = message.listed();
+    let bytes = postcard::to_stdvec(&message).expect("encodes");
+    let round_trip = postcard::from_bytes::<M>(&bytes).is_ok_and(|again| again == message);
+    let bytes = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Row { name, position, bytes, round_trip }
+}
+
+/// Every listed variant has a sample.
+pub(crate) fn assert_complete() {
+    let have: BTreeSet<&str> = rows().iter().map(|row| row.name).collect();
+    for (name, variants) in ENUMS {
+        for variant in *variants {
+            let full = format!("{name}::{variant}");
+            assert!(have.contains(full.as_str()), "{full} has no sample");
+        }
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+fn image(text: &str) -> ImageName {
+    text.parse().expect("an image name")
+}
+
+fn digest(byte: u8) -> Digest {
+    Digest([byte; 32])
+}
+
+fn error() -> WireError {
+    WireError::new(ErrorCode::NotFound, "no")
+}
+
+fn container() -> ContainerRef {
+    ContainerRef { id: ContainerId(300), generation: Generation(2) }
+}
+
+fn selector() -> ContainerSelector {
+    ContainerSelector::Id(ContainerId(300))
+}
+
+fn descriptor() -> Descriptor {
+    Descriptor { digest: digest(0xd1), size: 1000, media: Media::LayerTarGzip }
+}
+
+fn manifest() -> ImageManifest {
+    let config = Descriptor { digest: digest(0xc0), size: 200, media: Media::Config };
+    ImageManifest { config, layers: vec![descriptor()] }
+}
+
+fn spec() -> ContainerSpec {
+    ContainerSpec {
+        entrypoint: Some(vec!["/e".into()]),
+        command: vec!["c".into()],
+        env: vec![("K".into(), "v".into())],
+        workdir: Some("/w".into()),
+        user: Some("1:2".into()),
+        hostname: Some("h".into()),
+        tty: true,
+        stdin_open: false,
+        read_only: true,
+        mounts: vec![VolumeMount { volume: name("vol"), path: "/v".into(), read_only: false }],
+        publish: vec![PublishedPort { port: 8080, container_port: 80 }],
+        resources: Resources { memory_bytes: Some(1 << 26), cpu_milli: Some(500), pids: None },
+        auto_remove: false,
+        labels: vec![("a".into(), "b".into())],
+    }
+}
+
+fn exec() -> ExecSpec {
+    ExecSpec {
+        command: vec!["ls".into(), "-l".into()],
+        env: vec![],
+        workdir: None,
+        user: None,
+        tty: Some((24, 80)),
+        stdin: true,
+    }
+}
+
+fn logs() -> LogQuery {
+    LogQuery { follow: true, tail_lines: Some(10) }
+}
+
+fn load() -> NodeLoad {
+    NodeLoad {
+        memory_available_bytes: 1 << 30,
+        load_milli: 1500,
+        cpu_busy_milli: 250,
+        disk_free_bytes: 5,
+        disk_bytes: 6,
+        uptime_seconds: 7,
+    }
+}
+
+fn facts() -> NodeFacts {
+    NodeFacts {
+        hostname: "n".into(),
+        architecture: "arm64".into(),
+        cpus: 4,
+        memory_bytes: 1 << 31,
+        kernel: "6.1".into(),
+        software: "s".into(),
+        boot_id: [0xb0; 16],
+        underlay: Ipv4Addr::new(192, 168, 50, 3),
+        overlay: true,
+        limits: false,
+    }
+}
+
+fn report() -> ContainerReport {
+    ContainerReport { container: container(), state: ContainerState::Pending }
+}
+
+fn connection() -> Connection {
+    Connection {
+        from: ContainerId(1),
+        from_address: Ipv4Addr::new(10, 1, 0, 2),
+        to: ContainerId(2),
+        to_address: Ipv4Addr::new(10, 2, 0, 2),
+        port: 80,
+        transport: Transport::Tcp,
+    }
+}
+
+fn network() -> NetworkDesired {
+    let underlay = Ipv4Addr::new(192, 168, 50, 4);
+    let peers = vec![
+        Peer { index: NodeIndex(2), underlay, wireguard: None },
+        Peer { index: NodeIndex(3), underlay, wireguard: Some([0x33; 32]) },
+    ];
+    NetworkDesired { revision: 9, peers, connections: vec![connection()] }
+}
+
+fn desired() -> ContainerDesired {
+    ContainerDesired {
+        container: container(),
+        account: AccountId(7),
+        name: name("web"),
+        spec: ContainerSpec::default(),
+        image: manifest(),
+        address: Ipv4Addr::new(10, 2, 0, 2),
+        want: Want::Running,
+    }
+}
+
+fn account() -> AccountInfo {
+    AccountInfo {
+        id: AccountId(7),
+        label: name("ann"),
+        role: Role::Admin,
+        key: PublicKey([0xaa; 32]),
+        created_seconds: 1_700_000_000,
+        sessions: 1,
+    }
+}
+
+fn node_info() -> NodeInfo {
+    NodeInfo {
+        index: NodeIndex(2),
+        name: name("node2"),
+        connected: true,
+        facts: Some(facts()),
+        load: None,
+        containers: 3,
+    }
+}
+
+fn image_info() -> ImageInfo {
+    ImageInfo {
+        name: image("web"),
+        id: digest(0xc0),
+        architecture: "amd64".into(),
+        size: 1200,
+        created_seconds: 1,
+        manifest: manifest(),
+    }
+}
+
+fn container_info() -> ContainerInfo {
+    ContainerInfo {
+        id: ContainerId(300),
+        generation: Generation(2),
+        name: name("web"),
+        account: AccountId(7),
+        image: image("web"),
+        node: NodeIndex(2),
+        node_name: name("node2"),
+        node_connected: true,
+        placement: "most room".into(),
+        address: Ipv4Addr::new(10, 2, 0, 2),
+        state: ContainerState::Running { pid: 42, started_ms: 1000 },
+        created_seconds: 1,
+        detached: true,
+        publish: vec![],
+        spec: ContainerSpec::default(),
+    }
+}
+
+fn connect() -> ConnectRequest {
+    let to = ContainerSelector::Name(name("web"));
+    ConnectRequest { from: selector(), to, port: 80, transport: Transport::Udp }
+}
+
+/// The table.
+pub(crate) fn rows() -> Vec<Row> {
+    [first_stream(), requests(), replies(), events(), node(), containers()].into_iter().flatten().collect()
+}
+
+fn first_stream() -> Vec<Row> {
+    let (software, location) = ("w 1".to_owned(), name("demo"));
+    vec![
+        row(Hello { version: 1, oldest: 1, features: 0, software: software.clone() }),
+        row(HelloReply::Accepted { version: 1, features: 0, software, role: Some(Role::Node) }),
+        row(HelloReply::Refused(error())),
+        row(EnrolRequest { role: Role::User, secret: TokenSecret([0x5e; 16]), label: name("ann") }),
+        row(EnrolReply::Enrolled { account: AccountId(7), role: Role::User, location }),
+        row(EnrolReply::Refused(error())),
+        row(Role::User),
+        row(Role::Admin),
+        row(Role::Node),
+        row(error()),
+    ]
+}
+
+fn requests() -> Vec<Row> {
+    let run = RunRequest {
+        image: image("web:1"),
+        name: Some(name("web")),
+        node: None,
+        detached: true,
+        spec: spec(),
+    };
+    let put = Request::PutImage { name: image("web"), architecture: "arm64".into(), manifest: manifest() };
+    vec![
+        row(Request::Ping),
+        row(Request::Status),
+        row(Request::Nodes),
+        row(Request::MissingBlobs(vec![digest(1), digest(2)])),
+        row(Request::PutBlob(descriptor())),
+        row(put),
+        row(Request::Images),
+        row(Request::RemoveImage(image("web"))),
+        row(Request::Run(Box::new(run))),
+        row(Request::Containers { all_accounts: true }),
+        row(Request::Inspect(selector())),
+        row(Request::Wait { container: selector(), until: WaitUntil::Ended }),
+        row(Request::Stop { container: selector(), grace_seconds: 10 }),
+        row(Request::Start(selector())),
+        row(Request::Remove { container: selector(), force: true }),
+        row(Request::Signal { container: selector(), signal: 15 }),
+        row(Request::Connect(connect())),
+        row(Request::Disconnect(connect())),
+        row(Request::Connections),
+        row(Request::Exec { container: selector(), spec: exec() }),
+        row(Request::Attach(selector())),
+        row(Request::Logs { container: selector(), query: logs() }),
+        row(Request::Tunnel { container: selector(), port: 80 }),
+        row(Request::CreateToken { role: Role::User, lifetime_seconds: 600 }),
+        row(Request::Accounts),
+        row(Request::RemoveAccount(AccountId(7))),
+        row(Request::CrashNode(NodeIndex(2))),
+        row(Request::Events),
+        row(ContainerSelector::Id(ContainerId(300))),
+        row(ContainerSelector::Name(name("web"))),
+        row(WaitUntil::Started),
+        row(WaitUntil::Ended),
+    ]
+}
+
+fn replies() -> Vec<Row> {
+    let status = StatusInfo {
+        account: account(),
+        location: name("demo"),
+        software: "w 1".into(),
+        uptime_seconds: 5,
+        now_seconds: 6,
+    };
+    let connection = ConnectionInfo {
+        from: ContainerId(1),
+        from_name: name("probe"),
+        to: ContainerId(2),
+        to_name: name("web"),
+        port: 80,
+        transport: Transport::Tcp,
+    };
+    vec![
+        row(Reply::Error(error())),
+        row(Reply::Done),
+        row(Reply::Status(status)),
+        row(Reply::Nodes(vec![node_info()])),
+        row(Reply::Missing(vec![digest(1)])),
+        row(Reply::Blob { size: 1000 }),
+        row(Reply::Image(image_info())),
+        row(Reply::Images(vec![])),
+        row(Reply::Container(Box::new(container_info()))),
+        row(Reply::Containers(vec![])),
+        row(Reply::Connections(vec![connection])),
+        row(Reply::Token { text: "wry1-user-x".into(), expires_seconds: 9 }),
+        row(Reply::Accounts(vec![account()])),
+    ]
+}
+
+fn events() -> Vec<Row> {
+    vec![
+        row(Event::Container(Box::new(container_info()))),
+        row(Event::ContainerRemoved(ContainerId(300))),
+        row(Event::Node { index: NodeIndex(2), connected: false }),
+        row(Event::Lost { count: 4 }),
+    ]
+}
+
+fn node() -> Vec<Row> {
+    let stopped = Want::Stopped { signal: 15, grace_seconds: 10 };
+    let sync = NodeDesired { index: NodeIndex(2), containers: vec![desired()], network: network() };
+    let exec_request = RoutedRequest::Exec { container: container(), spec: exec() };
+    vec![
+        row(NodeCall::Control(NodeHello { facts: facts(), load: load(), inventory: vec![report()] })),
+        row(NodeCall::FetchBlob(digest(1))),
+        row(FromNode::Load(load())),
+        row(FromNode::Container(report())),
+        row(FromNode::Removed(container())),
+        row(FromNode::Network { revision: 9, error: Some("no".into()) }),
+        row(ToNode::Sync(sync)),
+        row(ToNode::Container(Box::new(ContainerDesired { spec: spec(), want: stopped, ..desired() }))),
+        row(ToNode::Remove(ContainerId(300))),
+        row(ToNode::Network(network())),
+        row(Want::Running),
+        row(stopped),
+        row(Transport::Tcp),
+        row(Transport::Udp),
+        row(Routed { account: AccountId(7), request: exec_request.clone() }),
+        row(exec_request),
+        row(RoutedRequest::Attach { container: container() }),
+        row(RoutedRequest::Logs { container: container(), query: logs() }),
+        row(RoutedRequest::Tunnel { container: container(), port: 80 }),
+        row(RoutedRequest::Signal { container: container(), signal: 9 }),
+        row(RoutedRequest::Crash),
+    ]
+}
+
+fn containers() -> Vec<Row> {
+    vec![
+        row(ContainerState::Pending),
+        row(ContainerState::Preparing),
+        row(ContainerState::Running { pid: 42, started_ms: 1000 }),
+        row(ContainerState::Exited { status: ExitStatus::Code(3), finished_ms: 2000 }),
+        row(ContainerState::Failed(error())),
+        row(ExitStatus::Code(3)),
+        row(ExitStatus::Signal(9)),
+        row(ExitStatus::OutOfMemory),
+        row(Media::Config),
+        row(Media::LayerTar),
+        row(Media::LayerTarGzip),
+        row(Media::LayerTarZstd),
+        row(Channel::Stdin),
+        row(Channel::Stdout),
+        row(Channel::Stderr),
+        row(Frame::Data { channel: Channel::Stdout, bytes: vec![1, 2, 3] }),
+        row(Frame::End(Channel::Stdin)),
+        row(Frame::Resize { rows: 24, columns: 80 }),
+        row(Frame::Signal(2)),
+        row(Frame::Exit(ExitStatus::Code(0))),
+        row(Frame::Error(error())),
+        row(Frame::Dropped { bytes: 5 }),
+    ]
+}
