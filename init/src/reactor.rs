@@ -254,6 +254,7 @@ impl Reactor {
             }
             ToSupervisor::Signal { signal, .. } => return self.complain(&format_args!("no signal {signal}")),
             ToSupervisor::Release(key) => Input::Release(key),
+            ToSupervisor::CloseKept { key, label } => Input::CloseKept { key, label },
             ToSupervisor::Alive => Input::Alive,
             ToSupervisor::Power(power) => Input::Power(power),
         };
