@@ -3,6 +3,7 @@ mod access;
 mod containers;
 mod context;
 mod dev;
+mod flash;
 mod images;
 mod locations;
 mod network;
@@ -90,6 +91,9 @@ enum Command {
     /// A cluster of virtual machines on this computer.
     #[command(subcommand)]
     Dev(dev::DevCommand),
+    /// Write disks for boards, with keys and tokens on them.
+    #[command(subcommand)]
+    Flash(flash::FlashCommand),
     /// Print completions for a shell.
     Completions {
         /// Which shell.
@@ -163,6 +167,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Account(args) => access::account(&context, &args).await,
         Command::Events => access::events(&context).await,
         Command::Dev(command) => dev::dev(&context, command).await,
+        Command::Flash(args) => flash::flash(&context, args).await,
         Command::Completions { shell } => completions(shell),
         Command::Debug(args) => nodes::debug(&context, &args).await,
     }
