@@ -86,6 +86,12 @@ impl CapabilitySet {
         self.0 & other.0 == other.0
     }
 
+    /// From a bit mask, bit n for capability n.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// As a bit mask, bit n for capability n.
     #[must_use]
     pub fn bits(self) -> u64 {

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "this crate exists so that no other needs unsafe")]
 
 pub mod capability;
+pub mod child;
 mod error;
 pub mod fd;
 pub mod fdpass;

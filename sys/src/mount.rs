@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::{chdir, pivot_root};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -37,20 +37,26 @@ impl Attributes {
 /// [`SysError::MountSetattr`].
 pub fn restrict(path: &Path, attributes: Attributes, recursive: bool) -> Result<()> {
     let path = c_path(path, SysError::MountSetattr)?;
+    set_attributes(libc::AT_FDCWD, &path, attributes, if recursive { libc::AT_RECURSIVE } else { 0 })
+}
+
+/// Like [`restrict`], for the mount that `tree` refers to: attached or not, without walking a path to it.
+///
+/// # Errors
+/// [`SysError::MountSetattr`].
+pub fn restrict_tree(tree: impl AsFd, attributes: Attributes, recursive: bool) -> Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    set_attributes(tree.as_fd().as_raw_fd(), c"", attributes, flags)
+}
+
+fn set_attributes(directory: RawFd, path: &CStr, attributes: Attributes, flags: libc::c_int) -> Result<()> {
     // SAFETY: mount_attr is plain data for which all zeroes is valid: nothing to set or clear.
     let mut request: libc::mount_attr = unsafe { zeroed() };
     request.attr_set = attributes.0;
-    let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
+    let size = size_of::<libc::mount_attr>();
     // SAFETY: the path ends in null and the kernel reads one mount_attr of the given size.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            flags,
-            &raw const request,
-            size_of::<libc::mount_attr>(),
-        )
+        libc::syscall(libc::SYS_mount_setattr, directory, path.as_ptr(), flags, &raw const request, size)
     };
     Errno::result(result).map(drop).map_err(SysError::MountSetattr)
 }
@@ -147,6 +153,10 @@ mod tests {
             let tree = detached_copy(File::open(dir).unwrap(), Path::new("deep")).unwrap();
             attach(&tree, File::open(dir.join("target")).unwrap()).unwrap();
             assert_eq!(fs::read_to_string(dir.join("target/file")).unwrap(), "content");
+            let locked = detached_copy(File::open(dir.join("deep")).unwrap(), Path::new("")).unwrap();
+            restrict_tree(&locked, Attributes::READ_ONLY, true).unwrap();
+            attach(&locked, File::open(dir.join("target")).unwrap()).unwrap();
+            assert!(fs::write(dir.join("target/file"), "changed").is_err());
             let missing = detached_copy(File::open(dir).unwrap(), Path::new("nothing")).unwrap_err();
             assert_eq!(missing, SysError::OpenTree(Errno::ENOENT));
             assert!(matches!(

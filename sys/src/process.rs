@@ -10,7 +10,6 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::unistd::Pid;
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::io::Read as _;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
@@ -199,9 +198,8 @@ fn become_program(prepared: &Prepared<'_>) -> Result<std::convert::Infallible, (
 /// Reads a [`Child::start`] pipe without waiting (if it is still nonblocking).
 #[must_use]
 pub fn started(start: impl AsFd) -> Start {
-    let Ok(copy) = start.as_fd().try_clone_to_owned() else { return Start::Pending };
     let mut report = [0; 5];
-    match std::fs::File::from(copy).read(&mut report) {
+    match nix::unistd::read(start, &mut report) {
         Ok(0) => Start::Running,
         Ok(_) => {
             let [step, errno @ ..] = report;
@@ -240,6 +238,23 @@ pub enum End {
 /// [`SysError::Waitid`]; having no children at all is not an error.
 pub fn reap() -> Result<Option<Reaped>> {
     wait_for(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG)
+}
+
+/// Whether there is any child, running or not yet reaped.
+#[must_use]
+pub fn has_children() -> bool {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: a null siginfo_t is allowed: nothing is stored.
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, ptr::null_mut(), options) };
+    Errno::result(result) != Err(Errno::ECHILD)
+}
+
+/// Makes this process the parent of its descendants' orphans, as PID 1 is of everybody's.
+///
+/// # Errors
+/// [`SysError::Prctl`].
+pub fn become_subreaper() -> Result<()> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(SysError::Prctl)
 }
 
 /// Waits for one child to end.

@@ -1,1 +1,26 @@
-//! See the crate description.
+//! Tests of the whole: one suite of scenarios for several worlds, and what they need.
+//!
+//! ```text
+//! scenario   what a cluster must do, told with the real `wherry` command
+//! world      what a scenario may ask of its cluster
+//! vm         … in virtual machines, from real images
+//! netns      … as processes in network namespaces
+//! cli, wait, given, http, tar, guest   tools
+//! ```
+pub mod cli;
+pub mod failure;
+pub mod given;
+pub mod guest;
+pub mod http;
+pub mod netns;
+pub mod scenario;
+pub mod tar;
+pub mod vm;
+pub mod wait;
+pub mod world;
+
+pub use cli::{Background, Outcome, Wherry};
+pub use failure::{Failure, ensure};
+pub use netns::Netns;
+pub use vm::Vm;
+pub use world::{Abilities, World};

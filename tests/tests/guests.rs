@@ -1,4 +1,5 @@
 //! Two real guests on a segment: DHCP from the built-in server, pings through the switch, faults, QMP, power cut.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as its body does")]
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -9,52 +10,18 @@ use wherry_qemu::qmp::Status;
 use wherry_qemu::{
     Arch, Counters, Disk, Faults, Host, Lan, Mac, Machine, Nic, Running, Segment, accelerator_for,
 };
+use wherry_tests::given;
+use wherry_tests::guest::initrd;
 
 const BOOT: Duration = Duration::from_secs(60);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
 
-/// Files the tests are given; a test that lacks them fails and says how to get them.
-fn given(variable: &str) -> PathBuf {
-    let path = std::env::var_os(variable).map(PathBuf::from);
-    path.unwrap_or_else(|| panic!("{variable} is not set: run this test with `cargo xtask test`"))
-}
-
-/// One entry of a cpio archive in the "newc" format that the kernel unpacks (Documentation/driver-api/early-userspace).
-fn cpio_entry(name: &str, mode: u32, body: &[u8]) -> Vec<u8> {
-    let mut entry = String::from("070701");
-    let size = body.len() as u32;
-    for field in [0, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name.len() as u32 + 1, 0] {
-        entry.push_str(&format!("{field:08x}"));
+fn image_arch(arch: Arch) -> wherry_images::disk::Arch {
+    match arch {
+        Arch::X86_64 => wherry_images::disk::Arch::X86_64,
+        Arch::Aarch64 => wherry_images::disk::Arch::Aarch64,
     }
-    let mut bytes = [entry.as_bytes(), name.as_bytes(), &[0]].concat();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes.extend_from_slice(body);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }
-
-fn initrd(busybox: &Path, script: &str) -> Vec<u8> {
-    let busybox = std::fs::read(busybox).unwrap();
-    let mut archive = Vec::new();
-    for directory in ["bin", "proc", "sys", "dev"] {
-        archive.extend(cpio_entry(directory, 0o040_755, b""));
-    }
-    archive.extend(cpio_entry("bin/busybox", 0o100_755, &busybox));
-    archive.extend(cpio_entry("init", 0o100_755, script.as_bytes()));
-    let lease = "#!/bin/busybox sh\n[ \"$1\" = bound ] && /bin/busybox ip addr add $ip/$mask dev $interface && echo bound $ip/$mask via $router\ntrue\n";
-    archive.extend(cpio_entry("lease", 0o100_755, lease.as_bytes()));
-    archive.extend(cpio_entry("TRAILER!!!", 0, b""));
-    archive
-}
-
-const PREAMBLE: &str = "#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev
-/bin/busybox --install -s /bin
-mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev
-echo eth0 is $(cat /sys/class/net/eth0/address), vda has $(cat /sys/block/vda/size) sectors
-ip link set eth0 up
-udhcpc -i eth0 -n -q -t 20 -T 1 -s /lease
-";
 
 struct World {
     directory: tempfile::TempDir,
@@ -77,15 +44,15 @@ impl World {
     }
 
     fn kernel(&self) -> PathBuf {
-        given(&format!("WHERRY_KERNEL_{}", self.arch.as_str().to_uppercase()))
+        given::kernel(image_arch(self.arch)).unwrap()
     }
 
     /// A guest with two disks (1 and 2 MiB) and a second card, so that their order shows.
     fn machine(&mut self, number: u8, script: &str) -> (Machine, wherry_qemu::Port) {
         let (port, nic) = self.segment.plug(Mac::local(1, number)).unwrap();
         let file = |name: &str| self.directory.path().join(format!("{number}.{name}"));
-        let busybox = given(&format!("WHERRY_BUSYBOX_{}", self.arch.as_str().to_uppercase()));
-        std::fs::write(file("initrd"), initrd(&busybox, &format!("{PREAMBLE}{script}"))).unwrap();
+        let busybox = given::busybox(image_arch(self.arch)).unwrap();
+        std::fs::write(file("initrd"), initrd(&busybox, script)).unwrap();
         for (name, bytes) in [("vda", 1 << 20), ("vdb", 2 << 20)] {
             std::fs::write(file(name), vec![0; bytes]).unwrap();
         }

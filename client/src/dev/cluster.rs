@@ -92,7 +92,7 @@ impl Cluster {
         segment.serve(plan::lan(&boards));
         let mut slots = Vec::with_capacity(boards.len());
         for board in boards {
-            let template = record.options.template(board.role)?;
+            let (_, template) = record.options.template(board.role)?;
             let (port, nic) = segment.plug(board.mac)?;
             let files = Files::of(place.directory(), &board);
             let image = (template.manifest(), template.kernel_path());
@@ -246,7 +246,7 @@ fn make_disks(directory: &Path, options: &Options, seed: &ClusterSeed) -> Result
         let config = BoardConfig::new(text.clone())?;
         let out = Files::of(directory, board).disk;
         let data_bytes = options.data_mib.saturating_mul(MIB);
-        disk::personalise(&options.template_directory(board.role), &out, &config, data_bytes)?;
+        disk::personalise(&options.template(board.role)?.0, &out, &config, data_bytes)?;
     }
     Ok(())
 }

@@ -147,7 +147,8 @@ fn is_owner(owner: &Owner, directory: &Path) -> bool {
     match fs::read(format!("/proc/{pid}/cmdline")) {
         Ok(line) => line.split(|b| *b == 0).any(|word| word == directory.as_os_str().as_encoded_bytes()),
         Err(_) if Path::new("/proc/self").exists() => false,
-        Err(_) => nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).is_ok(),
+        Err(_) => rustix::process::Pid::from_raw(pid)
+            .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok()),
     }
 }
 

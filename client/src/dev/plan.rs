@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use wherry_images::disk::{Arch, BoardRole, Manifest, Template};
+use wherry_images::disk::{Arch, BoardRole, MANIFEST_FILE, Manifest, Template};
 use wherry_protocol::Name;
 use wherry_qemu::machine::Forward;
 use wherry_qemu::{Disk, Lan, Mac, Machine, Nic};
@@ -77,20 +77,23 @@ impl Options {
         }
     }
 
-    /// Where the image of a board is.
-    #[must_use]
-    pub fn template_directory(&self, role: BoardRole) -> PathBuf {
-        self.images.join(self.arch.name()).join(role.name())
+    /// Where the image of a board may be: `images` is what `cargo xtask images` makes, for all processors or for one.
+    fn template_directories(&self, role: BoardRole) -> [PathBuf; 2] {
+        [self.images.join(self.arch.name()).join("images").join(role.name()), self.images.join(role.name())]
     }
 
     /// The image of a board.
-    pub fn template(&self, role: BoardRole) -> Result<Template, DevError> {
-        let directory = self.template_directory(role);
-        if !directory.is_dir() {
-            let (role, arch) = (role.name(), self.arch.name());
-            return Err(DevError::NoImages { role, arch, directory: self.images.clone() });
+    pub fn template(&self, role: BoardRole) -> Result<(PathBuf, Template), DevError> {
+        for directory in self.template_directories(role) {
+            if directory.join(MANIFEST_FILE).exists() {
+                let template = Template::open(&directory)?;
+                if template.manifest().arch == self.arch && template.manifest().role == role {
+                    return Ok((directory, template));
+                }
+            }
         }
-        Ok(Template::open(&directory)?)
+        let (role, arch) = (role.name(), self.arch.name());
+        Err(DevError::NoImages { role, arch, directory: self.images.clone() })
     }
 }
 

@@ -67,6 +67,21 @@ impl<F: AsFd> Descriptors<F> {
     }
 }
 
+impl<F> Descriptors<F> {
+    /// The same with every descriptor converted.
+    pub fn map<G>(self, convert: impl Fn(F) -> G) -> Descriptors<G> {
+        Descriptors {
+            plan: convert(self.plan),
+            go: convert(self.go),
+            report: convert(self.report),
+            stdio: self.stdio.map(&convert),
+            cgroup: self.cgroup.map(&convert),
+            extra: self.extra.into_iter().map(&convert).collect(),
+            kept: self.kept.into_iter().map(|(label, fd)| (label, convert(fd))).collect(),
+        }
+    }
+}
+
 impl Descriptors {
     /// Takes a datagram's descriptors apart, checking the whole request.
     ///

@@ -93,7 +93,12 @@ impl Endpoint {
     /// [`ControlError`]; after `Garbage` and `TooLarge` that one datagram is gone and its descriptors are closed.
     pub fn recv<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ControlError> {
         let mut buffer = [0; MAX_DATAGRAM];
-        let got = fdpass::recv(self.0.as_fd(), &mut buffer).map_err(classify)?;
+        let got = match fdpass::recv(self.0.as_fd(), &mut buffer) {
+            // The peer ended without reading everything, which is told once and before its own last messages.
+            Err(error) if error.errno() == Errno::ECONNRESET => fdpass::recv(self.0.as_fd(), &mut buffer),
+            other => other,
+        };
+        let got = got.map_err(classify)?;
         if got.truncated {
             return Err(ControlError::TooLarge);
         }

@@ -25,6 +25,10 @@ fn messages_to_the_supervisor_are_pinned() {
     pinned(&ToSupervisor::Launch(launch()), expected);
     pinned(&ToSupervisor::Signal { key: KEY, signal: 15 }, &[1, 0xac, 2, 2, 30]);
     pinned(&ToSupervisor::Release(KEY), &[2, 0xac, 2, 2]);
+    pinned(
+        &ToSupervisor::CloseKept { key: KEY, label: "stdin".into() },
+        &[5, 0xac, 2, 2, 5, b's', b't', b'd', b'i', b'n'],
+    );
     pinned(&ToSupervisor::Alive, &[3]);
     pinned(&ToSupervisor::Power(Power::PowerOff), &[4, 0]);
     pinned(&ToSupervisor::Power(Power::Reboot), &[4, 1]);
@@ -85,6 +89,16 @@ fn garbage_is_an_error_and_the_next_message_arrives() {
     drop(service);
     assert_eq!(supervisor.recv::<ToSupervisor>().unwrap_err(), ControlError::Closed);
     assert_eq!(supervisor.send(&FromSupervisor::InventoryEnd, &[]), Err(ControlError::Closed));
+}
+
+#[test]
+fn last_words_are_heard_even_if_the_speaker_did_not_listen() {
+    let (service, supervisor) = Endpoint::pair().unwrap();
+    supervisor.send(&FromSupervisor::InventoryEnd, &[]).unwrap();
+    service.send(&ToSupervisor::Power(Power::Reboot), &[]).unwrap();
+    drop(service);
+    assert_eq!(supervisor.recv::<ToSupervisor>().unwrap().0, ToSupervisor::Power(Power::Reboot));
+    assert_eq!(supervisor.recv::<ToSupervisor>().unwrap_err(), ControlError::Closed);
 }
 
 #[test]

@@ -1,4 +1,34 @@
-//! Under construction.
+//! Containers of one node.
+//!
+//! ```text
+//! plan      what is asked for + what the image says → what to do, step by step      pure
+//! seccomp   the list of allowed system calls, compiled once
+//! user      user[:group] by the image's own files                                    pure
+//! child     performs the plan between clone and the container's program
+//! exec      the same for one more process in a running container
+//! report    what child and exec say back
+//! rootfs    directories of a container on the data partition
+//! layers    layers fetched, verified and unpacked once
+//! cgroup    bounds
+//! logs      the output ring
+//! supervisor  the control socket to PID 1
+//! instance  one life of a container, running or ended
+//! execute   one more process in it, as the service sees it
+//! pump      bytes between descriptors and the log
+//! runtime   all of it, for the agent
+//! ```
 pub mod cgroup;
+pub mod child;
+pub mod exec;
+pub mod execute;
+pub mod instance;
 pub mod layers;
 pub mod logs;
+pub mod plan;
+pub mod pump;
+pub mod report;
+pub mod rootfs;
+pub mod runtime;
+pub mod seccomp;
+pub mod supervisor;
+pub mod user;

@@ -1,0 +1,180 @@
+//! From a privileged process inside of the container to the container's program: user, directory, limits, privileges,
+//! filter, exec, in this order. Shared by a container's first process and those that exec adds.
+use super::super::plan::{Limit, Process, Resource};
+use super::super::report::{Failure, Step};
+use super::super::seccomp::Filters;
+use super::super::user::{self, Identity};
+use super::mounts::make_directory;
+use nix::errno::Errno;
+use nix::sys::resource::{Resource as Kind, setrlimit};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use wherry_sys::capability::{CapabilitySet, ThreadSets};
+
+/// Used to find the program when the environment has no PATH (execvp(3) uses the same two).
+const FALLBACK_PATH: &str = "/bin:/usr/bin";
+const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// Everything that can fail has been done, except for the last two steps.
+pub(in super::super) struct Prepared<'a> {
+    filters: &'a Filters,
+    program: CString,
+    shown: &'a str,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+/// Does all but the last two steps. The root directory is the container's, and this process is root in it.
+pub(in super::super) fn prepare(process: &Process) -> Result<Prepared<'_>, Failure> {
+    let root =
+        rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| Failure::new(Step::Workdir, "/", errno(error)))?;
+    let identity = identity(&root, &process.user)?;
+    enter(&root, &process.workdir)?;
+    process.limits.iter().try_for_each(set_limit)?;
+    let program = find_program(process)?;
+    let prepared = Prepared {
+        filters: &process.filters,
+        program: c_string(&program)?,
+        shown: process.argv.first().map_or("", String::as_str),
+        arguments: process.argv.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
+        environment: environment(process, &identity)?,
+    };
+    drop_privileges(&identity, process.capabilities)?;
+    Ok(prepared)
+}
+
+impl Prepared<'_> {
+    /// Becomes the program.
+    pub(in super::super) fn execute(self) -> Result<Infallible, Failure> {
+        wherry_sys::child::restore_broken_pipe_signal();
+        self.filters.install().map_err(|error| Failure::new(Step::Seccomp, "", seccomp_errno(&error)))?;
+        nix::unistd::execve(&self.program, &self.arguments, &self.environment)
+            .map_err(|errno| Failure::new(Step::Exec, self.shown, errno))
+    }
+}
+
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
+}
+
+fn seccomp_errno(error: &seccompiler::Error) -> Errno {
+    match error {
+        seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => {
+            wherry_sys::fd::errno_of(error)
+        }
+        seccompiler::Error::Backend(_)
+        | seccompiler::Error::EmptyFilter
+        | seccompiler::Error::ThreadSync(_) => Errno::EINVAL,
+    }
+}
+
+fn c_string(text: &str) -> Result<CString, Failure> {
+    CString::new(text).map_err(|_| Failure::new(Step::Plan, "", Errno::EINVAL))
+}
+
+fn identity(root: &OwnedFd, who: &str) -> Result<Identity, Failure> {
+    let read =
+        |path: &'static str| read_small(root, path).map_err(|errno| Failure::new(Step::User, path, errno));
+    let (passwd, group) = (read("/etc/passwd")?, read("/etc/group")?);
+    user::resolve(who, &passwd, &group).map_err(|missing| Failure::new(Step::User, missing.0, Errno::ENOENT))
+}
+
+/// An ordinary file of the image as text; empty if there is none. A pipe or device in its place is not waited for.
+fn read_small(root: &OwnedFd, path: &str) -> Result<String, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let fd = match rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE) {
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(String::new()),
+        result => result.map_err(errno)?,
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(errno)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = Vec::new();
+    let limit = user::MAX_FILE_BYTES as u64 + 1;
+    File::from(fd).take(limit).read_to_end(&mut bytes).map_err(|error| wherry_sys::fd::errno_of(&error))?;
+    if bytes.len() > user::MAX_FILE_BYTES {
+        return Err(Errno::EFBIG);
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn enter(root: &OwnedFd, path: &str) -> Result<(), Failure> {
+    let fail = |error| Failure::new(Step::Workdir, path, errno(error));
+    let directory = make_directory(root, path).map_err(fail)?;
+    rustix::process::fchdir(directory).map_err(fail)
+}
+
+fn set_limit(limit: &Limit) -> Result<(), Failure> {
+    let (kind, name) = match limit.resource {
+        Resource::Files => (Kind::RLIMIT_NOFILE, "nofile"),
+        Resource::Core => (Kind::RLIMIT_CORE, "core"),
+    };
+    setrlimit(kind, limit.soft, limit.hard).map_err(|errno| Failure::new(Step::Limit, name, errno))
+}
+
+fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>, Failure> {
+    let home = process.env.iter().any(|(name, _)| name == "HOME");
+    let added = (!home).then(|| format!("HOME={}", identity.home));
+    let own = process.env.iter().map(|(name, value)| format!("{name}={value}"));
+    own.chain(added).map(|variable| c_string(&variable)).collect()
+}
+
+/// As execvp(3), but without its habit of trying /bin/sh for what is no program.
+fn find_program(process: &Process) -> Result<String, Failure> {
+    let name = process.argv.first().map_or("", String::as_str);
+    let fail = |errno| Failure::new(Step::Program, name, errno);
+    if name.contains('/') {
+        return executable(name).map(|()| name.to_owned()).map_err(fail);
+    }
+    let path = process.env.iter().find(|(variable, _)| variable == "PATH").map(|(_, value)| value.as_str());
+    let mut found = Errno::ENOENT;
+    for directory in path.unwrap_or(FALLBACK_PATH).split(':') {
+        let candidate =
+            if directory.is_empty() { format!("./{name}") } else { format!("{directory}/{name}") };
+        match executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(Errno::EACCES) => found = Errno::EACCES,
+            Err(_) => {}
+        }
+    }
+    Err(fail(found))
+}
+
+fn executable(path: &str) -> Result<(), Errno> {
+    const ANY_EXECUTE: u32 = 0o111;
+    let stat = rustix::fs::stat(path).map_err(errno)?;
+    let file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if file && stat.st_mode & ANY_EXECUTE != 0 { Ok(()) } else { Err(Errno::EACCES) }
+}
+
+/// Bounding set while there is the right to change it, then groups, group and user, then what root would still have.
+fn drop_privileges(identity: &Identity, capabilities: u64) -> Result<(), Failure> {
+    let sys = |detail: &'static str| {
+        move |error: wherry_sys::SysError| Failure::new(Step::Privileges, detail, error.errno())
+    };
+    let id = |detail: &'static str| move |errno| Failure::new(Step::Privileges, detail, errno);
+    match wherry_sys::keyring::new_session() {
+        // A kernel without keyrings has no keys to protect.
+        Err(error) if error.errno() != Errno::ENOSYS => return Err(sys("keyring")(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let keep = CapabilitySet::from_bits(capabilities);
+    wherry_sys::capability::limit_bounding_set(keep).map_err(sys("bounding set"))?;
+    let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&groups).map_err(id("groups"))?;
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    setresgid(gid, gid, gid).map_err(id("group"))?;
+    setresuid(uid, uid, uid).map_err(id("user"))?;
+    let kept = if uid.is_root() { keep } else { CapabilitySet::EMPTY };
+    let sets = ThreadSets { effective: kept, permitted: kept, inheritable: CapabilitySet::EMPTY };
+    wherry_sys::capability::set_thread_sets(sets).map_err(sys("capabilities"))?;
+    wherry_sys::capability::set_ambient(CapabilitySet::EMPTY).map_err(sys("ambient set"))?;
+    nix::sys::prctl::set_no_new_privs().map_err(id("no_new_privs"))
+}

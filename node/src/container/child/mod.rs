@@ -1,0 +1,107 @@
+//! Between clone and the container's program: performs the plan, one step after the other.
+//!
+//! It runs in new namespaces, made by the supervisor, as the first process there. Descriptors: 0–2 the container's own,
+//! 3 the plan (a sealed memory file), 4 the go pipe (one byte once the network is there), 5 where reports go.
+mod become_program;
+mod mounts;
+mod shield;
+
+pub(super) use become_program::prepare;
+pub(super) use shield::shield;
+
+use super::plan::{MAX_BYTES, Plan, Process};
+use super::report::{Failure, Report, Step};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use serde::de::DeserializeOwned;
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+/// The argument by which the supervisor starts this.
+pub const ARGUMENT: &str = "container";
+/// What a shell returns for a program that cannot be executed.
+pub(super) const EXIT_FAILED: u8 = 127;
+
+pub(super) const PLAN_FD: i32 = 3;
+const GO_FD: i32 = 4;
+pub(super) const REPORT_FD: i32 = 5;
+
+/// Becomes the container's program, or reports why not. Call it first thing in `main`: there must be no other thread.
+#[must_use]
+pub fn run() -> ExitCode {
+    // Before any descriptor is taken over: the shield executes this program once more, with all of them.
+    let shielded = shield();
+    let Ok(report) = wherry_sys::fd::inherited(REPORT_FD) else { return ExitCode::from(EXIT_FAILED) };
+    let Err(failure) = shielded.and_then(|()| start(&report));
+    say(&report, &Report::Failed(failure));
+    ExitCode::from(EXIT_FAILED)
+}
+
+fn start(report: &OwnedFd) -> Result<Infallible, Failure> {
+    let plan: Plan = read_plan(inherited(PLAN_FD)?)?;
+    let go = inherited(GO_FD)?;
+    before_the_root()?;
+    let sources = mounts::change_root(&plan)?;
+    mounts::furnish(&plan, sources)?;
+    hostname(&plan.hostname)?;
+    wait_for_go(go)?;
+    become_first(&plan.process, report)
+}
+
+fn become_first(process: &Process, report: &OwnedFd) -> Result<Infallible, Failure> {
+    let prepared = prepare(process)?;
+    say(report, &Report::Executing);
+    prepared.execute()
+}
+
+/// What is done while /proc is still the node's own.
+pub(super) fn before_the_root() -> Result<(), Failure> {
+    let fail = |detail: &str, errno| Failure::new(Step::Privileges, detail, errno);
+    // The supervisor and the service protect themselves from the out-of-memory killer; containers must not inherit that.
+    std::fs::write("/proc/self/oom_score_adj", "0")
+        .map_err(|error| fail("oom_score_adj", wherry_sys::fd::errno_of(&error)))?;
+    // Until exec nobody in the container may look into this process.
+    nix::sys::prctl::set_dumpable(false).map_err(|errno| fail("dumpable", errno))
+}
+
+pub(super) fn inherited(number: i32) -> Result<OwnedFd, Failure> {
+    wherry_sys::fd::inherited(number).map_err(|error| Failure::new(Step::Plan, "", error.errno()))
+}
+
+/// The plan in a sealed memory file.
+pub(super) fn read_plan<T: DeserializeOwned>(fd: OwnedFd) -> Result<T, Failure> {
+    let fail = |errno| Failure::new(Step::Plan, "", errno);
+    let bytes = wherry_sys::fd::read_sealed(fd, MAX_BYTES).map_err(|error| fail(error.errno()))?;
+    postcard::from_bytes(&bytes).map_err(|_| fail(Errno::EBADMSG))
+}
+
+fn hostname(name: &str) -> Result<(), Failure> {
+    let fail = |errno| Failure::new(Step::Hostname, name, errno);
+    nix::unistd::sethostname(name).map_err(fail)
+}
+
+/// Leaves the node's view of cgroups, before the cgroup file system is mounted. Not by clone: the kernel roots the new
+/// namespace where the *caller* is, and only now that is the container's own cgroup (copy_cgroup_ns in
+/// kernel/cgroup/namespace.c).
+fn leave_cgroup_namespace() -> Result<(), Failure> {
+    unshare(CloneFlags::CLONE_NEWCGROUP).map_err(|errno| Failure::new(Step::Propagation, "cgroups", errno))
+}
+
+fn wait_for_go(go: OwnedFd) -> Result<(), Failure> {
+    let fail = |errno| Failure::new(Step::Go, "", errno);
+    match File::from(go).read(&mut [0]) {
+        Ok(1) => Ok(()),
+        Ok(_) => Err(fail(Errno::EPIPE)),
+        Err(error) => Err(fail(wherry_sys::fd::errno_of(&error))),
+    }
+}
+
+/// Writes one report. If even that fails there is nobody to tell.
+pub(super) fn say(to: &OwnedFd, report: &Report) {
+    if let (Ok(bytes), Ok(copy)) = (postcard::to_stdvec(report), to.as_fd().try_clone_to_owned()) {
+        drop(File::from(copy).write_all(&bytes));
+    }
+}

@@ -1,0 +1,280 @@
+//! The file system part of the plan.
+use super::super::plan::{Device, Flags, Mount, Plan, Root, Source};
+use super::super::report::{Failure, Step};
+use nix::errno::Errno;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen,
+};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::Path;
+use wherry_sys::mount::{Attributes, attach, detached_copy, restrict, restrict_tree};
+
+const PATH_DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const PATH_ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+/// Everything in the container is found as if its root were the root, and never through the magic links of /proc.
+const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+const NEW_DIRECTORY: Mode = Mode::from_raw_mode(0o755);
+const NEW_FILE: Mode = Mode::from_raw_mode(0o644);
+const DEVICE: Mode = Mode::from_raw_mode(0o666);
+
+/// What is attached inside later, opened while the node's files can still be reached.
+pub(super) struct Sources {
+    /// One per mount of the plan that has one.
+    binds: Vec<Option<OwnedFd>>,
+    console: Option<OwnedFd>,
+}
+
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
+}
+
+fn at(step: Step, detail: &str) -> impl Fn(rustix::io::Errno) -> Failure + '_ {
+    move |error| Failure::new(step, detail, errno(error))
+}
+
+fn sys(step: Step, detail: &str) -> impl Fn(wherry_sys::SysError) -> Failure + '_ {
+    move |error| Failure::new(step, detail, error.errno())
+}
+
+/// Makes the overlay the root directory. The node's files are out of reach afterwards, except for the result.
+pub(super) fn change_root(plan: &Plan) -> Result<Sources, Failure> {
+    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .map_err(at(Step::Propagation, ""))?;
+    super::leave_cgroup_namespace()?;
+    mount_overlay(&plan.root)?;
+    let sources = open_sources(plan)?;
+    wherry_sys::mount::replace_root(&plan.root.mount_point).map_err(sys(Step::Pivot, ""))?;
+    Ok(sources)
+}
+
+/// Layers are named by descriptor numbers, relative to /proc/self/fd: 128 digests would not fit into the one page that
+/// the kernel reads, and nothing in a path can be taken for a separator.
+fn mount_overlay(root: &Root) -> Result<(), Failure> {
+    let open = |path: &Path| {
+        let detail = path.display().to_string();
+        rustix::fs::openat(CWD, path, PATH_DIRECTORY, Mode::empty()).map_err(at(Step::Overlay, &detail))
+    };
+    // Overlayfs wants the highest layer first.
+    let layers = root.layers.iter().rev().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let (upper, work) = (open(&root.upper)?, open(&root.work)?);
+    let numbers: Vec<String> = layers.iter().map(|layer| layer.as_raw_fd().to_string()).collect();
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", numbers.join(":"), upper.as_raw_fd(), work.as_raw_fd());
+    let fail = at(Step::Overlay, "");
+    let options = CString::new(options).map_err(|_| fail(rustix::io::Errno::INVAL))?;
+    rustix::process::chdir("/proc/self/fd").map_err(&fail)?;
+    rustix::mount::mount("overlay", &root.mount_point, "overlay", MountFlags::NODEV, &*options).map_err(fail)
+}
+
+fn open_sources(plan: &Plan) -> Result<Sources, Failure> {
+    let binds = plan.mounts.iter().map(open_source).collect::<Result<_, _>>()?;
+    let console = if plan.process.tty { Some(open_console()?) } else { None };
+    Ok(Sources { binds, console })
+}
+
+fn open_source(mount: &Mount) -> Result<Option<OwnedFd>, Failure> {
+    let path = match &mount.source {
+        Source::FileSystem(..) => return Ok(None),
+        Source::Directory(path) | Source::File(path) => path,
+    };
+    let detail = path.display().to_string();
+    let copy = detached_copy(CWD, path).map_err(sys(Step::Source, &detail))?;
+    restrict_tree(&copy, attributes(mount.flags), true).map_err(sys(Step::Source, &detail))?;
+    Ok(Some(copy))
+}
+
+/// The terminal comes from the node's devpts; inside it is found as /dev/console, like with other runtimes.
+fn open_console() -> Result<OwnedFd, Failure> {
+    let stdin = std::io::stdin();
+    let fail = at(Step::Terminal, "");
+    let name = rustix::termios::ttyname(&stdin, Vec::new()).map_err(&fail)?;
+    let path = name.to_str().map_err(|_| fail(rustix::io::Errno::INVAL))?;
+    let copy = detached_copy(CWD, Path::new(path)).map_err(sys(Step::Terminal, path))?;
+    let (a, b) = (rustix::fs::fstat(&stdin).map_err(&fail)?, rustix::fs::fstat(&copy).map_err(&fail)?);
+    if a.st_rdev == b.st_rdev { Ok(copy) } else { Err(fail(rustix::io::Errno::NOTTY)) }
+}
+
+fn attributes(flags: Flags) -> Attributes {
+    let all = [
+        (flags.read_only, Attributes::READ_ONLY),
+        (flags.no_suid, Attributes::NO_SUID),
+        (flags.no_devices, Attributes::NO_DEVICES),
+        (flags.no_exec, Attributes::NO_EXEC),
+    ];
+    all.iter().filter(|(set, _)| *set).fold(Attributes::default(), |sum, (_, one)| sum.and(*one))
+}
+
+fn mount_attributes(flags: Flags) -> MountAttrFlags {
+    let all = [
+        (flags.read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (flags.no_suid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (flags.no_devices, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (flags.no_exec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    ];
+    all.iter().filter(|(set, _)| *set).fold(MountAttrFlags::empty(), |sum, (_, one)| sum | *one)
+}
+
+/// Everything below the new root.
+pub(super) fn furnish(plan: &Plan, sources: Sources) -> Result<(), Failure> {
+    // Modes in the plan are meant exactly.
+    rustix::process::umask(Mode::empty());
+    let root = rustix::fs::openat(CWD, "/", PATH_DIRECTORY, Mode::empty()).map_err(at(Step::Pivot, "/"))?;
+    for (mount, bind) in plan.mounts.iter().zip(sources.binds) {
+        place(&root, mount, bind)?;
+        // Devices and links belong into /dev before anything is mounted below it that needs them.
+        if mount.target == "/dev" {
+            fill_dev(&root, plan)?;
+        }
+    }
+    if let Some(console) = sources.console {
+        let target = make_file(&root, "/dev/console").map_err(at(Step::Terminal, "/dev/console"))?;
+        attach(console, target).map_err(sys(Step::Terminal, "/dev/console"))?;
+        wherry_sys::terminal::set_controlling(std::io::stdin()).map_err(sys(Step::Terminal, ""))?;
+    }
+    set_sysctls(&root, plan)?;
+    plan.masked.iter().try_for_each(|path| mask(&root, path))?;
+    plan.protected.iter().try_for_each(|path| protect(&root, path))?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    if plan.root.read_only {
+        restrict(Path::new("/"), Attributes::READ_ONLY, false).map_err(sys(Step::ReadOnly, "/"))?;
+    }
+    Ok(())
+}
+
+fn place(root: &OwnedFd, mount: &Mount, bind: Option<OwnedFd>) -> Result<(), Failure> {
+    let target = match mount.source {
+        Source::FileSystem(..) | Source::Directory(_) => make_directory(root, &mount.target),
+        Source::File(_) => make_file(root, &mount.target),
+    }
+    .map_err(at(Step::Mount, &mount.target))?;
+    let tree = match (&mount.source, bind) {
+        (Source::FileSystem(kind, options), _) => {
+            new_file_system(kind, options, mount.flags).map_err(at(Step::Mount, &mount.target))?
+        }
+        (Source::Directory(_) | Source::File(_), Some(copy)) => copy,
+        (Source::Directory(_) | Source::File(_), None) => {
+            return Err(Failure::new(Step::Mount, &mount.target, Errno::EBADF));
+        }
+    };
+    attach(tree, target).map_err(sys(Step::Mount, &mount.target))
+}
+
+fn new_file_system(kind: &str, options: &[(String, String)], flags: Flags) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str())?;
+    }
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, mount_attributes(flags))
+}
+
+fn inside(root: &OwnedFd, path: &str, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat2(root, path, flags, mode, INSIDE)
+}
+
+/// Opens a directory of the container, made with those above it if need be.
+pub(super) fn make_directory(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    match inside(root, path, PATH_DIRECTORY, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => {}
+        result => return result,
+    }
+    let (parent, name) = split(path)?;
+    let parent = make_directory(root, parent)?;
+    match rustix::fs::mkdirat(&parent, name, NEW_DIRECTORY) {
+        // A name that leads to nothing: a dangling symbolic link of the image.
+        Err(rustix::io::Errno::EXIST) => Err(rustix::io::Errno::NOENT),
+        result => result,
+    }?;
+    inside(root, path, PATH_DIRECTORY, Mode::empty())
+}
+
+fn make_file(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    let (parent, _) = split(path)?;
+    make_directory(root, parent)?;
+    match inside(root, path, PATH_ANY, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => {}
+        result => return result,
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    inside(root, path, flags, NEW_FILE)?;
+    inside(root, path, PATH_ANY, Mode::empty())
+}
+
+/// Parent and last name of an absolute path.
+fn split(path: &str) -> rustix::io::Result<(&str, &str)> {
+    let (parent, name) = path.trim_end_matches('/').rsplit_once('/').ok_or(rustix::io::Errno::INVAL)?;
+    if name.is_empty() {
+        Err(rustix::io::Errno::INVAL)
+    } else {
+        Ok((if parent.is_empty() { "/" } else { parent }, name))
+    }
+}
+
+fn fill_dev(root: &OwnedFd, plan: &Plan) -> Result<(), Failure> {
+    for Device { path, major, minor } in &plan.devices {
+        make_device(root, path, *major, *minor).map_err(at(Step::Device, path))?;
+    }
+    for (path, target) in &plan.links {
+        make_link(root, path, target).map_err(at(Step::Device, path))?;
+    }
+    Ok(())
+}
+
+fn make_device(root: &OwnedFd, path: &str, major: u32, minor: u32) -> rustix::io::Result<()> {
+    let (parent, name) = split(path)?;
+    let parent = make_directory(root, parent)?;
+    let device = rustix::fs::makedev(major, minor);
+    rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, DEVICE, device)
+}
+
+fn make_link(root: &OwnedFd, path: &str, target: &str) -> rustix::io::Result<()> {
+    let (parent, name) = split(path)?;
+    rustix::fs::symlinkat(target, &make_directory(root, parent)?, name)
+}
+
+/// A parameter that this kernel does not have needs no value.
+fn set_sysctls(root: &OwnedFd, plan: &Plan) -> Result<(), Failure> {
+    for (name, value) in &plan.sysctls {
+        let path = format!("/proc/sys/{name}");
+        let file = match inside(root, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => continue,
+            result => result.map_err(at(Step::Sysctl, name))?,
+        };
+        rustix::io::write(&file, value.as_bytes()).map_err(at(Step::Sysctl, name))?;
+    }
+    Ok(())
+}
+
+/// Opens what is there; most kernels lack some of these paths.
+fn existing(root: &OwnedFd, step: Step, path: &str) -> Result<Option<OwnedFd>, Failure> {
+    match inside(root, path, PATH_ANY, Mode::empty()) {
+        Ok(target) => Ok(Some(target)),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(at(step, path)(error)),
+    }
+}
+
+fn mask(root: &OwnedFd, path: &str) -> Result<(), Failure> {
+    let Some(target) = existing(root, Step::Mask, path)? else { return Ok(()) };
+    let stat = rustix::fs::fstat(&target).map_err(at(Step::Mask, path))?;
+    let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        let options = [("mode", "555"), ("nr_inodes", "1"), ("size", "4096")];
+        let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let flags = Flags { read_only: true, no_suid: true, no_devices: true, no_exec: true };
+        new_file_system("tmpfs", &options, flags).map_err(at(Step::Mask, path))?
+    } else {
+        let null = inside(root, "/dev/null", PATH_ANY, Mode::empty()).map_err(at(Step::Mask, path))?;
+        detached_copy(&null, Path::new("")).map_err(sys(Step::Mask, path))?
+    };
+    attach(cover, target).map_err(sys(Step::Mask, path))
+}
+
+fn protect(root: &OwnedFd, path: &str) -> Result<(), Failure> {
+    let Some(target) = existing(root, Step::ReadOnly, path)? else { return Ok(()) };
+    let copy = detached_copy(&target, Path::new("")).map_err(sys(Step::ReadOnly, path))?;
+    restrict_tree(&copy, Attributes::READ_ONLY, true).map_err(sys(Step::ReadOnly, path))?;
+    attach(copy, target).map_err(sys(Step::ReadOnly, path))
+}

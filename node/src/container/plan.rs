@@ -1,0 +1,455 @@
+//! What the child will do, decided beforehand and without touching anything.
+use super::rootfs::ContainerDir;
+use super::seccomp::Filters;
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use wherry_images::oci::{OciError, ProcessSettings};
+use wherry_protocol::message::{ContainerDesired, ExecSpec};
+use wherry_protocol::{ErrorCode, WireError, limits};
+use wherry_sys::capability::CapabilitySet;
+
+/// Longest serialised plan, in bytes: arguments and environment (64 KiB), paths of 128 layers, the filters.
+pub const MAX_BYTES: usize = 256 * 1024;
+/// Volumes of one container.
+const MAX_VOLUMES: usize = 64;
+/// What the first user of a container may do; Docker's default without making devices, raw sockets, writing to the
+/// audit log, changing the root directory and file capabilities.
+const CAPABILITIES: [&str; 9] =
+    ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE"];
+/// Places whose content the runtime decides: no volume may cover them.
+const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Image and wishes do not go together.
+    #[error(transparent)]
+    Settings(#[from] OciError),
+    /// A volume cannot be mounted there.
+    #[error(
+        "volume path '{0}' cannot be used: give an absolute path without '..', other than / and not below /proc, /sys or /dev"
+    )]
+    VolumePath(String),
+    /// Too many volumes.
+    #[error("{0} volumes are more than the {MAX_VOLUMES} that one container may have")]
+    TooManyVolumes(usize),
+    /// A host name that is none.
+    #[error("host name '{0}' cannot be used: 1 to 63 letters, digits, '-' and '.'")]
+    Hostname(String),
+    /// The list of capabilities names one that does not exist.
+    #[error("unknown capability {0}")]
+    Capability(String),
+}
+
+impl From<PlanError> for WireError {
+    fn from(error: PlanError) -> Self {
+        let code = match &error {
+            PlanError::Settings(OciError::TooLarge { .. }) => ErrorCode::TooLarge,
+            PlanError::Settings(OciError::NoCommand | OciError::Setting { .. })
+            | PlanError::VolumePath(_)
+            | PlanError::TooManyVolumes(_)
+            | PlanError::Hostname(_) => ErrorCode::Invalid,
+            PlanError::Settings(_) => ErrorCode::BadImage,
+            PlanError::Capability(_) => ErrorCode::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// All of it, in the order of its execution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What becomes `/`.
+    pub root: Root,
+    /// Mounted below it, in this order.
+    pub mounts: Vec<Mount>,
+    /// Character devices.
+    pub devices: Vec<Device>,
+    /// Symbolic links: where, and to what.
+    pub links: Vec<(String, String)>,
+    /// Kernel parameters of the container's namespaces: file below /proc/sys, value.
+    pub sysctls: Vec<(String, String)>,
+    /// Paths that get an empty file or directory put over them, where they exist.
+    pub masked: Vec<String>,
+    /// Paths that become read-only, where they exist.
+    pub protected: Vec<String>,
+    /// Host name.
+    pub hostname: String,
+    /// What is executed in the end.
+    pub process: Process,
+}
+
+/// An overlay (Documentation/filesystems/overlayfs.rst).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// The image's layers, lowest first; at least one.
+    pub layers: Vec<PathBuf>,
+    /// What the container writes.
+    pub upper: PathBuf,
+    /// Scratch space of overlayfs.
+    pub work: PathBuf,
+    /// Where it is mounted until it becomes the root.
+    pub mount_point: PathBuf,
+    /// Whether the container may write to it.
+    pub read_only: bool,
+}
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// What.
+    pub source: Source,
+    /// Where, inside.
+    pub target: String,
+    /// How.
+    pub flags: Flags,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// A new file system: its type, and its options.
+    FileSystem(String, Vec<(String, String)>),
+    /// A directory of the node.
+    Directory(PathBuf),
+    /// A file of the node.
+    File(PathBuf),
+}
+
+/// Attributes of a mount.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flags {
+    /// No writes.
+    pub read_only: bool,
+    /// No set-id programs.
+    pub no_suid: bool,
+    /// No device nodes.
+    pub no_devices: bool,
+    /// No programs.
+    pub no_exec: bool,
+}
+
+impl Flags {
+    const SUID_ONLY: Self = Self { read_only: false, no_suid: true, no_devices: false, no_exec: false };
+    const DATA: Self = Self { no_devices: true, ..Self::SUID_ONLY };
+    const NOTHING_RUNS: Self = Self { no_exec: true, ..Self::DATA };
+    const LOCKED: Self = Self { read_only: true, ..Self::NOTHING_RUNS };
+}
+
+/// A character device, mode 0666.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Where, inside.
+    pub path: String,
+    /// Numbers (admin-guide/devices.txt).
+    pub major: u32,
+    /// See `major`.
+    pub minor: u32,
+}
+
+/// A process in a container: its first one, or one that exec adds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Environment; HOME is added by the user's entry unless it is there.
+    pub env: Vec<(String, String)>,
+    /// Working directory; made if it does not exist.
+    pub workdir: String,
+    /// `user[:group]`, looked up in the container.
+    pub user: String,
+    /// Whether descriptors 0, 1 and 2 are a terminal that it controls.
+    pub tty: bool,
+    /// Bounding set, and what root has.
+    pub capabilities: u64,
+    /// System calls.
+    pub filters: Filters,
+    /// Resource limits.
+    pub limits: Vec<Limit>,
+    /// Signal that asks it to stop.
+    pub stop_signal: u8,
+}
+
+/// A resource limit (setrlimit(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Which.
+    pub resource: Resource,
+    /// What applies.
+    pub soft: u64,
+    /// What it may be raised to.
+    pub hard: u64,
+}
+
+/// What is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Resource {
+    /// Open files.
+    Files,
+    /// Bytes of a core dump.
+    Core,
+}
+
+/// What the plan is made from besides the wishes.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// The image's own settings.
+    pub image: &'a wherry_images::oci::ImageConfig,
+    /// Its unpacked layers, lowest first.
+    pub layers: &'a [PathBuf],
+    /// The container's directory.
+    pub dir: &'a ContainerDir,
+    /// The node's directory of this account's volumes.
+    pub volumes: &'a Path,
+    /// Compiled filters.
+    pub filters: &'a Filters,
+}
+
+/// Decides everything for one life of a container.
+///
+/// # Errors
+/// [`PlanError`].
+pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Plan, PlanError> {
+    let spec = &desired.spec;
+    let settings = ProcessSettings::merge(around.image, spec)?;
+    let hostname = hostname(desired)?;
+    let mut env = vec![("HOSTNAME".to_owned(), hostname.clone())];
+    if spec.tty {
+        env.push(("TERM".into(), "xterm".into()));
+    }
+    for (name, value) in &settings.env {
+        wherry_images::oci::set_variable(&mut env, name, value)?;
+    }
+    let mut mounts = kernel_mounts();
+    mounts.extend(generated_files(around.dir, spec.read_only));
+    mounts.extend(volumes(desired, around.volumes)?);
+    let layers = if around.layers.is_empty() { vec![around.dir.empty()] } else { around.layers.to_vec() };
+    Ok(Plan {
+        root: Root {
+            layers,
+            upper: around.dir.upper(),
+            work: around.dir.work(),
+            mount_point: around.dir.mount_point(),
+            read_only: spec.read_only,
+        },
+        mounts,
+        devices: devices(),
+        links: links(),
+        sysctls: sysctls(),
+        masked: owned(&MASKED),
+        protected: owned(&PROTECTED),
+        hostname,
+        process: Process {
+            argv: settings.argv,
+            env,
+            workdir: settings.workdir,
+            user: settings.user,
+            tty: spec.tty,
+            capabilities: capabilities()?,
+            filters: around.filters.clone(),
+            limits: limits_of_process(),
+            stop_signal: settings.stop_signal,
+        },
+    })
+}
+
+/// One more process in a container that runs by `first`.
+///
+/// # Errors
+/// When the wishes cannot be passed to a process.
+pub fn exec(first: &Process, spec: &ExecSpec) -> Result<Process, PlanError> {
+    if spec.command.first().is_none_or(String::is_empty) {
+        return Err(OciError::NoCommand.into());
+    }
+    let mut process = Process { argv: spec.command.clone(), tty: spec.tty.is_some(), ..first.clone() };
+    if process.tty {
+        wherry_images::oci::set_variable(&mut process.env, "TERM", "xterm")?;
+    }
+    for (name, value) in &spec.env {
+        wherry_images::oci::set_variable(&mut process.env, name, value)?;
+    }
+    if let Some(workdir) = spec.workdir.as_ref().filter(|workdir| !workdir.is_empty()) {
+        process.workdir.clone_from(workdir);
+    }
+    if let Some(user) = &spec.user {
+        process.user.clone_from(user);
+    }
+    check_process(&process)?;
+    Ok(process)
+}
+
+/// The same rules as for a container's first process.
+fn check_process(process: &Process) -> Result<(), PlanError> {
+    let spec = wherry_protocol::message::ContainerSpec {
+        entrypoint: Some(process.argv.clone()),
+        env: process.env.clone(),
+        workdir: Some(process.workdir.clone()),
+        user: Some(process.user.clone()),
+        ..Default::default()
+    };
+    ProcessSettings::merge(&wherry_images::oci::ImageConfig::default(), &spec)?;
+    Ok(())
+}
+
+fn capabilities() -> Result<u64, PlanError> {
+    CapabilitySet::of(CAPABILITIES)
+        .map(CapabilitySet::bits)
+        .map_err(|name| PlanError::Capability(name.to_owned()))
+}
+
+fn hostname(desired: &ContainerDesired) -> Result<String, PlanError> {
+    const MAX_BYTES: usize = 63;
+    let name = desired.spec.hostname.as_deref().unwrap_or(desired.name.as_str());
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if (1..=MAX_BYTES).contains(&name.len()) && name.bytes().all(fine) {
+        Ok(name.to_owned())
+    } else {
+        Err(PlanError::Hostname(name.chars().take(80).collect()))
+    }
+}
+
+fn limits_of_process() -> Vec<Limit> {
+    // Few by default, because some programs close all that could be open; more for those that ask (systemd's choice).
+    let files = Limit { resource: Resource::Files, soft: 1024, hard: 524_288 };
+    vec![files, Limit { resource: Resource::Core, soft: 0, hard: 0 }]
+}
+
+/// In the way Docker and crun arrange them (OCI runtime-spec, config-linux.md, "Default Filesystems").
+fn kernel_mounts() -> Vec<Mount> {
+    let mount = |kind: &str, target: &str, flags, options: &[(&str, &str)]| Mount {
+        source: Source::FileSystem(
+            kind.into(),
+            options.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        ),
+        target: target.into(),
+        flags,
+    };
+    vec![
+        mount("proc", "/proc", Flags::NOTHING_RUNS, &[]),
+        mount("tmpfs", "/dev", Flags::SUID_ONLY, &[("mode", "755"), ("size", "65536k")]),
+        mount(
+            "devpts",
+            "/dev/pts",
+            Flags { no_exec: true, ..Flags::SUID_ONLY },
+            &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
+        ),
+        mount("tmpfs", "/dev/shm", Flags::NOTHING_RUNS, &[("mode", "1777"), ("size", "65536k")]),
+        mount("mqueue", "/dev/mqueue", Flags::NOTHING_RUNS, &[]),
+        mount("sysfs", "/sys", Flags::LOCKED, &[]),
+        mount("cgroup2", "/sys/fs/cgroup", Flags::LOCKED, &[]),
+    ]
+}
+
+fn generated_files(dir: &ContainerDir, read_only: bool) -> Vec<Mount> {
+    let flags = Flags { read_only, ..Flags::NOTHING_RUNS };
+    let mount = |name: &str| Mount {
+        source: Source::File(dir.generated(name)),
+        target: format!("/etc/{name}"),
+        flags,
+    };
+    ["hosts", "hostname", "resolv.conf"].map(mount).into()
+}
+
+fn volumes(desired: &ContainerDesired, volumes: &Path) -> Result<Vec<Mount>, PlanError> {
+    let wanted = &desired.spec.mounts;
+    if wanted.len() > MAX_VOLUMES {
+        return Err(PlanError::TooManyVolumes(wanted.len()));
+    }
+    wanted
+        .iter()
+        .map(|mount| {
+            check_volume_path(&mount.path)?;
+            Ok(Mount {
+                source: Source::Directory(volumes.join(mount.volume.as_str())),
+                target: mount.path.clone(),
+                flags: Flags { read_only: mount.read_only, ..Flags::DATA },
+            })
+        })
+        .collect()
+}
+
+fn check_volume_path(path: &str) -> Result<(), PlanError> {
+    let mut components = path.split('/').filter(|part| !part.is_empty() && *part != ".");
+    let first = components.next().map(|part| format!("/{part}"));
+    let climbs = path.split('/').any(|part| part == "..");
+    let reserved = first.as_deref().is_none_or(|first| RESERVED.contains(&first));
+    let too_long = path.len() > wherry_images::oci::MAX_SETTING_BYTES;
+    if path.starts_with('/') && !climbs && !reserved && !too_long && !path.contains('\0') {
+        Ok(())
+    } else {
+        Err(PlanError::VolumePath(path.chars().take(100).collect::<String>().replace('\0', "\\0")))
+    }
+}
+
+fn devices() -> Vec<Device> {
+    let device = |(path, major, minor): (&str, u32, u32)| Device { path: path.into(), major, minor };
+    [
+        ("/dev/null", 1, 3),
+        ("/dev/zero", 1, 5),
+        ("/dev/full", 1, 7),
+        ("/dev/random", 1, 8),
+        ("/dev/urandom", 1, 9),
+        ("/dev/tty", 5, 0),
+    ]
+    .map(device)
+    .into()
+}
+
+fn links() -> Vec<(String, String)> {
+    [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+        ("/dev/ptmx", "pts/ptmx"),
+    ]
+    .map(|(path, target)| (path.to_owned(), target.to_owned()))
+    .into()
+}
+
+/// Ports below 1024 and ping need no capability inside of a network namespace of one's own.
+fn sysctls() -> Vec<(String, String)> {
+    [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}
+
+/// What tells about the node or its kernel and is no container's business (as runc and crun do it).
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+/// What would change the node's kernel if it could be written.
+const PROTECTED: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+fn owned(paths: &[&str]) -> Vec<String> {
+    paths.iter().map(|&path| path.to_owned()).collect()
+}
+
+/// Content of the generated files of /etc: name and text.
+#[must_use]
+pub fn etc_files(hostname: &str, address: Ipv4Addr, nameservers: &[Ipv4Addr]) -> Vec<(&'static str, String)> {
+    let servers: String = nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    vec![
+        ("hosts", format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{address}\t{hostname}\n")),
+        ("hostname", format!("{hostname}\n")),
+        ("resolv.conf", servers),
+    ]
+}
+
+const _: () = assert!(limits::MAX_ARGUMENT_BYTES < MAX_BYTES / 2, "a plan holds the longest command line");
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

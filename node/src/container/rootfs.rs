@@ -1,0 +1,230 @@
+//! Directories of containers and volumes on the data partition.
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use wherry_protocol::{AccountId, ContainerId, Name};
+
+/// A file system operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+pub struct RootfsError {
+    /// Where.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl RootfsError {
+    fn at(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self { path: path.into(), source }
+    }
+
+    /// Whether the disk is full.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+/// The node's part of the data partition.
+#[derive(Debug, Clone)]
+pub struct DataDir(PathBuf);
+
+impl DataDir {
+    /// Makes what is missing below `path`. Only root looks inside: layers hold set-id programs.
+    ///
+    /// # Errors
+    /// When a directory cannot be made.
+    pub fn open(path: &Path) -> Result<Self, RootfsError> {
+        let this = Self::at(path);
+        for directory in [this.layers(), this.configs(), this.containers(), this.volumes()] {
+            make_private(&directory)?;
+        }
+        Ok(this)
+    }
+
+    /// The same paths, with nothing made.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self(path.into())
+    }
+
+    /// Unpacked layers.
+    #[must_use]
+    pub fn layers(&self) -> PathBuf {
+        self.0.join("layers")
+    }
+
+    /// Image configurations, by digest.
+    #[must_use]
+    pub fn configs(&self) -> PathBuf {
+        self.0.join("configs")
+    }
+
+    fn containers(&self) -> PathBuf {
+        self.0.join("containers")
+    }
+
+    fn volumes(&self) -> PathBuf {
+        self.0.join("volumes")
+    }
+
+    /// Volumes of one account.
+    #[must_use]
+    pub fn volumes_of(&self, account: AccountId) -> PathBuf {
+        self.volumes().join(account.0.to_string())
+    }
+
+    /// Makes a volume unless it is there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_volume(&self, account: AccountId, name: &Name) -> Result<(), RootfsError> {
+        make_private(&self.volumes_of(account))?;
+        let path = self.volumes_of(account).join(name.as_str());
+        make(&path, 0o755)
+    }
+
+    /// The directory of one container.
+    #[must_use]
+    pub fn container(&self, id: ContainerId) -> ContainerDir {
+        ContainerDir(self.containers().join(id.0.to_string()))
+    }
+
+    /// Every container that has a directory.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn container_ids(&self) -> Result<Vec<ContainerId>, RootfsError> {
+        let path = self.containers();
+        let entries = fs::read_dir(&path).map_err(RootfsError::at(&path))?;
+        let id = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+        Ok(entries.filter_map(id).map(ContainerId).collect())
+    }
+}
+
+/// Everything one container has on the disk, besides volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerDir(PathBuf);
+
+impl ContainerDir {
+    /// What it wrote; stays from one of its lives to the next.
+    #[must_use]
+    pub fn upper(&self) -> PathBuf {
+        self.0.join("upper")
+    }
+
+    /// Scratch space of overlayfs.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.0.join("work")
+    }
+
+    /// Where the child mounts the overlay, in its own mount namespace only.
+    #[must_use]
+    pub fn mount_point(&self) -> PathBuf {
+        self.0.join("root")
+    }
+
+    /// Stands for the layers of an image that has none.
+    #[must_use]
+    pub fn empty(&self) -> PathBuf {
+        self.0.join("empty")
+    }
+
+    /// A generated file of /etc.
+    #[must_use]
+    pub fn generated(&self, name: &str) -> PathBuf {
+        self.0.join("etc").join(name)
+    }
+
+    /// Makes the directories and writes the generated files. What an earlier life wrote is kept.
+    ///
+    /// # Errors
+    /// When something cannot be made or written.
+    pub fn prepare(&self, files: &[(&'static str, String)]) -> Result<(), RootfsError> {
+        make_private(&self.0)?;
+        for directory in [self.work(), self.mount_point(), self.empty(), self.0.join("etc")] {
+            make(&directory, 0o700)?;
+        }
+        // The root directory of the container has the mode of this one.
+        make(&self.upper(), 0o755)?;
+        files.iter().try_for_each(|(name, text)| {
+            let path = self.generated(name);
+            write(&path, text).map_err(RootfsError::at(&path))
+        })
+    }
+
+    /// Deletes all of it; nothing there is fine.
+    ///
+    /// # Errors
+    /// When something resists.
+    pub fn remove(&self) -> Result<(), RootfsError> {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootfsError::at(&self.0)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether there is something.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.0.exists()
+    }
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.set_permissions(fs::Permissions::from_mode(0o644))
+}
+
+fn make_private(path: &Path) -> Result<(), RootfsError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(RootfsError::at(path))
+}
+
+/// Makes one directory with exactly this mode, whatever the umask.
+fn make(path: &Path, mode: u32) -> Result<(), RootfsError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(RootfsError::at(path)(error)),
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(RootfsError::at(path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_come_and_go() {
+        let base = tempfile::tempdir().unwrap();
+        let data = DataDir::open(&base.path().join("node")).unwrap();
+        let dir = data.container(ContainerId(7));
+        dir.prepare(&[("hosts", "127.0.0.1 localhost\n".into())]).unwrap();
+        fs::write(dir.upper().join("kept"), "x").unwrap();
+        dir.prepare(&[("hosts", "again\n".into())]).unwrap();
+        assert_eq!(fs::read_to_string(dir.generated("hosts")).unwrap(), "again\n");
+        assert!(dir.upper().join("kept").exists());
+        assert_eq!(data.container_ids().unwrap(), [ContainerId(7)]);
+        assert_eq!(fs::metadata(data.layers()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(dir.upper()).unwrap().permissions().mode() & 0o777, 0o755);
+        dir.remove().unwrap();
+        dir.remove().unwrap();
+        assert!(!dir.exists() && data.container_ids().unwrap().is_empty());
+    }
+
+    #[test]
+    fn volumes_are_apart_by_account() {
+        let base = tempfile::tempdir().unwrap();
+        let data = DataDir::open(base.path()).unwrap();
+        let name: Name = "db".parse().unwrap();
+        data.make_volume(AccountId(1), &name).unwrap();
+        fs::write(data.volumes_of(AccountId(1)).join("db/file"), "x").unwrap();
+        data.make_volume(AccountId(1), &name).unwrap();
+        data.make_volume(AccountId(2), &name).unwrap();
+        assert!(data.volumes_of(AccountId(1)).join("db/file").exists());
+        assert!(!data.volumes_of(AccountId(2)).join("db/file").exists());
+    }
+}

@@ -1,0 +1,90 @@
+//! Who may talk to whom.
+use super::view::{ContainerView, wait_for_state};
+use crate::cli::Wherry;
+use crate::failure::{Failure, ensure};
+use crate::http::{free_port, get};
+use crate::wait::until;
+use crate::world::World;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(30);
+const FETCH_SECONDS: &str = "3";
+
+/// `web` on the first node and `probe` on `probe_node`, both running. In worlds without an overlay both are on one
+/// board.
+fn start_pair(world: &dyn World) -> Result<ContainerView, Failure> {
+    let admin = world.admin();
+    let nodes = world.nodes();
+    let first = nodes.first().cloned().unwrap_or_default();
+    let other =
+        if world.abilities().overlay { nodes.last().cloned().unwrap_or_default() } else { first.clone() };
+    admin.ok(&["run", "-d", "--name", "web", "--node", &first, "web"])?;
+    admin.ok(&["run", "-d", "--name", "probe", "--node", &other, "client", "sleep", "1d"])?;
+    let web = wait_for_state(admin, "web", "running", SOON)?;
+    let probe = wait_for_state(admin, "probe", "running", SOON)?;
+    ensure(web.node == first && probe.node == other, || format!("placed wrongly: {web:?} {probe:?}"))?;
+    Ok(web)
+}
+
+fn remove_pair(admin: &Wherry) -> Result<(), Failure> {
+    admin.ok(&["rm", "-f", "web"])?;
+    admin.ok(&["rm", "-f", "probe"]).map(drop)
+}
+
+/// Whether `probe` gets the page. Nothing in between: a timeout or a refusal is no page.
+fn fetch(admin: &Wherry, url: &str) -> Result<Option<String>, Failure> {
+    let outcome = admin.run(&["exec", "probe", "--", "wget", "-T", FETCH_SECONDS, "-qO-", url])?;
+    Ok((outcome.code == 0).then_some(outcome.stdout))
+}
+
+pub(super) fn connections(world: &mut dyn World) -> Result<(), Failure> {
+    let admin = world.admin();
+    let web = start_pair(world)?;
+    let url = format!("http://{}/", web.address);
+    // The server needs a moment to listen; its own view shows when it does.
+    until("the web server", SOON, || match admin.run(&["exec", "web", "--", "sh", "-c", "true"]) {
+        Ok(outcome) if outcome.code == 0 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    ensure(fetch(admin, &url)?.is_none(), || "two containers talk without a connection".into())?;
+    admin.ok(&["connect", "probe", "web:80"])?;
+    let page = until("the page after connect", SOON, || match fetch(admin, &url) {
+        Ok(Some(page)) => Ok(page),
+        other => Err(format!("{other:?}")),
+    })?;
+    ensure(page.to_lowercase().contains("<html") || page.contains("Wherry"), || {
+        format!("the page is {page}")
+    })?;
+    let listed = admin.ok(&["connections"])?;
+    ensure(listed.contains("probe") && listed.contains("web"), || format!("`wherry connections`: {listed}"))?;
+    only_that_port_and_direction(world, &web)?;
+    admin.ok(&["disconnect", "probe", "web:80"])?;
+    ensure(fetch(admin, &url)?.is_none(), || "two containers talk after disconnect".into())?;
+    remove_pair(admin)
+}
+
+fn only_that_port_and_direction(world: &dyn World, web: &ContainerView) -> Result<(), Failure> {
+    let admin = world.admin();
+    let closed = fetch(admin, &format!("http://{}:81/", web.address))?;
+    ensure(closed.is_none(), || "a port that is not connected answers".into())?;
+    let ping = admin.run(&["exec", "probe", "--", "ping", "-c", "1", "-W", "2", &web.address])?;
+    ensure(ping.code != 0, || "a connected container answers pings as well".into())
+}
+
+pub(super) fn tunnel(world: &mut dyn World) -> Result<(), Failure> {
+    let admin = world.admin();
+    start_pair(world)?;
+    let port = free_port()?;
+    let tunnel = admin.start(&["tunnel", &port.to_string(), "web:80"])?;
+    let page = until("the page through the tunnel", SOON, || {
+        get((Ipv4Addr::LOCALHOST, port).into())
+            .map_err(|error| format!("{error}; {}", tunnel.stderr()))
+            .and_then(|page| {
+                if page.starts_with("HTTP/1.") && page.contains(" 200 ") { Ok(page) } else { Err(page) }
+            })
+    })?;
+    ensure(page.len() > 50, || format!("the page is {page}"))?;
+    tunnel.interrupt()?;
+    remove_pair(admin)
+}
