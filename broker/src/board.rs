@@ -1,16 +1,19 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
 use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
 use crate::serve::{Listeners, Pulse, ServeError, ServeLimits, Service, Setup};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use wherry_init::control::{ControlError, Endpoint, ToSupervisor};
 use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
 use wherry_net::discovery;
+use wherry_net::firewall::{self, Ports};
 use wherry_net::setup::{self, StaticAddress};
 use wherry_protocol::PublicKey;
 
@@ -167,6 +170,8 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
     if place.machine {
         std::fs::write("/proc/sys/kernel/hostname", config.hostname.as_str())
             .map_err(|source| BoardError::Io { what: "cannot set the host name".into(), source })?;
+        // Closed before there is an address.
+        close(&BTreeSet::new())?;
         bring_up(config.network.clone())?;
     }
     let setup = Setup {
@@ -178,6 +183,9 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
         limits: ServeLimits::default(),
     };
     let service = Service::open(setup)?;
+    if place.machine {
+        tokio::spawn(keep_closed(service.published_ports()));
+    }
     let listeners = Listeners {
         sessions: listen(arguments.listen).await?,
         enrolment: listen(arguments.enrol_listen).await?,
@@ -189,6 +197,23 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
     finder.abort();
     heartbeat.abort();
     Ok(result?)
+}
+
+/// Lets nothing in but what the broker offers.
+fn close(published: &BTreeSet<u16>) -> Result<(), BoardError> {
+    firewall::protect(Ports::Broker { published }).map_err(|error| BoardError::Network(error.to_string()))
+}
+
+async fn keep_closed(mut published: watch::Receiver<BTreeSet<u16>>) {
+    loop {
+        let ports = published.borrow_and_update().clone();
+        if let Err(error) = close(&ports) {
+            tracing::error!("published ports are not open: {error}");
+        }
+        if published.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn read_config(place: &Place) -> Result<Config, BoardError> {

@@ -59,7 +59,7 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
     let peer =
         |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
     board(&Board {
-        ports: Ports::Broker,
+        ports: Ports::Broker { published: &[80].into() },
         uplink: Some("eth0"),
         lan: &["192.168.50.12/24".parse::<Prefix>().unwrap(), "203.0.113.9/27".parse().unwrap()],
         resolvers: &[address("192.168.50.1"), address("10.1.0.1")],
@@ -123,16 +123,18 @@ fn a_thousand_containers_fit_one_transaction() {
 #[test]
 fn a_broker_offers_its_ports_and_nothing_else() {
     isolated(|| {
-        protect(Ports::Broker).unwrap();
+        protect(Ports::Broker { published: &[25].into() }).unwrap();
         let router = netns::board_with_router();
         let board: Ipv4Addr = address(netns::BOARD);
         let _listening: Vec<_> =
-            [22, 2020, 2021].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap()).into();
+            [22, 25, 2020, 2021].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap()).into();
         let reach = |port| {
             let to = SocketAddr::from((board, port));
             router.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(300))).is_ok()
         };
-        assert!(reach(2020) && reach(2021) && !reach(22));
+        assert!(reach(2020) && reach(2021) && reach(25) && !reach(22));
+        protect(Ports::Broker { published: &[].into() }).unwrap();
+        assert!(!reach(25), "no longer published");
     });
 }
 

@@ -46,7 +46,7 @@ fn uplink() -> Uplink {
 
 fn start(reconcile: Duration) -> (Runtime, Network) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let network = Network::new(NetConfig { reconcile, ..NetConfig::NODE }).unwrap();
+    let network = Network::new(NetConfig { reconcile }).unwrap();
     runtime.block_on(network.set_uplink(Some(uplink()))).unwrap();
     runtime.block_on(network.start(NodeIndex(1))).unwrap();
     (runtime, network)

@@ -194,6 +194,12 @@ impl Service {
         Pulse(self.shared.core.clone())
     }
 
+    /// TCP ports that users published, now and whenever that changes.
+    #[must_use]
+    pub fn published_ports(&self) -> watch::Receiver<BTreeSet<u16>> {
+        self.shared.core.published()
+    }
+
     /// Serves until `shutdown` completes, then ends the sessions within the drain time.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
     Value,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{Connection, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
@@ -24,9 +24,12 @@ const PINGS_PER_SECOND: u32 = 10;
 
 /// What a board offers to its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ports {
+pub enum Ports<'a> {
     /// A broker's: sessions and enrolment.
-    Broker,
+    Broker {
+        /// TCP ports that users published besides.
+        published: &'a BTreeSet<u16>,
+    },
     /// A node's: none, it dials out.
     Node,
 }
@@ -35,7 +38,7 @@ pub enum Ports {
 #[derive(Debug, Clone, Copy)]
 pub struct Board<'a> {
     /// What it offers.
-    pub ports: Ports,
+    pub ports: Ports<'a>,
     /// The interface to the outside, once known.
     pub uplink: Option<&'a str>,
     /// The board's networks there.
@@ -121,12 +124,13 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     rules
 }
 
-fn offered(ports: Ports) -> Vec<Rule> {
+fn offered(ports: Ports<'_>) -> Vec<Rule> {
     match ports {
-        Ports::Broker => {
-            let sessions = BROKER_PORTS.map(|port| Rule::new().port(Transport::Tcp, port).accept());
+        Ports::Broker { published } => {
+            let all: BTreeSet<u16> = BROKER_PORTS.into_iter().chain(published.iter().copied()).collect();
+            let sessions = all.into_iter().map(|port| Rule::new().port(Transport::Tcp, port).accept());
             let discovery = Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept();
-            sessions.into_iter().chain([discovery]).collect()
+            sessions.chain([discovery]).collect()
         }
         // The broker's answer to a question that went to everybody: connection tracking does not see that it is one. A
         // node has no other UDP port that this could reach.
@@ -266,7 +270,8 @@ mod tests {
     #[test]
     fn broker() {
         let containers = BTreeMap::new();
-        let of = Board { ports: Ports::Broker, uplink: Some("eth0"), ..closed(&containers) };
+        let published = [25, 2020, 8080].into();
+        let of = Board { ports: Ports::Broker { published: &published }, uplink: Some("eth0"), ..closed(&containers) };
         golden::check("board-broker.nft", &board(&of).to_string());
     }
 

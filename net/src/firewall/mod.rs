@@ -19,7 +19,7 @@ use wherry_protocol::message::Transport;
 ///
 /// # Errors
 /// When the kernel lacks nf_tables or the process CAP_NET_ADMIN.
-pub fn protect(ports: Ports) -> Result<(), NftError> {
+pub fn protect(ports: Ports<'_>) -> Result<(), NftError> {
     let nothing = Board {
         ports,
         uplink: None,

@@ -4,12 +4,13 @@ use super::apply::{Namespaces, apply, tunnel};
 use super::error::NetError;
 use super::inside::{Inside, connect, prepare};
 use super::namespace::within;
-use super::network::{LocalContainer, NetConfig};
+use super::network::LocalContainer;
 use super::observe::{mtu_of, observe};
 use super::plan::{Desired, Facts, NetOp, desired, plan, tunnel_mtu};
 use super::route::RouteSocket;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+use nix::sys::stat::fstat;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -58,7 +59,6 @@ impl Rules {
 /// One board's network.
 #[derive(Debug)]
 pub(super) struct Board {
-    ports: Ports,
     uplink: Option<Uplink>,
     index: Option<NodeIndex>,
     wanted: NetworkDesired,
@@ -79,13 +79,12 @@ fn kernel(what: &'static str) -> impl Fn(Errno) -> NetError {
 
 impl Board {
     /// In the calling thread's network namespace.
-    pub(super) fn open(config: &NetConfig) -> Result<Self, NetError> {
+    pub(super) fn open() -> Result<Self, NetError> {
         let mut route = RouteSocket::open().map_err(kernel("reach rtnetlink"))?;
         let mut nft = NftSocket::open().map_err(NetError::Firewall)?;
         let adopted = nft.has_table(Family::Inet, firewall::TABLE).map_err(NetError::Firewall)?;
         let tunnels = can_tunnel(&mut route);
         let mut board = Self {
-            ports: config.ports,
             uplink: None,
             index: None,
             wanted: NetworkDesired::default(),
@@ -177,7 +176,7 @@ impl Board {
     fn board_rules(&self) -> Ruleset {
         let containers = self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect();
         firewall::board(&firewall::Board {
-            ports: self.ports,
+            ports: Ports::Node,
             uplink: self.uplink.as_ref().map(|uplink| uplink.interface.as_str()),
             lan: &self.lan(),
             resolvers: self.resolvers(),
@@ -279,6 +278,9 @@ impl Board {
         check(index, &container, &others)?;
         let id = container.id;
         let namespace = own_namespace(id, process)?;
+        if self.is_attached(&container, &namespace) {
+            return Ok(());
+        }
         let connected = inside(id, &namespace, || if_nametoindex("eth0").is_ok())?;
         let nft = match connected {
             true => inside(id, &namespace, NftSocket::open)?.map_err(NetError::Firewall)?,
@@ -287,6 +289,12 @@ impl Board {
         let rules = Rules { nft, told: None };
         self.attached.insert(id, Attached { address: container.address, namespace, rules, inside: None });
         self.converge().inspect_err(|_| self.forget(id))
+    }
+
+    fn is_attached(&self, container: &LocalContainer, namespace: &OwnedFd) -> bool {
+        self.attached.get(&container.id).is_some_and(|attached| {
+            attached.address == container.address && same_file(&attached.namespace, namespace)
+        })
     }
 
     fn prepare(&mut self, container: LocalContainer, namespace: &OwnedFd) -> Result<NftSocket, NetError> {
@@ -363,6 +371,14 @@ fn own_namespace(id: ContainerId, process: BorrowedFd<'_>) -> Result<OwnedFd, Ne
         id,
         errno: Errno::from_raw(error.raw_os_error().unwrap_or(0)),
     })
+}
+
+/// Two descriptors of one namespace have the same inode (namespaces(7)).
+fn same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
+    match (fstat(one), fstat(other)) {
+        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
+        (Err(_), _) | (_, Err(_)) => false,
+    }
 }
 
 /// Whether the kernel has GRE, found out by making a tunnel that leads nowhere. Its name is one of ours, so one that
