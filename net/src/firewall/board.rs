@@ -271,7 +271,11 @@ mod tests {
     fn broker() {
         let containers = BTreeMap::new();
         let published = [25, 2020, 8080].into();
-        let of = Board { ports: Ports::Broker { published: &published }, uplink: Some("eth0"), ..closed(&containers) };
+        let of = Board {
+            ports: Ports::Broker { published: &published },
+            uplink: Some("eth0"),
+            ..closed(&containers)
+        };
         golden::check("board-broker.nft", &board(&of).to_string());
     }
 
