@@ -5,6 +5,7 @@ mod netns;
 use netns::{attempt, isolated, run};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 use wherry_net::address::Prefix;
 use wherry_net::firewall::{Board, Container, Ports, board, container, protect};
@@ -159,6 +160,27 @@ fn a_refused_transaction_changes_nothing_and_says_where() {
 }
 
 #[test]
+fn changed_elements_are_all_that_is_sent() {
+    let containers =
+        |ids: &[u64]| ids.iter().map(|id| (ContainerId(*id), Ipv4Addr::new(10, 1, 0, *id as u8))).collect();
+    let (from, to) = (full_board(&containers(&[7, 8])), full_board(&containers(&[8, 9, 10])));
+    isolated(move || {
+        let handles = || run("nft -a list chain bridge wherry prerouting");
+        let mut socket = NftSocket::open().unwrap();
+        socket.replace(&from).unwrap();
+        let before = handles();
+        socket.change(&from, &to).unwrap();
+        assert_eq!(normal(&run("nft -s list ruleset")), normal(&to.to_string()));
+        assert_eq!(handles(), before, "the rules themselves were not touched");
+        // The kernel has `to`, not `from`: what cannot be a change becomes a replacement.
+        socket.change(&from, &to).unwrap();
+        assert_eq!(normal(&run("nft -s list ruleset")), normal(&to.to_string()));
+        socket.change(&to, &small(vec![Rule::new().accept()])).unwrap();
+        assert!(run("nft list chain inet wherry input").contains("accept"));
+    });
+}
+
+#[test]
 fn other_tables_are_left_alone() {
     isolated(|| {
         run("nft add table inet theirs");
@@ -189,4 +211,14 @@ fn large_sets_are_split() {
         NftSocket::open().unwrap().replace(&Ruleset { tables: vec![table] }).unwrap();
         assert_eq!(run("nft list ruleset").matches("10.1.").count(), 5000);
     });
+}
+
+#[test]
+fn the_documentation_shows_the_rules_as_they_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("../docs/network.md")).unwrap();
+    for name in ["container-connected.nft", "board-node.nft", "board-broker.nft"] {
+        let rules = std::fs::read_to_string(root.join("tests/golden").join(name)).unwrap();
+        assert!(document.contains(&rules), "docs/network.md does not show {name} as it is");
+    }
 }
