@@ -7,6 +7,9 @@ pub struct CommandLine {
     pub test: bool,
     /// `wherry.data=memory`: no data partition is looked for; what would be stored is lost at power-off.
     pub data_in_memory: bool,
+    /// `wherry.off=restart`: power-off is a restart. For virtual machines without a power switch (QEMU's `microvm`) whose
+    /// monitor ends at a restart; the kernel would only halt there.
+    pub off_is_restart: bool,
 }
 
 impl CommandLine {
@@ -17,6 +20,7 @@ impl CommandLine {
         words(text).into_iter().fold(Self::default(), |found, word| match word.as_str() {
             "wherry.test=1" => Self { test: true, ..found },
             "wherry.data=memory" => Self { data_in_memory: true, ..found },
+            "wherry.off=restart" => Self { off_is_restart: true, ..found },
             _ => found,
         })
     }
@@ -47,11 +51,9 @@ mod tests {
     #[test]
     fn our_words_are_found_among_others() {
         let text = "console=ttyS0 dm-mod.create=\"vroot,,,ro,0 8 wherry.test=1\" root=/dev/dm-0 wherry.data=memory\n";
-        assert_eq!(CommandLine::parse(text), CommandLine { test: false, data_in_memory: true });
-        assert_eq!(
-            CommandLine::parse("quiet wherry.test=1"),
-            CommandLine { test: true, data_in_memory: false }
-        );
+        assert_eq!(CommandLine::parse(text), CommandLine { data_in_memory: true, ..CommandLine::default() });
+        let expected = CommandLine { test: true, off_is_restart: true, data_in_memory: false };
+        assert_eq!(CommandLine::parse("quiet wherry.test=1 wherry.off=restart"), expected);
     }
 
     #[test]

@@ -76,7 +76,11 @@ impl Environment {
     /// As the service gets it.
     pub(crate) fn variables(&self) -> Vec<CString> {
         let text = |name: &str, value: &[u8]| CString::new([name.as_bytes(), b"=", value].concat()).ok();
+        // What a developer sets to see more; a board's PID 1 has neither.
+        let seen = |name: &str| text(name, std::env::var_os(name)?.as_bytes());
         let fixed = [
+            seen("RUST_LOG"),
+            seen("RUST_BACKTRACE"),
             text("PATH", b"/usr/sbin:/usr/bin:/sbin:/bin"),
             text(MODE_ENV, self.mode.word().as_bytes()),
             text(ROOT_ENV, self.dirs.root.as_os_str().as_bytes()),

@@ -1,7 +1,9 @@
 //! The end: strays killed, file systems unmounted, everything written, the machine off.
 use crate::control::Power;
+use crate::environment::Environment;
+use crate::host::Host;
 use crate::log::Log;
-use crate::mode::{Abilities, Dirs};
+use crate::mode::Abilities;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -60,7 +62,9 @@ fn end_strays() {
 }
 
 /// Ends the machine in order, or leaves this process where it is only that.
-pub(crate) fn finish(log: &Log, abilities: Abilities, dirs: &Dirs, power: Power) -> ! {
+pub(crate) fn finish(host: &Host, power: Power) -> ! {
+    let Host { log, abilities, environment: Environment { dirs, .. }, .. } = host;
+    log.info("unmounting");
     end_strays();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if abilities.supports(Abilities::MACHINE) {
@@ -71,7 +75,11 @@ pub(crate) fn finish(log: &Log, abilities: Abilities, dirs: &Dirs, power: Power)
         unmount(log, &unmount_plan(&mounts, &dirs.root));
     }
     sync_with_deadline();
-    leave(log, abilities, power)
+    let ending = match power {
+        Power::PowerOff if !host.off_is_restart => Ending::PowerOff,
+        Power::PowerOff | Power::Reboot => Ending::Restart,
+    };
+    leave(log, *abilities, ending)
 }
 
 fn unmount(log: &Log, plan: &[PathBuf]) {
@@ -131,14 +139,10 @@ pub(crate) fn sync_with_deadline() {
 
 /// Off it goes.
 #[expect(clippy::exit, reason = "the supervisor's last act; there is nobody to return to")]
-fn leave(log: &Log, abilities: Abilities, power: Power) -> ! {
+fn leave(log: &Log, abilities: Abilities, ending: Ending) -> ! {
     if !abilities.supports(Abilities::POWER) {
         std::process::exit(0);
     }
-    let ending = match power {
-        Power::PowerOff => Ending::PowerOff,
-        Power::Reboot => Ending::Restart,
-    };
     match end_machine(ending) {
         Ok(never) => match never {},
         // If PID 1 returns the kernel panics, and `panic=` on its command line reboots it.

@@ -19,6 +19,7 @@ pub(crate) struct Host {
     pub(crate) config: SupervisorConfig,
     pub(crate) abilities: Abilities,
     pub(crate) environment: Environment,
+    pub(crate) off_is_restart: bool,
     pub(crate) log: Log,
     /// Standard input of the service.
     pub(crate) null: OwnedFd,
@@ -54,18 +55,19 @@ impl Host {
         problems.iter().for_each(|problem| log.error(problem));
         let dirs = Dirs::below(config.process_root.as_deref().unwrap_or(Path::new("/")));
         boot::raise_limits();
-        let (data, test) = if abilities.supports(Abilities::MACHINE) {
+        let (data, command_line) = if abilities.supports(Abilities::MACHINE) {
             let command_line = CommandLine::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
-            (boot::prepare(&log, &dirs, command_line), command_line.test)
+            (boot::prepare(&log, &dirs, command_line), command_line)
         } else {
             let error = |error| HostError::Dirs { root: dirs.root.display().to_string(), error };
             boot::make_dirs(&dirs).map_err(error)?;
-            (Data::Mounted, true)
+            (Data::Mounted, CommandLine { test: true, ..CommandLine::default() })
         };
         let watchdog = if abilities.supports(Abilities::WATCHDOG) { arm(&log) } else { None };
         let (null, console) = (null()?, console(abilities)?);
-        let environment = Environment { mode, dirs, data, test };
-        Ok(Self { config, abilities, environment, log, null, console, watchdog })
+        let environment = Environment { mode, dirs, data, test: command_line.test };
+        let off_is_restart = command_line.off_is_restart;
+        Ok(Self { config, abilities, environment, off_is_restart, log, null, console, watchdog })
     }
 }
 

@@ -143,10 +143,7 @@ impl Reactor {
                 }
             }
             Action::Note(note) => self.host.log.info(note),
-            Action::Finish(power) => {
-                self.host.log.info("end");
-                finish::finish(&self.host.log, self.host.abilities, &self.host.environment.dirs, power)
-            }
+            Action::Finish(power) => finish::finish(&self.host, power),
         }
     }
 
@@ -249,6 +246,7 @@ impl Reactor {
             }
             ToSupervisor::Signal { signal, .. } => return self.complain(&format_args!("no signal {signal}")),
             ToSupervisor::Release(key) => Input::Release(key),
+            ToSupervisor::CloseKept { key, label } => Input::CloseKept { key, label },
             ToSupervisor::Alive => Input::Alive,
             ToSupervisor::Power(power) => Input::Power(power),
         };

@@ -286,6 +286,11 @@ fn a_released_process_is_killed_and_its_key_free() {
     }
 }
 
+#[test]
+fn a_process_starts_in_its_cgroup_and_everything_there_is_killed_with_it() {
+    World::new(Place::Subreaper, "cgroup").event("emptied");
+}
+
 /// A panic of PID 1 must restart the machine; an ordinary process ends with all its children.
 #[test]
 fn a_panic_of_the_supervisor_reboots() {

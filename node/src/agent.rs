@@ -2,7 +2,7 @@
 use crate::config::Config;
 use crate::executor::Executor;
 use crate::facts::{self, Abilities, LoadMeter};
-use crate::session::{self, SessionEvent};
+use crate::session::SessionEvent;
 use crate::state::{Input, Output, State};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,17 +16,32 @@ const LOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Inputs waiting for the state; senders wait beyond that. Each container has at most a few under way.
 const INPUT_QUEUE: usize = 1024;
 
+/// The way into the agent: everything that happens on this board.
+#[must_use]
+pub fn inputs() -> (mpsc::Sender<Input>, mpsc::Receiver<Input>) {
+    mpsc::channel(INPUT_QUEUE)
+}
+
+/// What the agent needs.
+#[derive(Debug)]
+pub struct Parts {
+    /// The board's configuration.
+    pub config: Arc<Config>,
+    /// A directory of the data partition, whose free space is reported.
+    pub data: PathBuf,
+    /// Who carries out orders.
+    pub executor: Executor,
+    /// Containers that outlived a former life of the service.
+    pub adopted: Vec<ContainerReport>,
+    /// Both ends of [`inputs`].
+    pub inputs: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
+    /// What the session says.
+    pub sessions: mpsc::Receiver<SessionEvent>,
+}
+
 /// Runs the node until `shutdown` completes.
-pub async fn run(
-    config: Arc<Config>,
-    data: PathBuf,
-    executor: Arc<Executor>,
-    adopted: Vec<ContainerReport>,
-    mut sessions: mpsc::Receiver<SessionEvent>,
-    shutdown: impl Future<Output = ()>,
-) {
-    let (inputs, mut queue) = mpsc::channel(INPUT_QUEUE);
-    executor.events_to(inputs.clone());
+pub async fn run(parts: Parts, shutdown: impl Future<Output = ()>) {
+    let Parts { config, data, executor, adopted, inputs: (inputs, mut queue), mut sessions } = parts;
     let mut agent = Agent {
         config,
         data,
@@ -57,7 +72,7 @@ pub async fn run(
 struct Agent {
     config: Arc<Config>,
     data: PathBuf,
-    executor: Arc<Executor>,
+    executor: Executor,
     inputs: mpsc::Sender<Input>,
     state: State,
     meter: LoadMeter,
@@ -87,7 +102,7 @@ impl Agent {
                 | Output::Start(_)
                 | Output::Signal { .. }
                 | Output::Remove(_)
-                | Output::ApplyNetwork(_)) => self.executor.perform(order, &self.inputs),
+                | Output::ApplyNetwork { .. }) => self.executor.perform(order, &self.inputs),
             }
         }
     }
@@ -113,7 +128,6 @@ impl Agent {
         match event {
             SessionEvent::Up { underlay, hello, reports } => {
                 let (overlay, limits) = (self.executor.overlay(), self.executor.limits());
-                self.executor.set_underlay(underlay);
                 let inventory = self.state.inventory();
                 let facts =
                     facts::facts(self.config.hostname.as_str(), Abilities { underlay, overlay, limits });
@@ -126,6 +140,3 @@ impl Agent {
         }
     }
 }
-
-/// The sending half that [`session::keep`] needs.
-pub type SessionSender = mpsc::Sender<session::SessionEvent>;

@@ -5,13 +5,17 @@
 //! identity   the board's long-term key
 //! facts      what the board is and can spare
 //! state      pure: the broker's wishes and the runtime's events in, orders and reports out
+//! executor   carries out what the state decides
 //! agent      the shell around the state
 //! session    keeps a session with the broker; link dials and enrols
 //! container  the runtime: plan, child, exec, logs, cgroups
 //! net        bridge, GRE, nftables, DHCP as plan and apply
 //! ```
+pub mod agent;
+pub mod blobs;
 pub mod config;
 pub mod container;
+pub mod executor;
 pub mod facts;
 pub mod identity;
 pub mod link;

@@ -1,6 +1,7 @@
 //! What the node decides, and nothing else: the broker's wishes and the runtime's events go in, orders and reports
 //! come out. No clock, no socket, no container is touched here.
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use wherry_protocol::message::{
     ContainerDesired, ContainerReport, ContainerState, ExitStatus, FromNode, NetworkDesired, NodeDesired,
     ToNode, Want,
@@ -75,7 +76,12 @@ pub enum Output {
     /// Delete every trace of a container whose process is not running.
     Remove(ContainerRef),
     /// Make the network so.
-    ApplyNetwork(NetworkDesired),
+    ApplyNetwork {
+        /// Peers and connections.
+        network: NetworkDesired,
+        /// Addresses of the containers that belong here.
+        addresses: BTreeMap<ContainerId, Ipv4Addr>,
+    },
     /// Tell the broker, if it is there.
     Report(FromNode),
 }
@@ -218,7 +224,7 @@ impl State {
                 // It is what the broker waits for: nothing is left.
                 None => out.push(Output::Report(FromNode::Removed(gone(id)))),
             },
-            ToNode::Network(network) => out.push(Output::ApplyNetwork(network)),
+            ToNode::Network(network) => out.push(self.apply_network(network)),
         }
     }
 
@@ -227,7 +233,7 @@ impl State {
             self.index = Some(desired.index);
             out.push(Output::SetIndex(desired.index));
         }
-        out.push(Output::ApplyNetwork(desired.network));
+        let network = desired.network;
         let wanted: BTreeMap<ContainerId, ContainerDesired> =
             desired.containers.into_iter().map(|container| (container.container.id, container)).collect();
         for entry in self.containers.values_mut().filter(|entry| !wanted.contains_key(&entry.container.id)) {
@@ -237,6 +243,15 @@ impl State {
         for container in wanted.into_values() {
             self.desire(now, container, out);
         }
+        out.push(self.apply_network(network));
+    }
+
+    fn apply_network(&self, network: NetworkDesired) -> Output {
+        let address = |entry: &Entry| match &entry.wish {
+            Wish::Keep(desired) | Wish::Replace(desired) => Some((entry.container.id, desired.address)),
+            Wish::Unknown | Wish::Remove => None,
+        };
+        Output::ApplyNetwork { network, addresses: self.containers.values().filter_map(address).collect() }
     }
 
     fn desire(&mut self, now: MonoMs, desired: ContainerDesired, out: &mut Vec<Output>) {
@@ -474,7 +489,7 @@ mod tests {
         step(&mut state, 0, Input::Adopted(report.clone()));
         assert_eq!(state.inventory(), [report]);
         let out = step(&mut state, 0, sync(vec![desired(1, 3, Want::Running)]));
-        assert!(matches!(out.as_slice(), [Output::SetIndex(NodeIndex(1)), Output::ApplyNetwork(_)]));
+        assert!(matches!(out.as_slice(), [Output::SetIndex(NodeIndex(1)), Output::ApplyNetwork { .. }]));
         assert!(state.running(reference(1, 3)) && !state.running(reference(1, 2)));
     }
 
@@ -519,7 +534,7 @@ mod tests {
                     pending.push(Input::Exited { container, status: ExitStatus::Signal(9), finished_ms: now })
                 }
                 Output::Remove(container) => pending.push(Input::Removed(container)),
-                Output::SetIndex(_) | Output::ApplyNetwork(_) | Output::Report(_) => {}
+                Output::SetIndex(_) | Output::ApplyNetwork { .. } | Output::Report(_) => {}
             }
         }
     }

@@ -101,7 +101,7 @@ pub fn prepare(log: &Log, dirs: &Dirs, command_line: CommandLine) -> Data {
     if let Err(error) = wherry_sys::power::ctrl_alt_del_signals() {
         log.warning(format_args!("ctrl-alt-del stays a hard reset: {error}"));
     }
-    mount_config(log, dirs);
+    mount_config(log, dirs, command_line);
     mount_data(log, dirs, command_line)
 }
 
@@ -133,10 +133,11 @@ fn enable_controllers(log: &Log, cgroup: &Path) {
 }
 
 /// FAT knows no owners: everything on it is root's alone.
-fn mount_config(log: &Log, dirs: &Dirs) {
+fn mount_config(log: &Log, dirs: &Dirs, command_line: CommandLine) {
     let flags = STRICT | MsFlags::MS_RDONLY;
-    // It is on the same disk as the data, which is waited for below; most disks are there at once.
-    let Some(device) = wait_for(&disk::CONFIG) else {
+    // A machine without a data partition may well have no disk at all.
+    let longest = if command_line.data_in_memory { Duration::ZERO } else { DISK_WAIT };
+    let Some(device) = wait_for(&disk::CONFIG, longest) else {
         return log.error("no partition wherry-config: this board has no configuration");
     };
     if let Err(errno) = mount(Some(&device), &dirs.config, Some("vfat"), flags, Some("umask=0077")) {
@@ -152,7 +153,7 @@ fn mount_data(log: &Log, dirs: &Dirs, command_line: CommandLine) -> Data {
             Err(_) => Data::Absent,
         };
     }
-    let Some(device) = wait_for(&disk::DATA) else {
+    let Some(device) = wait_for(&disk::DATA, DISK_WAIT) else {
         log.error("no partition wherry-data: nothing can be stored on this board");
         return Data::Absent;
     };
@@ -173,11 +174,11 @@ fn mount_data(log: &Log, dirs: &Dirs, command_line: CommandLine) -> Data {
     }
 }
 
-fn wait_for(wanted: &disk::Wanted) -> Option<std::path::PathBuf> {
+fn wait_for(wanted: &disk::Wanted, longest: Duration) -> Option<std::path::PathBuf> {
     let mut waited = Duration::ZERO;
     loop {
         let found = disk::find(wanted);
-        if found.is_some() || waited >= DISK_WAIT {
+        if found.is_some() || waited >= longest {
             return found;
         }
         thread::sleep(DISK_POLL);

@@ -49,6 +49,14 @@ pub enum ToSupervisor {
     Alive,
     /// Shut the machine down in order.
     Power(Power),
+    /// Close one kept descriptor: the last copy of a pipe's write end, so that its reader sees the end. No answer; an
+    /// unknown process or label changes nothing.
+    CloseKept {
+        /// Which process.
+        key: ProcessKey,
+        /// Which of its descriptors.
+        label: String,
+    },
 }
 
 /// A process to fork: `/proc/self/exe <argument>` in new namespaces.

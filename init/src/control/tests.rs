@@ -25,6 +25,10 @@ fn messages_to_the_supervisor_are_pinned() {
     pinned(&ToSupervisor::Launch(launch()), expected);
     pinned(&ToSupervisor::Signal { key: KEY, signal: 15 }, &[1, 0xac, 2, 2, 30]);
     pinned(&ToSupervisor::Release(KEY), &[2, 0xac, 2, 2]);
+    pinned(
+        &ToSupervisor::CloseKept { key: KEY, label: "stdin".into() },
+        &[5, 0xac, 2, 2, 5, b's', b't', b'd', b'i', b'n'],
+    );
     pinned(&ToSupervisor::Alive, &[3]);
     pinned(&ToSupervisor::Power(Power::PowerOff), &[4, 0]);
     pinned(&ToSupervisor::Power(Power::Reboot), &[4, 1]);

@@ -89,6 +89,13 @@ pub enum Input<D> {
     },
     /// The service wants a process forgotten.
     Release(ProcessKey),
+    /// See [`crate::control::ToSupervisor::CloseKept`].
+    CloseKept {
+        /// Which process.
+        key: ProcessKey,
+        /// Which of its descriptors.
+        label: String,
+    },
     /// Heartbeat of the service.
     Alive,
     /// The service, a signal from outside or ctrl-alt-del asks to shut down.
@@ -224,6 +231,7 @@ impl<D: Clone> Supervisor<D> {
             Input::BadLaunch(key) => self.bad_launch(key, out),
             Input::Signal { key, signal } => self.signal(key, signal, out),
             Input::Release(key) => self.release(key, out),
+            Input::CloseKept { key, label } => self.close_kept(key, &label, out),
             Input::Alive => self.alive(now),
             Input::Power(power) => self.power(now, power, out),
             Input::Forked { key, pid, pidfd } => self.forked(key, pid, pidfd),

@@ -214,6 +214,26 @@ impl<D: Clone> Supervisor<D> {
         Ok(())
     }
 
+    /// Forgets one kept descriptor of a process, which closes it.
+    pub(super) fn close_kept(
+        &mut self,
+        key: ProcessKey,
+        label: &str,
+        out: &mut Vec<Action<D>>,
+    ) -> Result<(), Forbidden> {
+        self.require_service("close-kept")?;
+        let kept = match self.processes.get_mut(&key) {
+            Some(Process::Starting { live, .. } | Process::Running { live }) => &mut live.kept,
+            Some(Process::Forking { kept, .. } | Process::Exited { kept, .. }) => kept,
+            None => {
+                out.push(Action::Note(Note::NoSuchProcess(key)));
+                return Ok(());
+            }
+        };
+        kept.retain(|(name, _)| name != label);
+        Ok(())
+    }
+
     /// Somebody ended: the service, one of the processes, or an orphan that nobody knows.
     pub(super) fn ended(&mut self, now: u64, pid: i32, status: RawStatus, out: &mut Vec<Action<D>>) {
         if self.service_ended(now, pid, status, out) {

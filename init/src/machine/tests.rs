@@ -129,6 +129,22 @@ fn a_key_in_use_is_refused_until_its_release() {
 }
 
 #[test]
+fn one_kept_descriptor_is_closed_on_request() {
+    let mut machine = with_container();
+    let close = |label: &str| Input::CloseKept { key: KEY, label: label.into() };
+    assert!(feed(&mut machine, 0, [close("log"), close("unheard-of")]).is_empty());
+    crash(&mut machine, 20);
+    feed(&mut machine, 10_000, [Input::Tick]);
+    let actions = feed(&mut machine, 10_001, [Input::ServiceStarted { pid: 101 }]);
+    let kept = actions.iter().find_map(|action| match action {
+        Action::Send { message: FromSupervisor::Entry { kept, .. }, attached } => Some((kept, attached)),
+        _ => None,
+    });
+    let (kept, attached) = kept.unwrap();
+    assert_eq!((kept.as_slice(), attached.len()), (&["stdout".to_owned()][..], 2));
+}
+
+#[test]
 fn the_table_is_bounded() {
     let mut machine = booted();
     for id in 0..MAX_PROCESSES {
@@ -432,6 +448,7 @@ fn every_input() -> Vec<InputAndStates> {
         (|| Input::BadLaunch(OTHER), RUNNING),
         (|| Input::Signal { key: KEY, signal: 1 }, RUNNING),
         (|| Input::Release(KEY), RUNNING),
+        (|| Input::CloseKept { key: KEY, label: "log".into() }, RUNNING),
         (|| Input::Alive, RUNNING),
         (|| Input::Power(Power::Reboot), &["unborn", "starting", "running", "ending", "backoff"]),
         // The only process there runs already.

@@ -11,15 +11,24 @@
 //! layers    layers fetched, verified and unpacked once
 //! cgroup    bounds
 //! logs      the output ring
+//! supervisor  the control socket to PID 1
+//! instance  one life of a container, running or ended
+//! execute   one more process in it, as the service sees it
+//! pump      bytes between descriptors and the log
 //! runtime   all of it, for the agent
 //! ```
 pub mod cgroup;
 pub mod child;
 pub mod exec;
+pub mod execute;
+pub mod instance;
 pub mod layers;
 pub mod logs;
 pub mod plan;
+pub mod pump;
 pub mod report;
 pub mod rootfs;
+pub mod runtime;
 pub mod seccomp;
+pub mod supervisor;
 pub mod user;

@@ -50,6 +50,10 @@ pub(crate) fn play(scenario: Option<&str>) {
         "deaf" => service.deaf(incarnation),
         "refused" => service.refused(),
         "release" => service.release(),
+        "cgroup" => {
+            service.cgroup();
+            service.idle()
+        }
         "machine" => service.machine(),
         other => unreachable!("no scenario {other}"),
     }
@@ -96,6 +100,10 @@ impl Service {
 
     /// Launches a script with its output in a pipe that the supervisor keeps; returns the read end.
     fn launch(&self, script: &str, namespaces: Namespaces) -> File {
+        self.launch_in(script, namespaces, None)
+    }
+
+    fn launch_in(&self, script: &str, namespaces: Namespaces, cgroup: Option<OwnedFd>) -> File {
         let pipe = || pipe2(OFlag::O_CLOEXEC).unwrap();
         let ((go, _), (report_read, report), (stdout_read, stdout)) = (pipe(), pipe(), pipe());
         let null: OwnedFd = File::open("/dev/null").unwrap().into();
@@ -104,12 +112,13 @@ impl Service {
             go,
             report,
             stdio: [null.try_clone().unwrap(), stdout.try_clone().unwrap(), stdout],
-            cgroup: None,
+            cgroup,
             extra: vec![],
             kept: vec![("stdout".into(), stdout_read.try_clone().unwrap())],
         };
         let (argument, kept) = ("container".into(), descriptors.labels());
-        let launch = Launch { key: KEY, namespaces, argument, cgroup: false, extra: 0, kept };
+        let cgroup = descriptors.cgroup.is_some();
+        let launch = Launch { key: KEY, namespaces, argument, cgroup, extra: 0, kept };
         self.control.send(&ToSupervisor::Launch(launch), &descriptors.in_order()).unwrap();
         drop(descriptors);
         let (FromSupervisor::Launched { key: KEY, pid }, pidfds) = self.recv() else { unreachable!() };
@@ -305,6 +314,30 @@ impl Service {
         self.idle()
     }
 
+    /// A process without a pid namespace starts in its cgroup, and its children die with it there.
+    fn cgroup(&self) {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let tree =
+            mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
+        let group = PathBuf::from(tree.unwrap()).join(format!("wherry-probe-{}", std::process::id()));
+        std::fs::create_dir(&group).unwrap();
+        let members = || std::fs::read_to_string(group.join("cgroup.procs")).unwrap().lines().count();
+        let directory = File::open(&group).unwrap().into();
+        let script = "sleep 1000 & sleep 1000 & echo ready; wait";
+        let mut output = self.launch_in(script, Namespaces::NONE, Some(directory));
+        output.read_exact(&mut [0; 6]).unwrap();
+        assert_eq!(members(), 3);
+        self.send(&ToSupervisor::Release(KEY));
+        let (FromSupervisor::Exited { status: RawStatus::Signal(9), .. }, _) = self.recv() else {
+            unreachable!()
+        };
+        while members() > 0 {
+            sleep(Duration::from_millis(10));
+        }
+        std::fs::remove_dir(&group).unwrap();
+        self.note("emptied");
+    }
+
     /// On a machine: says what the boot has made of it, leaves orphans, runs a container, and powers off.
     fn machine(&self) {
         let environment = Environment::inherited().unwrap();
@@ -318,6 +351,8 @@ impl Service {
         let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.subtree_control").unwrap();
         println!("probe: controllers {}", controllers.trim());
         Command::new("/bin/sh").args(["-c", "sleep 0.2 & sleep 0.2 &"]).status().unwrap();
+        self.cgroup();
+        println!("probe: cgroup emptied");
         let mut output = self.launch("echo container as $$; exit 7", Namespaces::ALL);
         let mut text = String::new();
         let (FromSupervisor::Exited { status, .. }, _) = self.recv() else { unreachable!() };
@@ -330,6 +365,15 @@ impl Service {
             stat.is_some_and(|stat| stat.contains(") Z "))
         });
         println!("probe: zombies {}", zombies.count());
+        let config = std::fs::read_to_string("/config/wherry.toml").unwrap_or_default();
+        println!("probe: config {config:?}, writable {}", std::fs::write("/config/x", "").is_ok());
+        let boots = std::fs::read_to_string("/data/boots").unwrap_or_default().len() + 1;
+        let stored = std::fs::write("/data/boots", "x".repeat(boots));
+        println!("probe: boot {boots} {stored:?}");
+        if std::fs::read_to_string("/proc/cmdline").unwrap().contains("probe.panic") {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(1), Signal::SIGUSR1).unwrap();
+            self.idle()
+        }
         self.send(&ToSupervisor::Power(Power::PowerOff));
         self.idle()
     }

@@ -1,0 +1,493 @@
+//! Starts containers, finds them again, and cleans up after them.
+use super::cgroup::{Cgroup, CgroupError, Cgroups};
+use super::execute::EXEC_BIT;
+use super::instance::{
+    Ended, Instance, KEPT_LOG, KEPT_PLAN, KEPT_STDERR, KEPT_STDIN, KEPT_STDOUT, KEPT_TERMINAL, Parts, key,
+    unusable,
+};
+use super::layers::{BlobSource, Layers, ReadyImage};
+use super::logs::{DEFAULT_CAPACITY, Ring};
+use super::plan::{self, Plan, Surroundings};
+use super::pump::{AsyncDescriptor, unix_ms};
+use super::report::{self, Failure, Report, Step};
+use super::rootfs::{DataDir, RootfsError};
+use super::seccomp::Filters;
+use super::supervisor::{Launched, Supervisor, Survivor};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use wherry_init::control::{ControlError, Descriptors, Endpoint, Launch, Namespaces};
+use wherry_protocol::message::{ContainerDesired, ContainerReport, ContainerState};
+use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, WireError};
+use wherry_sys::terminal::{WindowSize, open_pty};
+
+/// How long a child may take from clone to its program; the slowest step is an overlay of 128 layers on a slow card.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the processes of a failed or removed container may take to vanish after SIGKILL.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// A terminal's size until somebody who has one attaches.
+const FIRST_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
+
+/// A container's process that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Its process id.
+    pub pid: u32,
+    /// When, Unix milliseconds.
+    pub started_ms: u64,
+}
+
+/// The end of a container's process, told to the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Which.
+    pub container: ContainerRef,
+    /// How and when.
+    pub ended: Ended,
+}
+
+/// All containers of this node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    data: DataDir,
+    layers: Layers,
+    cgroups: Cgroups,
+    filters: Filters,
+    architecture: &'static str,
+    supervisor: Supervisor,
+    exits: mpsc::UnboundedSender<Exit>,
+    instances: Mutex<HashMap<ContainerId, Arc<Instance>>>,
+}
+
+impl Runtime {
+    /// Opens the runtime on `data`, and takes over the containers that outlived a former life of this service. `exits`
+    /// hears of each end once.
+    ///
+    /// # Errors
+    /// One sentence when the node cannot run containers at all.
+    pub async fn open(
+        data: &Path,
+        cgroups: Cgroups,
+        architecture: &'static str,
+        endpoint: Endpoint,
+        exits: mpsc::UnboundedSender<Exit>,
+    ) -> Result<(Self, Vec<ContainerReport>), WireError> {
+        let (supervisor, survivors) = Supervisor::connect(endpoint).await.map_err(control_error)?;
+        let inner = Inner {
+            data: DataDir::open(data).map_err(rootfs_error)?,
+            layers: Layers::open(data)?,
+            cgroups,
+            filters: Filters::compile().map_err(|error| internal(error.to_string()))?,
+            architecture,
+            supervisor,
+            exits,
+            instances: Mutex::default(),
+        };
+        let runtime = Self { inner: Arc::new(inner) };
+        let mut reports = Vec::new();
+        for survivor in survivors {
+            if survivor.key.id & EXEC_BIT != 0 {
+                runtime.inner.supervisor.release(survivor.key).await.ok();
+                continue;
+            }
+            reports.extend(runtime.adopt(survivor).await);
+        }
+        Ok((runtime, reports))
+    }
+
+    /// Whether bounds are enforced.
+    #[must_use]
+    pub fn limits(&self) -> bool {
+        self.inner.cgroups.limits()
+    }
+
+    /// One life of a container, running or ended.
+    #[must_use]
+    pub fn instance(&self, container: ContainerRef) -> Option<Arc<Instance>> {
+        self.instances().get(&container.id).filter(|instance| instance.container == container).cloned()
+    }
+
+    /// Every container known, in no order.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Instance>> {
+        self.instances().values().cloned().collect()
+    }
+
+    /// The supervisor.
+    #[must_use]
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.inner.supervisor
+    }
+
+    /// Starts a container: fetches what is missing from `blobs`, and gives `connect` the process in its new network
+    /// namespace before the container's program runs.
+    ///
+    /// # Errors
+    /// One sentence; nothing of the attempt is left running.
+    pub async fn start<F: Future<Output = Result<(), WireError>>>(
+        &self,
+        desired: &ContainerDesired,
+        nameservers: &[Ipv4Addr],
+        blobs: &impl BlobSource,
+        connect: impl FnOnce(OwnedFd) -> F,
+    ) -> Result<Started, WireError> {
+        let inner = &self.inner;
+        self.forget_former_life(desired.container).await?;
+        let image = inner.layers.ensure(blobs, &desired.image, inner.architecture).await?;
+        let plan = self.plan(desired, &image, nameservers)?;
+        let cgroup =
+            inner.cgroups.create(desired.container.id, &desired.spec.resources).map_err(cgroup_error)?;
+        match self.launch(desired, &plan, &cgroup, connect).await {
+            Ok(started) => Ok(started),
+            Err(error) => {
+                self.clear(desired.container, &cgroup).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends a signal to a container's first process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn signal(&self, container: ContainerRef, signal: u8) -> Result<(), WireError> {
+        let running = self.instance(container).is_some_and(|instance| instance.ended().is_none());
+        if !running {
+            return Err(WireError::new(
+                ErrorCode::WrongState,
+                format!("container {} is not running", container.id),
+            ));
+        }
+        self.inner.supervisor.signal(key(container), i32::from(signal)).await.map_err(control_error)
+    }
+
+    /// Deletes every trace of a container, killing it if it runs.
+    ///
+    /// # Errors
+    /// When something resists; asking again is fine.
+    pub async fn remove(&self, container: ContainerRef) -> Result<(), WireError> {
+        self.clear(container, &self.inner.cgroups.of(container.id)).await;
+        let directory = self.inner.data.container(container.id);
+        let removed = tokio::task::spawn_blocking(move || directory.remove()).await;
+        removed.map_err(|error| internal(error.to_string()))?.map_err(rootfs_error)
+    }
+
+    /// Containers that have left something on the disk.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn on_disk(&self) -> Result<Vec<ContainerId>, WireError> {
+        self.inner.data.container_ids().map_err(rootfs_error)
+    }
+
+    fn plan(
+        &self,
+        desired: &ContainerDesired,
+        image: &ReadyImage,
+        nameservers: &[Ipv4Addr],
+    ) -> Result<Plan, WireError> {
+        let inner = &self.inner;
+        let dir = inner.data.container(desired.container.id);
+        let plan = plan::plan(
+            desired,
+            &Surroundings {
+                image: &image.config,
+                layers: &image.layers,
+                dir: &dir,
+                volumes: &inner.data.volumes_of(desired.account),
+                filters: &inner.filters,
+            },
+        )?;
+        dir.prepare(&plan::etc_files(&plan.hostname, desired.address, nameservers)).map_err(rootfs_error)?;
+        for mount in &desired.spec.mounts {
+            inner.data.make_volume(desired.account, &mount.volume).map_err(rootfs_error)?;
+        }
+        Ok(plan)
+    }
+
+    async fn launch<F: Future<Output = Result<(), WireError>>>(
+        &self,
+        desired: &ContainerDesired,
+        plan: &Plan,
+        cgroup: &Cgroup,
+        connect: impl FnOnce(OwnedFd) -> F,
+    ) -> Result<Started, WireError> {
+        let prepared = Prepared::new(desired, plan, self.limits().then_some(cgroup)).map_err(unusable)?;
+        let Prepared { descriptors, ends, ring, go, report } = prepared;
+        let launch = Launch {
+            key: key(desired.container),
+            namespaces: Namespaces::ALL,
+            argument: "container".into(),
+            cgroup: descriptors.cgroup.is_some(),
+            extra: 0,
+            kept: descriptors.labels(),
+        };
+        let launched = self.inner.supervisor.launch(launch, &descriptors).await?;
+        // The child's ends must be nobody's but the child's, or their readers never see the end.
+        drop(descriptors);
+        let gate = Gate { go, report: AsyncDescriptor::new(report).map_err(unusable)? };
+        let pidfd = launched.pidfd.try_clone().map_err(unusable)?;
+        let opened = tokio::time::timeout(START_DEADLINE, gate.pass(connect(pidfd))).await;
+        opened.map_err(|_| {
+            let message = format!("the container did not start within {} s", START_DEADLINE.as_secs());
+            WireError::new(ErrorCode::StartFailed, message)
+        })??;
+        self.keep(desired.container, launched, plan, cgroup, ring, ends)
+    }
+
+    fn keep(
+        &self,
+        container: ContainerRef,
+        launched: Launched,
+        plan: &Plan,
+        cgroup: &Cgroup,
+        ring: Ring,
+        ends: HashMap<String, OwnedFd>,
+    ) -> Result<Started, WireError> {
+        let started = Started { pid: launched.pid, started_ms: unix_ms() };
+        let parts = Parts {
+            container,
+            pid: launched.pid,
+            pidfd: Some(launched.pidfd),
+            started_ms: started.started_ms,
+            ring,
+            process: plan.process.clone(),
+            cgroup: cgroup.clone(),
+            ends,
+            exit: launched.exit,
+        };
+        self.watch(parts).map_err(unusable)?;
+        Ok(started)
+    }
+
+    fn watch(&self, parts: Parts) -> io::Result<Arc<Instance>> {
+        let exits = self.inner.exits.clone();
+        let id = parts.container.id;
+        let instance = Instance::watch(parts, move |container, ended| {
+            // The agent is gone only when the whole service ends.
+            exits.send(Exit { container, ended }).ok();
+        })?;
+        self.instances().insert(id, Arc::clone(&instance));
+        Ok(instance)
+    }
+
+    async fn adopt(&self, survivor: Survivor) -> Option<ContainerReport> {
+        let survivor_key = survivor.key;
+        let (pid, ended) = (survivor.pid, survivor.state.as_ref().err().copied());
+        let cgroup = self.inner.cgroups.of(ContainerId(survivor.key.id));
+        let exit = self.inner.supervisor.watch(survivor.key);
+        let parts = Instance::adopt_parts(survivor, cgroup, exit, booted_ms());
+        let instance = match parts.and_then(|parts| self.watch(parts)) {
+            Ok(instance) => instance,
+            Err(error) => {
+                tracing::error!("container c{} cannot be taken over and is ended: {error}", survivor_key.id);
+                self.inner.supervisor.release(survivor_key).await.ok();
+                return None;
+            }
+        };
+        let started_ms = instance.started_ms;
+        let state = match ended {
+            None => ContainerState::Running { pid, started_ms },
+            Some(status) => {
+                self.inner.supervisor.tell_exit(survivor_key, status);
+                let ended = instance.wait().await;
+                ContainerState::Exited { status: ended.status, finished_ms: ended.finished_ms }
+            }
+        };
+        Some(ContainerReport { container: instance.container, state })
+    }
+
+    /// A new generation begins with nothing of the last one but its files.
+    async fn forget_former_life(&self, container: ContainerRef) -> Result<(), WireError> {
+        let former = self.instances().get(&container.id).cloned();
+        if let Some(former) = former {
+            if former.ended().is_none() {
+                let message = format!("container {} is still running", container.id);
+                return Err(WireError::new(ErrorCode::WrongState, message));
+            }
+            self.clear(former.container, &former.cgroup).await;
+        }
+        Ok(())
+    }
+
+    /// Ends and forgets the processes of a container; its files stay.
+    async fn clear(&self, container: ContainerRef, cgroup: &Cgroup) {
+        let instance = self.instances().remove(&container.id);
+        if let Err(error) = self.inner.supervisor.release(key(container)).await {
+            tracing::error!("container {container}: {error}");
+        }
+        if let Err(error) = cgroup.kill() {
+            tracing::warn!("container {container}: {error}");
+        }
+        drop(instance);
+        let deadline = tokio::time::Instant::now() + KILL_DEADLINE;
+        // A killed process leaves its cgroup a moment later.
+        while let Err(error) = cgroup.remove() {
+            if tokio::time::Instant::now() > deadline {
+                tracing::error!("container {container}: {error}");
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn instances(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Instance>>> {
+        self.inner.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Everything that exists before the clone.
+struct Prepared {
+    descriptors: Descriptors<OwnedFd>,
+    ends: HashMap<String, OwnedFd>,
+    ring: Ring,
+    go: OwnedFd,
+    report: OwnedFd,
+}
+
+impl Prepared {
+    fn new(desired: &ContainerDesired, plan: &Plan, cgroup: Option<&Cgroup>) -> io::Result<Self> {
+        let bytes = postcard::to_stdvec(plan).map_err(io::Error::other)?;
+        let plan = wherry_sys::fd::sealed_memfd(c"wherry-plan", &bytes).map_err(from_sys)?;
+        let (go_child, go) = pipe()?;
+        let (report, report_child) = pipe()?;
+        let ring = Ring::create(DEFAULT_CAPACITY)?;
+        let (stdio, ends) = standard_streams(desired)?;
+        let mut kept = vec![
+            (KEPT_LOG.to_owned(), ring.descriptor().try_clone_to_owned()?),
+            (KEPT_PLAN.to_owned(), plan.try_clone()?),
+        ];
+        for (label, end) in &ends {
+            kept.push((label.clone(), end.try_clone()?));
+        }
+        let cgroup = cgroup.map(Cgroup::directory).transpose().map_err(io::Error::other)?;
+        let descriptors =
+            Descriptors { plan, go: go_child, report: report_child, stdio, cgroup, extra: Vec::new(), kept };
+        Ok(Self { descriptors, ends, ring, go, report })
+    }
+}
+
+/// The container's three descriptors, and the node's ends by label.
+fn standard_streams(desired: &ContainerDesired) -> io::Result<([OwnedFd; 3], HashMap<String, OwnedFd>)> {
+    let mut ends = HashMap::new();
+    if desired.spec.tty {
+        let pty = open_pty(FIRST_SIZE).map_err(from_sys)?;
+        ends.insert(KEPT_TERMINAL.to_owned(), pty.controller);
+        return Ok(([pty.terminal.try_clone()?, pty.terminal.try_clone()?, pty.terminal], ends));
+    }
+    let stdin = if desired.spec.stdin_open {
+        let (reader, writer) = pipe()?;
+        ends.insert(KEPT_STDIN.to_owned(), writer);
+        reader
+    } else {
+        File::open("/dev/null")?.into()
+    };
+    let (stdout_reader, stdout) = pipe()?;
+    let (stderr_reader, stderr) = pipe()?;
+    ends.insert(KEPT_STDOUT.to_owned(), stdout_reader);
+    ends.insert(KEPT_STDERR.to_owned(), stderr_reader);
+    Ok(([stdin, stdout, stderr], ends))
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
+}
+
+/// The child waits here until its network is there; then it says whether it became the container's program.
+struct Gate {
+    go: OwnedFd,
+    report: AsyncDescriptor,
+}
+
+impl Gate {
+    async fn pass(self, connected: impl Future<Output = Result<(), WireError>>) -> Result<(), WireError> {
+        let connected = connected.await;
+        let mut go = File::from(self.go);
+        if connected.is_ok() {
+            // A child that has failed already has closed its end; its report says why.
+            go.write_all(&[1]).ok();
+        }
+        // Closed without a word, the child gives up.
+        drop(go);
+        match (connected, outcome(&self.report).await?) {
+            (Ok(()), Outcome::Executed) => Ok(()),
+            (Ok(()), Outcome::Failed(failure)) => Err(failure.into()),
+            (Ok(()), Outcome::Vanished) => Err(WireError::new(
+                ErrorCode::StartFailed,
+                "the container's process was killed before it became its program",
+            )),
+            // What the child failed at by itself explains why its namespace could not be entered; that it was not let
+            // through the gate explains nothing.
+            (Err(_), Outcome::Failed(failure)) if failure.step != Step::Go => Err(failure.into()),
+            (Err(error), Outcome::Executed | Outcome::Failed(_) | Outcome::Vanished) => Err(error),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Executed,
+    Failed(Failure),
+    Vanished,
+}
+
+async fn outcome(report: &AsyncDescriptor) -> Result<Outcome, WireError> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    while bytes.len() <= report::MAX_BYTES {
+        let length = report.read(&mut buffer).await.map_err(unusable)?;
+        if length == 0 {
+            break;
+        }
+        bytes.extend_from_slice(buffer.get(..length).unwrap_or_default());
+    }
+    Ok(judge(report::decode(&bytes).0))
+}
+
+/// The last word counts: `Executing` followed by the end of the pipe means that execve closed it.
+fn judge(reports: Vec<Report>) -> Outcome {
+    match reports.into_iter().next_back() {
+        Some(Report::Executing) => Outcome::Executed,
+        Some(Report::Failed(failure)) => Outcome::Failed(failure),
+        Some(Report::Code(_) | Report::Signal(_)) | None => Outcome::Vanished,
+    }
+}
+
+/// When this machine booted, Unix milliseconds.
+fn booted_ms() -> u64 {
+    use nix::sys::time::TimeValLike;
+    let up = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(|time| time.num_milliseconds());
+    unix_ms().saturating_sub(up.ok().and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0))
+}
+
+fn internal(message: String) -> WireError {
+    WireError::new(ErrorCode::Internal, message)
+}
+
+fn from_sys(error: wherry_sys::SysError) -> io::Error {
+    io::Error::from(error.errno())
+}
+
+fn control_error(error: ControlError) -> WireError {
+    internal(format!("the node's supervisor: {error}"))
+}
+
+fn cgroup_error(error: CgroupError) -> WireError {
+    internal(error.to_string())
+}
+
+fn rootfs_error(error: RootfsError) -> WireError {
+    let code = if error.is_disk_full() { ErrorCode::DiskFull } else { ErrorCode::Internal };
+    WireError::new(code, format!("the node's disk: {error}"))
+}
