@@ -50,7 +50,7 @@ where
 }
 
 /// [`connect`] with other limits than the default ones.
-pub(crate) async fn connect_with<T>(
+pub async fn connect_with<T>(
     mut transport: T,
     me: &SecretKey,
     server: &PublicKey,
@@ -97,7 +97,7 @@ where
 }
 
 /// [`accept`] with other limits than the default ones.
-pub(crate) async fn accept_with<T>(
+pub async fn accept_with<T>(
     mut transport: T,
     server: &ServerKeys,
     random: &mut dyn Random,

@@ -16,9 +16,10 @@ mod message;
 mod mux;
 mod secure;
 mod stream;
+mod watch;
 
 pub use crate::session::Side;
-pub use connect::{ServerKeys, accept, connect, refuse_busy};
+pub use connect::{ServerKeys, accept, accept_with, connect, connect_with, refuse_busy};
 pub use error::SessionError;
 pub use hello::{answer_hello, hello, read_hello};
 pub use message::{recv, send};

@@ -2,20 +2,19 @@
 use super::error::SessionError;
 use super::secure::Secure;
 use super::stream::Stream;
+use super::watch::{self, Endings, Watched};
 use crate::limits::Limits;
 use crate::session::{OVERHEAD_BYTES, Side};
 use futures_channel::{mpsc, oneshot};
 use futures_io::{AsyncRead, AsyncWrite};
-use futures_util::{StreamExt as _, ready};
+use futures_util::StreamExt as _;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-/// Bytes of yamux's frame header.
-const FRAME_HEADER_BYTES: usize = 12;
 /// Window that yamux gives each new stream, in bytes; it is part of its specification.
 const FIRST_WINDOW_BYTES: usize = 256 * 1024;
 
@@ -41,7 +40,7 @@ impl fmt::Debug for Mux {
 }
 
 impl Mux {
-    /// Opens a stream. The peer learns of it with the first bytes written.
+    /// Opens a stream. The peer learns of it when we write, flush, read or close.
     ///
     /// Fails at once if as many streams are open as the limit allows; waits while more than 256 of ours are unanswered.
     pub async fn open(&self) -> Result<Stream, SessionError> {
@@ -136,20 +135,19 @@ where
     let (commands, command_receiver) = mpsc::unbounded();
     let (incoming, streams) = mpsc::unbounded();
     let slots = Slots { open: Arc::default(), limit: limits.streams };
-    let cut = secure.cut();
+    let endings = Endings::default();
     let mode = match side {
         Side::Dialled => yamux::Mode::Client,
         Side::Accepted => yamux::Mode::Server,
     };
     let connection = Connection {
-        yamux: yamux::Connection::new(secure, config(limits), mode),
+        yamux: yamux::Connection::new(Watched::new(secure, endings.clone()), config(limits), mode),
         commands: command_receiver,
         incoming,
         slots: slots.clone(),
-        cut,
+        endings,
         waiting: None,
         state: State::Open,
-        ended: false,
     };
     let mux = Mux { commands: commands.clone(), slots };
     (mux, Incoming { streams, _commands: commands }, Driver { inner: Box::pin(connection) })
@@ -166,7 +164,7 @@ fn config(limits: &Limits) -> yamux::Config {
     config.set_max_num_streams(streams);
     config.set_max_connection_receive_window(Some(growth + streams * FIRST_WINDOW_BYTES));
     // One frame fills one record.
-    config.set_split_send_size(limits.record_bytes.saturating_sub(FRAME_HEADER_BYTES).max(OVERHEAD_BYTES));
+    config.set_split_send_size(limits.record_bytes.saturating_sub(watch::HEADER_BYTES).max(OVERHEAD_BYTES));
     config
 }
 
@@ -176,38 +174,24 @@ enum State {
 }
 
 struct Connection<T> {
-    yamux: yamux::Connection<Secure<T>>,
+    yamux: yamux::Connection<Watched<T>>,
     commands: mpsc::UnboundedReceiver<Command>,
     incoming: mpsc::UnboundedSender<Stream>,
     slots: Slots,
-    cut: Arc<AtomicBool>,
+    endings: Endings,
     /// Who asked for a stream that yamux cannot give yet.
     waiting: Option<oneshot::Sender<Opened>>,
     state: State,
-    /// The session has ended in order.
-    ended: bool,
 }
 
 // Nothing in it is pinned.
 impl<T> Unpin for Connection<T> {}
 
-impl<T> Drop for Connection<T> {
-    // Dropped before its end (a task was aborted): the streams' readers must not take that for an orderly end.
-    fn drop(&mut self) {
-        if !self.ended {
-            self.cut.store(true, Ordering::Release);
-        }
-    }
-}
-
 impl<T: AsyncRead + AsyncWrite + Unpin> Future for Connection<T> {
     type Output = Result<(), SessionError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        let result = ready!(this.poll_session(cx));
-        this.ended = result.is_ok();
-        Poll::Ready(result)
+        self.get_mut().poll_session(cx)
     }
 }
 
@@ -239,7 +223,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                     // Over the limit, or nobody there to take it: dropping it resets it. The queue to Incoming
                     // needs no bound of its own since its streams are counted.
                     if let Some(slot) = self.slots.take() {
-                        let stream = Stream::new(stream, Arc::clone(&self.cut), slot);
+                        let stream = Stream::inbound(stream, &self.endings, slot);
                         drop(self.incoming.unbounded_send(stream));
                     }
                 }
@@ -275,7 +259,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         match self.yamux.poll_new_outbound(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(opened) => {
-                let opened = opened.map(|stream| Stream::new(stream, Arc::clone(&self.cut), slot));
+                let opened = opened.map(|stream| Stream::outbound(stream, &self.endings, slot));
                 self.answer(opened.map_err(SessionError::from));
                 Poll::Ready(())
             }

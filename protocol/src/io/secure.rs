@@ -9,7 +9,6 @@ use futures_util::task::{ArcWake, waker};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 /// Plaintext over a sealed transport. Reading gives end-of-file only if the peer said so under seal; a cut connection
@@ -22,8 +21,6 @@ pub struct Secure<T> {
     random: OsRandom,
     /// Whoever waits to write: woken too when the reading side had to wait for the transport to take bytes.
     writer: Option<Waker>,
-    /// The transport failed or was cut: whatever ends now ends unexpectedly.
-    cut: Arc<AtomicBool>,
 }
 
 impl<T> std::fmt::Debug for Secure<T> {
@@ -34,22 +31,12 @@ impl<T> std::fmt::Debug for Secure<T> {
 
 impl<T> Secure<T> {
     pub(super) fn new(transport: T, session: Session) -> Self {
-        Self { transport, session, random: OsRandom, writer: None, cut: Arc::default() }
+        Self { transport, session, random: OsRandom, writer: None }
     }
 
     /// The other end's key, proven.
     pub fn peer(&self) -> PublicKey {
         self.session.peer()
-    }
-
-    /// Becomes true before any reader learns of the end if the connection ends without the peer's word.
-    pub(super) fn cut(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.cut)
-    }
-
-    fn failed(&self, error: io::Error) -> io::Error {
-        self.cut.store(true, Ordering::Release);
-        error
     }
 }
 
@@ -59,9 +46,9 @@ impl<T: AsyncWrite + Unpin> Secure<T> {
         while !self.session.output().is_empty() {
             match Pin::new(&mut self.transport).poll_write(cx, self.session.output()) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.failed(io::ErrorKind::WriteZero.into()))),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(count)) => self.session.sent(count),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.failed(error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             }
         }
         Poll::Ready(Ok(()))
@@ -110,7 +97,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secure<T> {
         let this = self.get_mut();
         loop {
             let progress = this.session.read(buffer, now_ms(), &mut this.random);
-            let progress = progress.map_err(|error| this.failed(to_io(error)))?;
+            let progress = progress.map_err(to_io)?;
             this.drain_for_reader(cx)?;
             match progress {
                 Read::Data(count) => return Poll::Ready(Ok(count)),
@@ -119,11 +106,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secure<T> {
             }
             match Pin::new(&mut this.transport).poll_read(cx, this.session.space()) {
                 Poll::Ready(Ok(0)) => {
-                    let ended = this.session.transport_ended().map_err(|error| this.failed(to_io(error)));
+                    let ended = this.session.transport_ended().map_err(to_io);
                     return Poll::Ready(ended.map(|()| 0));
                 }
                 Poll::Ready(Ok(count)) => this.session.received(count),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(this.failed(error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
                     this.session.starved();
                     return Poll::Pending;
