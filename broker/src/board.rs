@@ -1,13 +1,21 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
 use crate::config::{Config, ConfigError, long_term_key};
 use crate::serve::{Listeners, Pulse, ServeError, ServeLimits, Service, Setup};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use wherry_init::control::{ControlError, Endpoint, ToSupervisor};
+use wherry_init::environment::{Data, Environment};
+use wherry_init::mode::Mode;
+use wherry_net::discovery;
+use wherry_net::firewall::{self, Ports};
+use wherry_net::setup::{self, StaticAddress};
+use wherry_protocol::PublicKey;
 
 /// Time between heartbeats to the supervisor.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -26,6 +34,14 @@ pub enum BoardError {
     /// There is no configuration on a board.
     #[error("{0} is not there: flash the board with `wherry flash`, which writes it")]
     NoConfig(PathBuf),
+    /// The data partition.
+    #[error(
+        "the data partition is {0}: the broker's store cannot be opened; flash the card again, or rescue what is on it first"
+    )]
+    Data(&'static str),
+    /// Links, addresses, rules.
+    #[error("the network cannot be set up: {0}")]
+    Network(String),
     /// The service.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -114,9 +130,12 @@ fn log_to_console() {
 }
 
 async fn run(arguments: &Arguments) -> Result<(), BoardError> {
-    let root = arguments.root.as_deref().unwrap_or(Path::new("/"));
-    let config = read_config(&root.join("config/wherry.toml"), arguments.root.is_none())?;
-    let data = root.join("data/broker");
+    let place = Place::of(arguments, Environment::inherited())?;
+    let config = read_config(&place.config, place.is_machine)?;
+    let data = place.data.clone();
+    if place.is_machine {
+        bring_up(&config)?;
+    }
     let secret = long_term_key(&data.join("key"), config.secret_key.clone())?;
     let setup = Setup {
         secret,
@@ -133,9 +152,83 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
     };
     let heartbeat = tokio::spawn(heartbeat(service.pulse()));
     announce(&service, &listeners);
+    tokio::spawn(answer_discovery(service.key(), arguments.listen.port(), arguments.enrol_listen.port()));
+    if place.is_machine {
+        tokio::spawn(follow_published(service.published()));
+    }
     let result = service.run(listeners, asked_to_stop()?).await;
     heartbeat.abort();
     Ok(result?)
+}
+
+/// Where this runs, and what is there.
+struct Place {
+    config: PathBuf,
+    data: PathBuf,
+    /// A board or a virtual machine, whose network and name are ours to set.
+    is_machine: bool,
+}
+
+impl Place {
+    fn of(arguments: &Arguments, environment: Option<Environment>) -> Result<Self, BoardError> {
+        match (environment, &arguments.root) {
+            (Some(environment), _) => match environment.data {
+                Data::Mounted | Data::Memory => Ok(Self {
+                    config: environment.dirs.config.join("wherry.toml"),
+                    data: environment.dirs.data.join("broker"),
+                    is_machine: environment.mode != Mode::Process,
+                }),
+                Data::Damaged => Err(BoardError::Data("damaged")),
+                Data::Absent => Err(BoardError::Data("missing")),
+            },
+            (None, root) => {
+                let root = root.as_deref().unwrap_or(Path::new("/"));
+                let (config, data) = (root.join("config/wherry.toml"), root.join("data/broker"));
+                Ok(Self { config, data, is_machine: false })
+            }
+        }
+    }
+}
+
+fn bring_up(config: &Config) -> Result<(), BoardError> {
+    nix::unistd::sethostname(config.hostname.as_str())
+        .map_err(|errno| BoardError::Io { what: "cannot set the host name".into(), source: errno.into() })?;
+    // Closed before the first interface is up.
+    firewall::protect(Ports::Broker, &BTreeSet::new())
+        .map_err(|error| BoardError::Network(error.to_string()))?;
+    let fixed = config.network.clone().map(|fixed| StaticAddress {
+        interface: fixed.interface,
+        address: fixed.address,
+        prefix: fixed.prefix,
+        gateway: fixed.gateway,
+    });
+    let uplink = setup::bring_up(fixed).map_err(|error| BoardError::Network(error.to_string()))?;
+    // Nobody here needs the address; the watch lives on in the tasks that keep it.
+    drop(uplink);
+    Ok(())
+}
+
+/// Opens the firewall for published ports as they come and go.
+async fn follow_published(mut published: watch::Receiver<BTreeSet<u16>>) {
+    loop {
+        let ports = published.borrow_and_update().clone();
+        if let Err(error) = firewall::protect(Ports::Broker, &ports) {
+            tracing::error!("the firewall does not follow the published ports: {error}");
+        }
+        if published.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer_discovery(key: PublicKey, session_port: u16, enrolment_port: u16) {
+    let socket = match tokio::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, discovery::PORT)).await {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!("nodes cannot find this broker by asking their LAN: {error}"),
+    };
+    if let Err(error) = discovery::respond(socket, key, session_port, enrolment_port).await {
+        tracing::error!("LAN discovery ended: {error}");
+    }
 }
 
 fn read_config(path: &Path, required: bool) -> Result<Config, BoardError> {

@@ -7,7 +7,7 @@ use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
     Value,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{Connection, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
@@ -36,6 +36,8 @@ pub enum Ports {
 pub struct Board<'a> {
     /// What it offers.
     pub ports: Ports,
+    /// TCP ports of its own that lead to containers.
+    pub published: &'a BTreeSet<u16>,
     /// The interface to the outside, once known.
     pub uplink: Option<&'a str>,
     /// The board's networks there.
@@ -115,6 +117,7 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     if of.ports == Ports::Broker {
         rules.extend(BROKER_PORTS.map(|port| Rule::new().port(Transport::Tcp, port).accept()));
     }
+    rules.extend(of.published.iter().map(|port| Rule::new().port(Transport::Tcp, *port).accept()));
     rules.push(Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept());
     let lease =
         Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
@@ -235,9 +238,12 @@ mod tests {
     use super::*;
     use crate::firewall::golden;
 
+    static NOTHING_PUBLISHED: BTreeSet<u16> = BTreeSet::new();
+
     fn closed(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Board<'_> {
         Board {
             ports: Ports::Node,
+            published: &NOTHING_PUBLISHED,
             uplink: None,
             lan: &[],
             resolvers: &[],
