@@ -1,11 +1,11 @@
-//! The broker's one binary: PID 1, and the service.
+//! The broker's one binary: PID 1 and the service.
 use std::process::ExitCode;
 use wherry_broker::board;
 use wherry_init::SupervisorConfig;
 
 fn main() -> ExitCode {
-    let supervisor = SupervisorConfig::new("wherry-broker", "serve");
     let mut arguments = std::env::args_os().skip(1);
+    let supervisor = SupervisorConfig::new("wherry-broker", "serve");
     match arguments.next().unwrap_or_default().to_str() {
         Some("init") => match supervisor.with_arguments(arguments) {
             Ok(config) => wherry_init::run(config),

@@ -247,7 +247,12 @@ impl Pulse {
 }
 
 fn make_directory(path: &Path) -> Result<(), ServeError> {
-    std::fs::create_dir_all(path)
+    use std::os::unix::fs::DirBuilderExt as _;
+    // Who is allowed what is nobody else's business.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
         .map_err(|source| ServeError::Io { what: format!("cannot create {}", path.display()), source })
 }
 
