@@ -7,7 +7,7 @@ use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
     Value,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{Connection, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
@@ -36,6 +36,8 @@ pub enum Ports {
 pub struct Board<'a> {
     /// What it offers.
     pub ports: Ports,
+    /// TCP ports of its own that lead to containers.
+    pub published: &'a BTreeSet<u16>,
     /// The interface to the outside, once known.
     pub uplink: Option<&'a str>,
     /// The board's networks there.
@@ -113,6 +115,7 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     rules.push(Rule::new().input(&tunnels()).drop());
     rules.push(Rule::new().lookup(&[Key::Source], "peers").when(Match::Protocol(Protocol::Gre)).accept());
     rules.extend(offered(of.ports));
+    rules.extend(of.published.iter().map(|port| Rule::new().port(Transport::Tcp, *port).accept()));
     let lease =
         Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
     rules.push(lease.accept());
@@ -245,9 +248,12 @@ mod tests {
     use super::*;
     use crate::firewall::golden;
 
+    static NOTHING_PUBLISHED: BTreeSet<u16> = BTreeSet::new();
+
     fn closed(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Board<'_> {
         Board {
             ports: Ports::Node,
+            published: &NOTHING_PUBLISHED,
             uplink: None,
             lan: &[],
             resolvers: &[],
