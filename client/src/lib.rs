@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! seed       keys, tokens and configuration of a new cluster
+//! flash      disks of boards, with their configuration on them
 //! join       a one-time token becomes a stored location
 //! store      the stored locations: address, keys, role
 //! location   a connected cluster: everything that can be asked of it
@@ -29,6 +30,7 @@ pub mod address;
 pub mod container;
 pub mod dev;
 pub mod error;
+pub mod flash;
 pub mod image;
 pub mod join;
 pub mod location;

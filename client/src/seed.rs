@@ -118,12 +118,24 @@ struct TokenEntry {
 #[derive(Serialize)]
 struct NodeToml<'a> {
     role: &'static str,
-    hostname: String,
+    hostname: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     broker: Option<&'a str>,
     token: String,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     test_image: bool,
+}
+
+/// The `wherry.toml` of one node. Without a `broker` address it looks for its broker on the LAN.
+pub fn node_toml(
+    hostname: &str,
+    broker: Option<&str>,
+    token: &Token,
+    test_image: bool,
+) -> Result<String, SeedError> {
+    // Where the broker is has a place of its own: the token's address is the one that laptops use.
+    let token = Token { address: None, ..token.clone() }.to_string();
+    Ok(toml::to_string(&NodeToml { role: "node", hostname, broker, token, test_image })?)
 }
 
 impl ClusterSeed {
@@ -167,13 +179,8 @@ impl ClusterSeed {
             .iter()
             .zip(1u32..)
             .map(|(token, number)| {
-                toml::to_string(&NodeToml {
-                    role: "node",
-                    hostname: format!("node{number}"),
-                    broker: options.broker_address.as_deref(),
-                    token: token.to_string(),
-                    test_image: options.test_image,
-                })
+                let broker = options.broker_address.as_deref();
+                node_toml(&format!("node{number}"), broker, token, options.test_image)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { broker_toml, node_tomls, admin_token, broker_key })

@@ -10,7 +10,7 @@ struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     fn mount() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let status = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=1m", "wherry-test"])
             .arg(dir.path())
@@ -27,7 +27,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        drop(Command::new("umount").arg("-l").arg(self.0.path()).status());
     }
 }
 

@@ -79,6 +79,10 @@ pub(crate) fn finish(host: &Host, power: Power) -> ! {
         Power::PowerOff if !host.off_is_restart => Ending::PowerOff,
         Power::PowerOff | Power::Reboot => Ending::Restart,
     };
+    // What only halts must stay down. A restart that hangs, though, is the watchdog's business.
+    if let (Ending::PowerOff, Some(watchdog)) = (ending, &host.watchdog) {
+        watchdog.disarm().ok();
+    }
     leave(log, *abilities, ending)
 }
 

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`control`] | what supervisor and service say to each other |
 //! | [`machine`] | every decision, pure |
-//! | [`reactor`] | the poll loop that performs them |
+//! | `reactor` | the poll loop that performs them |
 //! | [`boot`] | mounts and the rest that only a machine's PID 1 does |
 //! | [`mode`] | where this runs: board, virtual machine or ordinary process |
 //! | [`environment`] | what the service is told about that |

@@ -4,6 +4,7 @@ use crate::host::Host;
 use crate::launch;
 use crate::link::{Heard, Held, Link};
 use crate::machine::{Action, Input, Supervisor};
+use crate::mode::Abilities;
 use crate::{control, finish};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -158,6 +159,9 @@ impl Reactor {
             });
         match started {
             Ok(link) => {
+                if self.host.abilities.supports(Abilities::MACHINE) {
+                    spare_when_memory_is_short(link.child.pid.as_raw());
+                }
                 self.inputs.push_back(Input::ServiceStarted { pid: link.child.pid.as_raw() });
                 self.link = Some(link);
             }
@@ -194,7 +198,11 @@ impl Reactor {
         while let Ok(Some(info)) = self.signals.read_signal() {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             match signal {
-                Some(Signal::SIGTERM | Signal::SIGUSR2 | Signal::SIGPWR | Signal::SIGHUP) => {
+                Some(Signal::SIGTERM | Signal::SIGUSR2 | Signal::SIGPWR) => {
+                    self.give(Input::Power(Power::PowerOff));
+                }
+                // The terminal of an ordinary process is gone; a machine's PID 1 has none.
+                Some(Signal::SIGHUP) if !self.host.abilities.supports(Abilities::MACHINE) => {
                     self.give(Input::Power(Power::PowerOff));
                 }
                 // Ctrl-alt-del on a machine, ctrl-c on a terminal.
@@ -288,6 +296,11 @@ impl Reactor {
             self.host.log.error(format_args!("cannot start the service: {step:?}: {}", errno.desc()));
         }
     }
+}
+
+/// Containers go first: without the service nobody could even say what happened (proc_pid_oom_score_adj(5)).
+fn spare_when_memory_is_short(pid: i32) {
+    std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-500").ok();
 }
 
 /// Reached in tests only, see [`crate::config::SupervisorConfig::panic_on_signal`].

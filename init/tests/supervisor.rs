@@ -195,8 +195,8 @@ fn poweroff_does_not_wait_for_ever_for_a_container_that_ignores_it() {
         let started = Instant::now();
         world.assert_off();
         let (took, log) = (started.elapsed(), world.log());
-        assert!(took >= Duration::from_millis(1_400), "it had its time: {took:?} {log}");
-        assert!(took < Duration::from_millis(1_500 + 1_000 + 1_000 + 3_000), "{took:?} {log}");
+        assert!(took >= Duration::from_millis(2_900), "it had its time: {took:?} {log}");
+        assert!(took < Duration::from_millis(3_000 + 1_000 + 1_000 + 4_000), "{took:?} {log}");
         assert!(log.contains("1 processes did not stop in time, killing them"), "{log}");
         assert!(processes().iter().all(|process| !is_of(process.pid, &world)), "nobody is left");
     }
@@ -216,7 +216,7 @@ fn poweroff_is_quick_when_all_obey() {
         world.event("power");
         let started = Instant::now();
         world.assert_off();
-        assert!(started.elapsed() < Duration::from_millis(1_400), "{:?} {}", started.elapsed(), world.log());
+        assert!(started.elapsed() < Duration::from_millis(2_900), "{:?} {}", started.elapsed(), world.log());
     }
 }
 

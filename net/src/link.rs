@@ -1,6 +1,7 @@
 //! Ethernet interfaces through rtnetlink.
+use crate::address::BRIDGE;
 use futures_util::TryStreamExt;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use std::net::{IpAddr, Ipv4Addr};
@@ -84,6 +85,34 @@ impl Links {
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
+    }
+
+    /// The first address that is good beyond this machine and is not of the overlay: interface, address, prefix length.
+    ///
+    /// # Errors
+    /// When the kernel does not list them.
+    pub async fn first_address(&self) -> Result<Option<(String, Ipv4Addr, u8)>, LinkError> {
+        let mut addresses = self.handle.address().get().execute();
+        let fail = |source| LinkError::Netlink { what: "listing", interface: "addresses".into(), source };
+        while let Some(message) = addresses.try_next().await.map_err(fail)? {
+            if message.header.scope != AddressScope::Universe {
+                continue;
+            }
+            let (mut name, mut address) = (None, None);
+            for attribute in message.attributes {
+                match attribute {
+                    AddressAttribute::Label(label) => name = Some(label),
+                    AddressAttribute::Local(IpAddr::V4(local)) => address = Some(local),
+                    _ => {}
+                }
+            }
+            if let (Some(name), Some(address)) = (name, address)
+                && name != BRIDGE
+            {
+                return Ok(Some((name, address, message.header.prefix_len)));
+            }
+        }
+        Ok(None)
     }
 
     /// Switches an interface on.

@@ -48,6 +48,31 @@ pub fn bring_up(fixed: Option<StaticAddress>) -> Result<watch::Receiver<Option<U
     Ok(receiver)
 }
 
+/// The network that somebody else has configured: the first global address there is, once there is one.
+///
+/// # Errors
+/// When the kernel offers no netlink.
+pub fn observe() -> Result<watch::Receiver<Option<Uplink>>, LinkError> {
+    let links = Links::open()?;
+    let (uplink, receiver) = watch::channel(None);
+    tokio::spawn(async move {
+        loop {
+            match links.first_address().await {
+                Ok(Some((interface, address, prefix))) => {
+                    let lease = Lease { address, prefix, gateway: None, dns: Vec::new() };
+                    uplink.send_replace(Some(Uplink { interface, lease }));
+                    // The watch must stay alive.
+                    std::future::pending::<()>().await;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    });
+    Ok(receiver)
+}
+
 async fn run(
     links: &Links,
     fixed: Option<StaticAddress>,

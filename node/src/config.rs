@@ -185,23 +185,6 @@ pub struct Dirs {
 }
 
 impl Dirs {
-    /// On a board.
-    #[must_use]
-    pub fn board() -> Self {
-        Self::below(Path::new("/"), PathBuf::from("/sys/fs/cgroup/wherry"))
-    }
-
-    /// In a process: everything below `root`, limits in `cgroup`.
-    #[must_use]
-    pub fn below(root: &Path, cgroup: PathBuf) -> Self {
-        Self {
-            config: root.join("config/wherry.toml"),
-            data: root.join("data/node"),
-            run: root.join("run/wherry"),
-            cgroup,
-        }
-    }
-
     /// The board's long-term secret key.
     #[must_use]
     pub fn key(&self) -> PathBuf {

@@ -26,7 +26,7 @@ pub fn facts(hostname: &str, abilities: Abilities) -> NodeFacts {
         hostname: hostname.to_owned(),
         architecture: architecture().to_owned(),
         cpus: cpus(),
-        memory_bytes: meminfo(&read("/proc/meminfo"), "MemTotal:"),
+        memory_bytes: memory_bytes(),
         kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         software: SOFTWARE.to_owned(),
         boot_id: boot_id(&read("/proc/sys/kernel/random/boot_id")),
@@ -34,6 +34,12 @@ pub fn facts(hostname: &str, abilities: Abilities) -> NodeFacts {
         overlay: abilities.overlay,
         limits: abilities.limits,
     }
+}
+
+/// Memory of the board, in bytes.
+#[must_use]
+pub fn memory_bytes() -> u64 {
+    meminfo(&read("/proc/meminfo"), "MemTotal:")
 }
 
 /// The board's architecture in OCI's words (image-spec, image-index.md: GOARCH).
@@ -81,7 +87,9 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-fn cpus() -> u16 {
+/// CPUs online.
+#[must_use]
+pub fn cpus() -> u16 {
     let count = std::thread::available_parallelism().map_or(1, usize::from);
     u16::try_from(count).unwrap_or(u16::MAX)
 }

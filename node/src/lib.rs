@@ -5,6 +5,7 @@
 //! identity   the board's long-term key
 //! facts      what the board is and can spare
 //! state      pure: the broker's wishes and the runtime's events in, orders and reports out
+//! routed     requests of users that the broker routed here
 //! executor   carries out what the state decides
 //! agent      the shell around the state
 //! session    keeps a session with the broker; link dials and enrols
@@ -20,5 +21,7 @@ pub mod facts;
 pub mod identity;
 pub mod link;
 pub mod net;
+pub mod routed;
+pub mod serve;
 pub mod session;
 pub mod state;

@@ -72,8 +72,8 @@ impl Watchdog {
     ///
     /// # Errors
     /// [`SysError::Write`].
-    pub fn disarm(mut self) -> Result<()> {
-        self.device.write_all(b"V").map_err(|error| SysError::Write(crate::fd::errno_of(&error)))
+    pub fn disarm(&self) -> Result<()> {
+        (&self.device).write_all(b"V").map_err(|error| SysError::Write(crate::fd::errno_of(&error)))
     }
 }
 

@@ -10,7 +10,6 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::unistd::Pid;
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::io::Read as _;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
@@ -199,9 +198,8 @@ fn become_program(prepared: &Prepared<'_>) -> Result<std::convert::Infallible, (
 /// Reads a [`Child::start`] pipe without waiting (if it is still nonblocking).
 #[must_use]
 pub fn started(start: impl AsFd) -> Start {
-    let Ok(copy) = start.as_fd().try_clone_to_owned() else { return Start::Pending };
     let mut report = [0; 5];
-    match std::fs::File::from(copy).read(&mut report) {
+    match nix::unistd::read(start, &mut report) {
         Ok(0) => Start::Running,
         Ok(_) => {
             let [step, errno @ ..] = report;

@@ -1,8 +1,11 @@
 //! What the tests are given by `cargo xtask`: images, fixtures and binaries. Absent ones are failures, never a skip.
 use crate::failure::Failure;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use wherry_client::dev::Options;
+use wherry_images::archive::{ImageArchive, Platforms};
 use wherry_images::disk::{Arch, BoardRole};
+use wherry_images::unpack::{Limits, TarReader};
 use wherry_protocol::Name;
 
 /// Directory with `<arch>/{images,fixtures,bin}/`, as `cargo xtask` makes them.
@@ -19,7 +22,7 @@ pub fn artifacts() -> Result<PathBuf, Failure> {
     existing(std::env::var_os(ARTIFACTS).map(PathBuf::from).ok_or(Failure::NotGiven { variable: ARTIFACTS })?)
 }
 
-/// A file that boards or tests of `arch` need: a container image archive, `web.tar` or `client.tar`, or `busybox`.
+/// A container image archive: `web.tar` (a web server) or `client.tar` (a busybox).
 pub fn fixture(arch: Arch, name: &str) -> Result<PathBuf, Failure> {
     existing(artifacts()?.join(arch.name()).join("fixtures").join(name))
 }
@@ -45,6 +48,26 @@ pub fn wherry() -> Result<PathBuf, Failure> {
 pub fn kernel(arch: Arch) -> Result<PathBuf, Failure> {
     let name: Name = "kernel".parse().map_err(|error| Failure::Unexpected(format!("{error}")))?;
     Ok(Options::new(name, arch, artifacts()?).template(BoardRole::Node)?.1.kernel_path())
+}
+
+/// The static busybox of `arch`, out of its container image.
+pub fn busybox(arch: Arch) -> Result<Vec<u8>, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::Unexpected(format!("client.tar: {error}"));
+    let archive = ImageArchive::open(&fixture(arch, "client.tar")?).map_err(|error| wrong(&error))?;
+    for image in archive.images(&Platforms::All).map_err(|error| wrong(&error))? {
+        for layer in &image.manifest.layers {
+            let blob = archive.blob(&image, &layer.digest).map_err(|error| wrong(&error))?;
+            let mut entries = TarReader::new(flate2::read::GzDecoder::new(blob), Limits::DEFAULT);
+            while let Some(entry) = entries.next_entry().map_err(|error| wrong(&error))? {
+                if entry.path == b"bin/busybox" {
+                    let mut program = Vec::new();
+                    entries.read_to_end(&mut program).map_err(Failure::io("read busybox"))?;
+                    return Ok(program);
+                }
+            }
+        }
+    }
+    Err(wrong(&"there is no bin/busybox in it"))
 }
 
 /// The architecture of this host.

@@ -12,6 +12,7 @@ pub mod failure;
 pub mod given;
 pub mod guest;
 pub mod http;
+pub mod netns;
 pub mod scenario;
 pub mod tar;
 pub mod vm;
@@ -20,5 +21,6 @@ pub mod world;
 
 pub use cli::{Background, Outcome, Wherry};
 pub use failure::{Failure, ensure};
+pub use netns::Netns;
 pub use vm::Vm;
 pub use world::{Abilities, World};

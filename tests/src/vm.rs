@@ -94,7 +94,7 @@ impl Drop for Vm {
 
 impl World for Vm {
     fn abilities(&self) -> Abilities {
-        Abilities { overlay: true, power: true }
+        Abilities { overlay: true }
     }
 
     fn arch(&self) -> Arch {

@@ -10,8 +10,6 @@ use wherry_images::disk::Arch;
 pub struct Abilities {
     /// The boards' kernel has GRE, so containers of two boards can be connected.
     pub overlay: bool,
-    /// Boards have a plug to pull and a power supply to cut.
-    pub power: bool,
 }
 
 /// A broker and some nodes, joined by an administrator.

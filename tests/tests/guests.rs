@@ -51,7 +51,7 @@ impl World {
     fn machine(&mut self, number: u8, script: &str) -> (Machine, wherry_qemu::Port) {
         let (port, nic) = self.segment.plug(Mac::local(1, number)).unwrap();
         let file = |name: &str| self.directory.path().join(format!("{number}.{name}"));
-        let busybox = std::fs::read(given::fixture(image_arch(self.arch), "busybox").unwrap()).unwrap();
+        let busybox = given::busybox(image_arch(self.arch)).unwrap();
         std::fs::write(file("initrd"), initrd(&busybox, script)).unwrap();
         for (name, bytes) in [("vda", 1 << 20), ("vdb", 2 << 20)] {
             std::fs::write(file(name), vec![0; bytes]).unwrap();

@@ -1,5 +1,6 @@
 //! Two real container images for demo and tests, from Debian packages: `web`, a lighttpd, and `client`, a busybox.
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use wherry_images::disk::Arch;
@@ -34,6 +35,9 @@ const APPLETS: [&str; 55] = [
     "uname", "wc", "wget",
 ];
 
+/// Where the package has its program.
+const BUSYBOX: &str = "bin/busybox";
+
 const PASSWD: &str = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
@@ -65,7 +69,7 @@ const FIXTURES: [Fixture; 2] = [
     },
 ];
 
-/// Puts `web.tar` and `client.tar` into `fixtures/` of the output for `arch`.
+/// Puts `web.tar`, `client.tar` and a plain `busybox` into `fixtures/` of the output for `arch`.
 pub(crate) fn run(project: &Project, arch: Arch) -> Result<(), TaskError> {
     let out = project.output(arch).join("fixtures");
     make_dir(&out)?;
@@ -75,7 +79,19 @@ pub(crate) fn run(project: &Project, arch: Arch) -> Result<(), TaskError> {
         let bytes = fs::copy(&cached, &to).map_err(TaskError::io("create", &to))?;
         println!("{:13} {} {}", format!("{}.tar", fixture.name), arch.name(), mebibytes(bytes));
     }
-    Ok(())
+    place_busybox(project, arch, &out.join("busybox"))
+}
+
+/// The program alone, for root file systems that tests make themselves.
+fn place_busybox(project: &Project, arch: Arch, to: &Path) -> Result<(), TaskError> {
+    let deb = debs::fetch(project, Package { name: "busybox-static", arch, version: None })?;
+    let mut layer = Layer::default();
+    layer.package(&deb, |path| path == BUSYBOX)?;
+    let content = layer
+        .content(BUSYBOX)
+        .ok_or_else(|| TaskError::Say(format!("{} has no {BUSYBOX}", deb.display())))?;
+    fs::write(to, content).map_err(TaskError::io("create", to))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).map_err(TaskError::io("make executable", to))
 }
 
 /// The archive in the cache, made if it is not there.
@@ -141,7 +157,7 @@ fn is_library(path: &str) -> bool {
 fn client_layers(debs: &[PathBuf]) -> Result<Vec<Layer>, TaskError> {
     let (deb, _) = split_first(debs)?;
     let (mut program, mut links) = (Layer::default(), Layer::default());
-    program.package(deb, |path| path == "bin/busybox")?;
+    program.package(deb, |path| path == BUSYBOX)?;
     for applet in APPLETS {
         links.symlink(&format!("bin/{applet}"), "busybox");
     }

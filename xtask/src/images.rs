@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
-use wherry_images::disk::{self, Arch, BoardRole, Manifest, TemplateSpec};
+use wherry_images::disk::{self, Arch, BoardRole, Firmware, Manifest, TemplateSpec};
 
 use crate::debs::{self, Package};
 use crate::error::TaskError;
@@ -33,12 +33,25 @@ pub(crate) struct AssembleArguments {
     /// The kernel for direct boot, if it is another file (vmlinux)
     #[arg(long)]
     direct_kernel: Option<PathBuf>,
-    /// systemd's EFI stub; without it the disk is for boot loaders that read extlinux.conf
+    /// For UEFI: systemd's EFI stub; without this and the next, the disk is for boot loaders that read extlinux.conf
     #[arg(long)]
     efi_stub: Option<PathBuf>,
+    /// For a Raspberry Pi: directory with its firmware's files
+    #[arg(long, conflicts_with = "efi_stub")]
+    raspberry_pi: Option<PathBuf>,
     /// Directory for disk.img, kernel and manifest.json
     #[arg(long)]
     out: PathBuf,
+}
+
+impl AssembleArguments {
+    fn firmware(&self) -> Firmware<'_> {
+        match (&self.efi_stub, &self.raspberry_pi) {
+            (Some(stub), _) => Firmware::Uefi { stub },
+            (None, Some(files)) => Firmware::RaspberryPi { files },
+            (None, None) => Firmware::Extlinux,
+        }
+    }
 }
 
 fn parse_role(text: &str) -> Result<BoardRole, String> {
@@ -60,7 +73,7 @@ pub(crate) fn run(project: &Project, arch: Arch) -> Result<(), TaskError> {
             binary: &bin.join(build::program(role)),
             kernel: &kernel.boot,
             direct_kernel: &kernel.direct,
-            efi_stub: Some(&stub),
+            firmware: Firmware::Uefi { stub: &stub },
             data_bytes: DATA_BYTES,
         };
         let out = project.output(arch).join("images").join(role.name());
@@ -78,7 +91,7 @@ pub(crate) fn assemble_one(arguments: &AssembleArguments) -> Result<(), TaskErro
         binary: &arguments.binary,
         kernel: &arguments.kernel,
         direct_kernel: arguments.direct_kernel.as_deref().unwrap_or(&arguments.kernel),
-        efi_stub: arguments.efi_stub.as_deref(),
+        firmware: arguments.firmware(),
         data_bytes: DATA_BYTES,
     };
     let manifest = disk::assemble(&spec, &arguments.out)?;

@@ -80,6 +80,14 @@ impl Layer {
         self.0.insert(path.to_owned(), entry);
     }
 
+    /// The content of the file at `path`.
+    pub(crate) fn content(&self, path: &str) -> Option<&[u8]> {
+        match &self.0.get(path)?.kind {
+            Kind::File(content) => Some(content),
+            Kind::Directory | Kind::Symlink(_) => None,
+        }
+    }
+
     /// Whether there is something at `path`.
     #[cfg(test)]
     pub(crate) fn has(&self, path: &str) -> bool {

@@ -9,7 +9,7 @@
 //! build      the static binaries; elf  the check that they are static
 //! images     templates of disk images
 //! fixtures   container images for demo and tests; oci  their format; layer  their layers
-//! suites     demo, tests and benchmarks, started with everything they need
+//! suites     demo, tests and benchmarks, started with everything they need; fuzz  a short run of each fuzz target
 //! ```
 mod build;
 mod debs;
@@ -17,6 +17,7 @@ mod elf;
 mod error;
 mod exec;
 mod fixtures;
+mod fuzz;
 mod images;
 mod kernel;
 mod layer;

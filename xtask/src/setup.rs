@@ -14,7 +14,7 @@ use crate::project::Project;
 use crate::toolchain;
 
 /// Debian packages, by what needs them.
-const PACKAGES: [(&str, &[&str]); 6] = [
+const PACKAGES: [(&str, &[&str]); 7] = [
     (
         "building kernels",
         &[
@@ -36,6 +36,7 @@ const PACKAGES: [(&str, &[&str]); 6] = [
             "xz-utils",
         ],
     ),
+    ("building fuzz targets", &["g++"]),
     ("assembling disk images", &["e2fsprogs", "zstd"]),
     ("checking disk images", &["cryptsetup-bin", "dosfstools", "erofs-utils", "fdisk", "mtools"]),
     ("running virtual machines", &["qemu-system-arm", "qemu-system-x86"]),

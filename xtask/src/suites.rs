@@ -7,10 +7,12 @@ use wherry_images::disk::Arch;
 use crate::error::TaskError;
 use crate::exec;
 use crate::project::{HOST_ARCH, Project};
-use crate::{fixtures, images, parse_arch, setup};
+use crate::{fixtures, fuzz, images, parse_arch, setup};
 
 /// Tells the programs started here where the images are: the parent of `<arch>/{images,fixtures,bin}`.
 const ARTIFACTS: &str = "WHERRY_ARTIFACTS";
+/// And where this machine's `wherry` is.
+const BINARIES: &str = "WHERRY_BIN";
 /// The checker of dependencies: this version everywhere, so that it finds the same faults everywhere.
 const CARGO_DENY_VERSION: &str = "0.20.2";
 
@@ -28,55 +30,53 @@ fn host_arch() -> Result<Arch, TaskError> {
 pub(crate) fn demo(project: &Project, arch: Arch) -> Result<(), TaskError> {
     setup::run(project)?;
     prepare(project, arch)?;
-    let mut cargo = cargo(project);
-    cargo.args(["build", "--locked", "--profile", "tools", "--package", "wherry-client", "--bin", "wherry"]);
-    exec::watched(&mut cargo)?;
-    let mut demo = self::cargo(project);
-    demo.args([
-        "run",
-        "--quiet",
-        "--locked",
-        "--profile",
-        "tools",
-        "--package",
-        "wherry-tests",
-        "--bin",
-        "demo",
-        "--",
-    ]);
-    exec::watched(demo.args(["--arch", arch.name()]))
-}
-
-/// `make test`: every tier. The virtual machines of both processors boot in it.
-pub(crate) fn test(project: &Project, arguments: &[String]) -> Result<(), TaskError> {
-    setup::run(project)?;
-    [Arch::X86_64, Arch::Aarch64].into_iter().try_for_each(|arch| prepare(project, arch))?;
-    let mut cargo = cargo(project);
-    exec::watched(cargo.args(["test", "--workspace", "--locked"]).args(arguments))
+    run_tool(project, "demo", &["--arch", arch.name()])
 }
 
 /// `make bench`.
 pub(crate) fn bench(project: &Project) -> Result<(), TaskError> {
     setup::run(project)?;
     prepare(project, host_arch()?)?;
-    let mut cargo = cargo(project);
-    cargo.args([
-        "run",
-        "--quiet",
-        "--locked",
-        "--profile",
-        "tools",
+    run_tool(project, "bench", &[])
+}
+
+/// `make test`: every tier. The virtual machines of both processors boot in it.
+pub(crate) fn test(project: &Project, arguments: &[String]) -> Result<(), TaskError> {
+    setup::run(project)?;
+    [Arch::X86_64, Arch::Aarch64].into_iter().try_for_each(|arch| prepare(project, arch))?;
+    let mut programs = cargo(project);
+    programs.args(["build", "--workspace", "--bins", "--exclude", "xtask", "--locked"]);
+    exec::watched(&mut programs)?;
+    let mut tests = cargo(project);
+    tests
+        .args(["test", "--workspace", "--locked"])
+        .args(arguments)
+        .env(BINARIES, project.target.join("debug"));
+    exec::watched(&mut tests)?;
+    fuzz::smoke(project)
+}
+
+/// Builds and starts one of the programs in `tests`, with the real `wherry` beside it.
+fn run_tool(project: &Project, name: &str, arguments: &[&str]) -> Result<(), TaskError> {
+    let profile = ["--locked", "--profile", "tools"];
+    let mut build = cargo(project);
+    build.arg("build").args(profile).args([
+        "--package",
+        "wherry-client",
         "--package",
         "wherry-tests",
-        "--bin",
-        "bench",
+        "--bins",
     ]);
-    exec::watched(&mut cargo)
+    exec::watched(&mut build)?;
+    let directory = project.target.join("tools");
+    let mut tool = Command::new(directory.join(name));
+    tool.current_dir(&project.root).args(arguments);
+    exec::watched(tool.env(ARTIFACTS, project.artifacts()).env(BINARIES, directory))
 }
 
 /// `cargo xtask deny`: with our own copy of the checker, offline.
 pub(crate) fn deny(project: &Project) -> Result<(), TaskError> {
-    let checker = ensure_cargo_deny(project)?;
+    let checker = cargo_tool(project, "cargo-deny", CARGO_DENY_VERSION)?;
     let mut command = Command::new(checker);
     command.current_dir(&project.root).args([
         "--offline",
@@ -89,21 +89,14 @@ pub(crate) fn deny(project: &Project) -> Result<(), TaskError> {
     exec::watched(&mut command)
 }
 
-fn ensure_cargo_deny(project: &Project) -> Result<PathBuf, TaskError> {
-    let root = project.cache.join("tools").join(format!("cargo-deny-{CARGO_DENY_VERSION}"));
-    let program = root.join("bin/cargo-deny");
+/// A program for developers, built once into the cache.
+pub(crate) fn cargo_tool(project: &Project, name: &str, version: &str) -> Result<PathBuf, TaskError> {
+    let root = project.cache.join("tools").join(format!("{name}-{version}"));
+    let program = root.join("bin").join(name);
     if !program.is_file() {
-        eprintln!("building cargo-deny {CARGO_DENY_VERSION}, once");
+        eprintln!("building {name} {version}, once");
         let mut cargo = cargo(project);
-        cargo.args([
-            "install",
-            "--quiet",
-            "--locked",
-            "cargo-deny",
-            "--version",
-            CARGO_DENY_VERSION,
-            "--root",
-        ]);
+        cargo.args(["install", "--quiet", "--locked", name, "--version", version, "--root"]);
         exec::watched(cargo.arg(&root).env("CARGO_TARGET_DIR", root.join("build")))?;
         let build = root.join("build");
         std::fs::remove_dir_all(&build).map_err(TaskError::io("remove", &build))?;
@@ -111,7 +104,8 @@ fn ensure_cargo_deny(project: &Project) -> Result<PathBuf, TaskError> {
     Ok(program)
 }
 
-fn cargo(project: &Project) -> Command {
+/// `cargo` at the repository, which knows where the images are.
+pub(crate) fn cargo(project: &Project) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(&project.root).env(ARTIFACTS, project.artifacts());
     command

@@ -153,8 +153,10 @@ fn events() {
 fn usage() {
     let world = World::empty();
     assert_eq!(world.line("").code, Some(2));
-    assert_eq!(world.line("frobnicate").code, Some(2));
-    assert_eq!(world.line("ps Bad!").code, Some(2));
+    world.line("frobnicate").fails(2, "unrecognized subcommand 'frobnicate'; --help tells more");
+    world.line("ps Bad!").fails(2, "unexpected argument 'Bad!'");
+    world.line("run --memory lots web").fails(2, "'lots' is not a size");
+    world.line("stop").fails(2, "<CONTAINERS>...");
     assert_eq!(world.line("--version").ok(), format!("wherry {}\n", env!("CARGO_PKG_VERSION")));
     for shell in ["bash", "zsh", "fish"] {
         assert!(world.run(&["completions", shell]).ok().contains("tunnel"), "{shell}");
@@ -170,4 +172,25 @@ fn output_that_nobody_reads_ends_quietly() {
     drop(child.stdout.take());
     let ran: crate::world::Ran = child.wait_with_output().unwrap().into();
     assert_eq!((ran.code, ran.err.as_str()), (Some(1), ""));
+}
+
+#[test]
+fn flashing_without_images_makes_no_token_and_no_file() {
+    let world = World::joined();
+    let empty = world.home.path().join("images");
+    std::fs::create_dir(&empty).unwrap();
+    let (images, out) = (empty.to_str().unwrap(), world.home.path().join("out"));
+    let out_text = out.to_str().unwrap();
+    let tokens = world.broker.state().tokens.len();
+    for arguments in [["flash", "cluster", "shed"], ["flash", "node", "node3"]] {
+        let ran = world.run(&[arguments.as_slice(), &["--images", images, "--out", out_text]].concat());
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.err.contains("for aarch64: build it with `cargo xtask images`"), "{ran:?}");
+    }
+    assert_eq!(world.broker.state().tokens.len(), tokens);
+    assert!(!out.exists());
+    let nodes = ["flash", "cluster", "shed", "--nodes", "300", "--images", images, "--out", out_text];
+    world.run(&nodes).fails(2, "a cluster has 1 to 254 nodes, not 300");
+    let fixed = ["flash", "cluster", "shed", "--static", "10.0.0.1", "--images", images, "--out", out_text];
+    assert!(world.run(&fixed).err.contains("not an address with a prefix length"));
 }

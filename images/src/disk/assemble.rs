@@ -1,4 +1,5 @@
 //! Making a template: the shell around [`Plan`].
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -9,12 +10,31 @@ use super::error::DiskError;
 use super::ext4;
 use super::gpt::{Guid, Partition, SECTOR, Table};
 use super::layout::{PartitionLabel, hex};
-use super::manifest::{Arch, BoardRole, FORMAT, FileEntry, MANIFEST_FILE, Manifest, PartitionEntry};
-use super::plan::{Inputs, Plan};
+use super::manifest::{
+    Arch, BoardRole, FORMAT, FileEntry, FirmwareKind, MANIFEST_FILE, Manifest, PartitionEntry,
+};
+use super::plan::{Boot, Inputs, Plan};
 use super::sparse::SparseFile;
 
 const DISK_FILE: &str = "disk.img";
 const KERNEL_FILE: &str = "kernel";
+
+/// What will start the kernel from the disk, and what that needs.
+#[derive(Debug, Clone, Copy)]
+pub enum Firmware<'a> {
+    /// UEFI, with systemd's EFI stub for this processor.
+    Uefi {
+        /// `linuxx64.efi.stub` or `linuxaa64.efi.stub`.
+        stub: &'a Path,
+    },
+    /// A boot loader that reads `extlinux.conf`.
+    Extlinux,
+    /// A Raspberry Pi.
+    RaspberryPi {
+        /// Directory with the firmware's files (`start4.elf`, device trees, …); directories in it are left out.
+        files: &'a Path,
+    },
+}
 
 /// What a template is made from.
 #[derive(Debug, Clone, Copy)]
@@ -29,8 +49,8 @@ pub struct TemplateSpec<'a> {
     pub kernel: &'a Path,
     /// The kernel for direct boot by a machine monitor: `vmlinux` or `Image`.
     pub direct_kernel: &'a Path,
-    /// systemd's EFI stub for this processor; without it the disk has no UEFI boot.
-    pub efi_stub: Option<&'a Path>,
+    /// What will start the kernel.
+    pub firmware: Firmware<'a>,
     /// Size of the template's own data partition.
     pub data_bytes: u64,
 }
@@ -38,13 +58,13 @@ pub struct TemplateSpec<'a> {
 /// Writes `disk.img`, `kernel` and `manifest.json` to `out`, which is created. Same inputs, same bytes.
 pub fn assemble(spec: &TemplateSpec<'_>, out: &Path) -> Result<Manifest, DiskError> {
     let (binary, kernel) = (read(spec.binary)?, read(spec.kernel)?);
-    let stub = spec.efi_stub.map(read).transpose()?;
+    let boot = Boot::read(&spec.firmware)?;
     let plan = Plan::new(&Inputs {
         arch: spec.arch,
         role: spec.role,
         binary: &binary,
         kernel: &kernel,
-        efi_stub: spec.efi_stub.zip(stub.as_deref()),
+        boot: &boot,
         data_bytes: spec.data_bytes,
     })?;
     std::fs::create_dir_all(out).map_err(DiskError::io("create", out))?;
@@ -60,10 +80,41 @@ pub fn assemble(spec: &TemplateSpec<'_>, out: &Path) -> Result<Manifest, DiskErr
         partitions: partition_entries(&plan.table),
         command_line: plan.command_line,
         root_hash: hex(&plan.root_hash),
-        uefi: spec.efi_stub.is_some(),
+        firmware: boot.kind(),
     };
     write_manifest(&manifest, &out.join(MANIFEST_FILE))?;
     Ok(manifest)
+}
+
+impl Boot {
+    fn read(firmware: &Firmware<'_>) -> Result<Self, DiskError> {
+        Ok(match firmware {
+            Firmware::Uefi { stub } => Self::Uefi { path: stub.to_path_buf(), stub: read(stub)? },
+            Firmware::Extlinux => Self::Extlinux,
+            Firmware::RaspberryPi { files } => Self::RaspberryPi { files: read_files(files)? },
+        })
+    }
+
+    const fn kind(&self) -> FirmwareKind {
+        match self {
+            Self::Uefi { .. } => FirmwareKind::Uefi,
+            Self::Extlinux => FirmwareKind::Extlinux,
+            Self::RaspberryPi { .. } => FirmwareKind::RaspberryPi,
+        }
+    }
+}
+
+/// The regular files in `dir`, by name.
+fn read_files(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, DiskError> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).map_err(DiskError::io("read", dir))? {
+        let path = entry.map_err(DiskError::io("read", dir))?.path();
+        if path.is_file() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.insert(name, read(&path)?);
+        }
+    }
+    Ok(files)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, DiskError> {

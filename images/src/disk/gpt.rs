@@ -119,6 +119,8 @@ pub(crate) struct Table {
     pub(crate) sectors: u64,
     /// The partitions, in order.
     pub(crate) partitions: Vec<Partition>,
+    /// Show the first partition, as FAT, in the old table too: older Raspberry Pis read nothing else.
+    pub(crate) hybrid: bool,
 }
 
 impl Table {
@@ -146,6 +148,14 @@ impl Table {
         mbr[446..454].copy_from_slice(&[0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff]);
         mbr[454..458].copy_from_slice(&1u32.to_le_bytes());
         mbr[458..462].copy_from_slice(&covered.to_le_bytes());
+        if let Some(first) = self.partitions.first().filter(|_| self.hybrid) {
+            // Beyond 2 TiB nothing of this is true, and the first partition is nowhere near.
+            let (start, length) = (first.first as u32, first.sectors as u32);
+            mbr[458..462].copy_from_slice(&(start - 1).to_le_bytes());
+            mbr[462..470].copy_from_slice(&[0x80, 0xff, 0xff, 0xff, 0x0e, 0xff, 0xff, 0xff]);
+            mbr[470..474].copy_from_slice(&start.to_le_bytes());
+            mbr[474..478].copy_from_slice(&length.to_le_bytes());
+        }
         mbr[510..].copy_from_slice(&[0x55, 0xaa]);
         mbr
     }
@@ -226,6 +236,7 @@ mod tests {
         let table = Table {
             disk: Guid::new(1),
             sectors: 4096,
+            hybrid: false,
             partitions: vec![Partition {
                 kind: Guid::new(2),
                 uuid: Guid::new(3),

@@ -99,7 +99,7 @@ pub(crate) fn table(
         first += sectors;
     }
     let disk = Guid::derive(&[b"disk", identity[0], identity[1], root_hash]);
-    Ok(Table { disk, sectors: disk_sectors(first), partitions })
+    Ok(Table { disk, sectors: disk_sectors(first), partitions, hybrid: false })
 }
 
 /// Sectors of a disk whose last partition ends before `end`: room for the second table, whole MiB.
@@ -118,11 +118,7 @@ pub(crate) fn check_data_bytes(bytes: u64) -> Result<u64, DiskError> {
 
 /// The kernel command line: dm-init builds the verity device before the root is mounted, without an initramfs
 /// (Documentation/admin-guide/device-mapper/dm-init.rst), and any wrong byte of the root is a panic, which reboots.
-pub(crate) fn command_line(arch: Arch, root: &Guid, verity: &Verity) -> String {
-    let console = match arch {
-        Arch::X86_64 => "ttyS0",
-        Arch::Aarch64 => "ttyAMA0",
-    };
+pub(crate) fn command_line(console: &str, root: &Guid, verity: &Verity) -> String {
     let device = format!("PARTUUID={root}");
     format!(
         "console={console} root=/dev/dm-0 rootfstype=erofs ro init=/sbin/init panic=10 quiet dm-mod.create=\"{}\"",

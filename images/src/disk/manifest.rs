@@ -31,6 +31,22 @@ impl Arch {
             Self::Aarch64 => "aarch64",
         }
     }
+
+    /// The serial port of most machines.
+    pub(crate) const fn console(self) -> &'static str {
+        match self {
+            Self::X86_64 => "ttyS0",
+            Self::Aarch64 => "ttyAMA0",
+        }
+    }
+
+    /// What UEFI firmware starts from a disk it does not know (UEFI specification 2.10, section 3.5.1.1).
+    pub(crate) const fn efi_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "BOOTX64.EFI",
+            Self::Aarch64 => "BOOTAA64.EFI",
+        }
+    }
 }
 
 /// Which of the two programs a board runs.
@@ -51,6 +67,18 @@ impl BoardRole {
             Self::Node => "node",
         }
     }
+}
+
+/// What starts the kernel from the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirmwareKind {
+    /// UEFI, by a unified kernel image: the root hash is inside what a signature can cover.
+    Uefi,
+    /// A boot loader that reads `extlinux.conf`, such as U-Boot.
+    Extlinux,
+    /// A Raspberry Pi's own firmware.
+    RaspberryPi,
 }
 
 /// A file of the template.
@@ -97,8 +125,8 @@ pub struct Manifest {
     pub command_line: String,
     /// Root hash of the verity tree over root-A, in hexadecimal.
     pub root_hash: String,
-    /// Whether the ESP holds a unified kernel image that UEFI firmware can start.
-    pub uefi: bool,
+    /// What starts the kernel when nobody gives it directly.
+    pub firmware: FirmwareKind,
     /// The partition table, in order.
     pub partitions: Vec<PartitionEntry>,
 }

@@ -38,9 +38,11 @@ mod verity;
 #[cfg(test)]
 mod tests;
 
-pub use assemble::{TemplateSpec, assemble};
+pub use assemble::{Firmware, TemplateSpec, assemble};
 pub use error::DiskError;
 pub use gpt::Guid;
 pub use layout::{MAX_DATA_BYTES, MIN_DATA_BYTES, PartitionLabel};
-pub use manifest::{Arch, BoardRole, FileEntry, MANIFEST_FILE, Manifest, PartitionEntry, Template};
+pub use manifest::{
+    Arch, BoardRole, FileEntry, FirmwareKind, MANIFEST_FILE, Manifest, PartitionEntry, Template,
+};
 pub use personalise::{BoardConfig, CONFIG_FILE, MAX_CONFIG_BYTES, personalise};

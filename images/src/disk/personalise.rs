@@ -5,7 +5,7 @@ use super::error::DiskError;
 use super::ext4;
 use super::gpt::{Guid, Partition, SECTOR, Table};
 use super::layout::{self, PartitionLabel};
-use super::manifest::{PartitionEntry, Template};
+use super::manifest::{FirmwareKind, PartitionEntry, Template};
 use super::plan::{config_image, tail_offset};
 use super::sparse::SparseFile;
 
@@ -91,6 +91,7 @@ impl Plan {
             disk: Guid::derive(&[b"board disk", identity[0], identity[1]]),
             sectors: layout::disk_sectors(data.first + data.sectors),
             partitions,
+            hybrid: manifest.firmware == FirmwareKind::RaspberryPi,
         };
         let place = manifest.partition(PartitionLabel::Config).ok_or_else(missing)?;
         let files = [(CONFIG_FILE, config.toml.as_bytes())];

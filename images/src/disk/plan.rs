@@ -1,6 +1,7 @@
 //! Everything that will be written to a template's disk, decided before anything is. Pure.
+use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::error::DiskError;
 use super::gpt::{Guid, Partition, SECTOR, TAIL_SECTORS, Table};
@@ -13,6 +14,17 @@ use super::{erofs, fat};
 /// Empty directories of the root, where the supervisor mounts what is not read-only.
 const MOUNT_POINTS: [&str; 9] = ["config", "data", "dev", "etc", "proc", "run", "sys", "tmp", "var"];
 
+/// What starts the kernel, with the files for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Boot {
+    /// UEFI: systemd's stub, and where it came from, for messages.
+    Uefi { path: PathBuf, stub: Vec<u8> },
+    /// A boot loader that reads `extlinux.conf`.
+    Extlinux,
+    /// A Raspberry Pi, with its firmware's files.
+    RaspberryPi { files: BTreeMap<String, Vec<u8>> },
+}
+
 /// What a disk is made of, in memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inputs<'a> {
@@ -22,8 +34,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) binary: &'a [u8],
     /// The kernel as firmware and boot loaders want it.
     pub(crate) kernel: &'a [u8],
-    /// systemd's EFI stub and where it came from; without it the ESP is for boot loaders that read `extlinux.conf`.
-    pub(crate) efi_stub: Option<(&'a Path, &'a [u8])>,
+    /// What starts the kernel.
+    pub(crate) boot: &'a Boot,
     /// Size of the data partition.
     pub(crate) data_bytes: u64,
 }
@@ -58,9 +70,10 @@ impl Plan {
             let needed = root.len() as u64;
             return Err(DiskError::TooLarge { what: "the root file system", needed, available: ROOT_BYTES });
         }
-        let table = layout::table(inputs.arch, inputs.role, &verity.root_hash, inputs.data_bytes)?;
+        let mut table = layout::table(inputs.arch, inputs.role, &verity.root_hash, inputs.data_bytes)?;
+        table.hybrid = matches!(inputs.boot, Boot::RaspberryPi { .. });
         let [esp, root_a, _, config, _] = labelled(&table);
-        let command_line = layout::command_line(inputs.arch, &root_a.uuid, &verity);
+        let command_line = command_line(inputs, &root_a.uuid, &verity);
         let esp_image = esp_image(inputs, &command_line, &esp.uuid)?;
         let config_image = config_image(&[], &config.uuid)?;
         let writes = vec![
@@ -113,31 +126,52 @@ fn root_image(inputs: &Inputs<'_>) -> Result<Vec<u8>, DiskError> {
     erofs::image(&root, &uuid)
 }
 
-/// The ESP: a unified kernel image where firmware looks for it, or a kernel for other boot loaders.
+fn command_line(inputs: &Inputs<'_>, root: &Guid, verity: &Verity) -> String {
+    match inputs.boot {
+        Boot::Uefi { .. } | Boot::Extlinux => layout::command_line(inputs.arch.console(), root, verity),
+        // The firmware puts the right name for `serial0`; its SD card is there long after the kernel.
+        Boot::RaspberryPi { .. } => {
+            format!("{} dm-mod.waitfor=PARTUUID={root}", layout::command_line("serial0,115200", root, verity))
+        }
+    }
+}
+
+/// The ESP: the kernel where each kind of firmware looks for it.
 fn esp_image(inputs: &Inputs<'_>, command_line: &str, uuid: &Guid) -> Result<Vec<u8>, DiskError> {
+    let write = |root: &fat::Directory<'_>| fat::image(root, ESP_BYTES, "WHERRY-ESP", uuid);
     let dir = fat::Directory::default;
-    let label = "WHERRY-ESP";
-    let Some((path, stub)) = inputs.efi_stub else {
-        let configuration =
-            format!("DEFAULT a\nLABEL a\n  KERNEL /wherry/kernel-a\n  APPEND {command_line}\n");
-        let root = dir()
-            .subtree("wherry", dir().file("kernel-a", inputs.kernel))
-            .subtree("extlinux", dir().file("extlinux.conf", configuration.as_bytes()));
-        return fat::image(&root, ESP_BYTES, label, uuid);
-    };
+    match inputs.boot {
+        Boot::Uefi { path, stub } => {
+            let image = unified_kernel(inputs, command_line, path, stub)?;
+            let name = inputs.arch.efi_name();
+            write(&dir().subtree("EFI", dir().subtree("BOOT", dir().file(name, &image))))
+        }
+        Boot::Extlinux => {
+            let text = format!("DEFAULT a\nLABEL a\n  KERNEL /wherry/kernel-a\n  APPEND {command_line}\n");
+            let kernel = dir().file("kernel-a", inputs.kernel);
+            let extlinux = dir().file("extlinux.conf", text.as_bytes());
+            write(&dir().subtree("wherry", kernel).subtree("extlinux", extlinux))
+        }
+        Boot::RaspberryPi { files } => {
+            let root = files.iter().fold(dir(), |root, (name, content)| root.file(name, content));
+            write(&root.file("kernel8.img", inputs.kernel).file("cmdline.txt", command_line.as_bytes()))
+        }
+    }
+}
+
+fn unified_kernel(
+    inputs: &Inputs<'_>,
+    command_line: &str,
+    path: &Path,
+    stub: &[u8],
+) -> Result<Vec<u8>, DiskError> {
     let release = format!("ID=wherry\nNAME=Wherry\nPRETTY_NAME=\"Wherry {}\"\n", inputs.role.name());
     let sections = [
         Section { name: ".osrel", content: release.as_bytes() },
         Section { name: ".cmdline", content: command_line.as_bytes() },
         Section { name: ".linux", content: inputs.kernel },
     ];
-    let image = uki::with_sections(stub, path, &sections)?;
-    let name = match inputs.arch {
-        Arch::X86_64 => "BOOTX64.EFI",
-        Arch::Aarch64 => "BOOTAA64.EFI",
-    };
-    let root = dir().subtree("EFI", dir().subtree("BOOT", dir().file(name, &image)));
-    fat::image(&root, ESP_BYTES, label, uuid)
+    uki::with_sections(stub, path, &sections)
 }
 
 /// A configuration partition with these files.

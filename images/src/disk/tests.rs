@@ -1,4 +1,5 @@
 //! The whole module: golden plan, the same bytes twice, and independent programs that read what we wrote.
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use tempfile::TempDir;
 
 use super::gpt::Guid;
 use super::layout::{MIN_DATA_BYTES, PartitionLabel};
-use super::plan::{Inputs, Plan};
+use super::plan::{Boot, Inputs, Plan};
 use super::verity::Verity;
 use super::*;
 
@@ -36,6 +37,10 @@ impl Bench {
     }
 
     fn assemble(&self, out: &str) -> (PathBuf, Manifest) {
+        self.assemble_for(out, Firmware::Extlinux)
+    }
+
+    fn assemble_for(&self, out: &str, firmware: Firmware<'_>) -> (PathBuf, Manifest) {
         let (binary, kernel, direct_kernel) =
             (self.path("binary"), self.path("kernel"), self.path("vmlinux"));
         let spec = TemplateSpec {
@@ -44,7 +49,7 @@ impl Bench {
             binary: &binary,
             kernel: &kernel,
             direct_kernel: &direct_kernel,
-            efi_stub: None,
+            firmware,
             data_bytes: MIN_DATA_BYTES,
         };
         let out = self.path(out);
@@ -83,9 +88,8 @@ fn succeed(program: &str, arguments: &[&str]) -> String {
     text
 }
 
-fn plan(arch: Arch, role: BoardRole) -> Plan {
-    let inputs =
-        Inputs { arch, role, binary: b"binary", kernel: b"kernel", efi_stub: None, data_bytes: 64 * MIB };
+fn plan(arch: Arch, role: BoardRole, boot: &Boot) -> Plan {
+    let inputs = Inputs { arch, role, binary: b"binary", kernel: b"kernel", boot, data_bytes: 64 * MIB };
     Plan::new(&inputs).unwrap()
 }
 
@@ -94,9 +98,12 @@ fn the_plan_of_each_kind_of_board_is_the_golden_one() {
     let mut all = String::new();
     for arch in [Arch::X86_64, Arch::Aarch64] {
         for role in [BoardRole::Broker, BoardRole::Node] {
-            all += &format!("# {} {}\n{}", arch.name(), role.name(), plan(arch, role));
+            all += &format!("# {} {}\n{}", arch.name(), role.name(), plan(arch, role, &Boot::Extlinux));
         }
     }
+    let files = BTreeMap::from([("start4.elf".to_owned(), vec![1; 5000])]);
+    let pi = plan(Arch::Aarch64, BoardRole::Node, &Boot::RaspberryPi { files });
+    all += &format!("# raspberry pi node\n{pi}");
     let golden = include_str!("testdata/plans.txt");
     assert_eq!(all, golden, "if this change is meant, replace testdata/plans.txt by:\n{all}");
 }
@@ -118,8 +125,8 @@ fn the_same_inputs_give_the_same_bytes() {
 
 #[test]
 fn another_program_or_role_gives_another_root_hash_and_disk() {
-    let node = plan(Arch::X86_64, BoardRole::Node);
-    let broker = plan(Arch::X86_64, BoardRole::Broker);
+    let node = plan(Arch::X86_64, BoardRole::Node, &Boot::Extlinux);
+    let broker = plan(Arch::X86_64, BoardRole::Broker, &Boot::Extlinux);
     assert_ne!(node.root_hash, broker.root_hash);
     assert_ne!(node.table.disk, broker.table.disk);
 }
@@ -139,6 +146,26 @@ fn sfdisk_finds_no_fault_with_template_and_board() {
         assert!(dump.contains(&format!("name=\"{}\"", label.name())), "{dump}");
     }
     assert!(dump.contains(&format!("size={:>12}", 100 * MIB / 512)), "data rounded to MiB: {dump}");
+}
+
+#[test]
+fn a_raspberry_pi_finds_its_files_in_both_tables() {
+    let bench = Bench::new();
+    let firmware = bench.path("firmware");
+    std::fs::create_dir_all(firmware.join("overlays")).unwrap();
+    std::fs::write(firmware.join("config.txt"), "arm_64bit=1\n").unwrap();
+    let (template, manifest) = bench.assemble_for("template", Firmware::RaspberryPi { files: &firmware });
+    assert_eq!(manifest.firmware, FirmwareKind::RaspberryPi);
+    let board = bench.path("board");
+    personalise(&template, &board, &BoardConfig::new(TOML).unwrap(), 20 * MIB).unwrap();
+    let esp = bench.extract(&board, &manifest, PartitionLabel::Esp);
+    assert_eq!(succeed("mtype", &["-i", esp.to_str().unwrap(), "::config.txt"]), "arm_64bit=1\n");
+    assert_eq!(succeed("mtype", &["-i", esp.to_str().unwrap(), "::cmdline.txt"]), manifest.command_line);
+    let gpt = succeed("sfdisk", &["--dump", board.to_str().unwrap()]);
+    assert!(gpt.contains("wherry-data"), "{gpt}");
+    let mbr = succeed("sfdisk", &["--label-nested", "dos", "--dump", board.to_str().unwrap()]);
+    let esp = format!("start={:>12}, size={:>12}, type=e, bootable", 2048, 48 * MIB / 512);
+    assert!(mbr.contains(&esp), "{mbr}");
 }
 
 #[test]
@@ -278,7 +305,7 @@ fn a_program_too_large_for_the_slot_is_refused() {
         role: BoardRole::Node,
         binary: &binary,
         kernel: b"",
-        efi_stub: None,
+        boot: &Boot::Extlinux,
         data_bytes: 64 * MIB,
     };
     assert!(matches!(Plan::new(&inputs), Err(DiskError::TooLarge { .. })));

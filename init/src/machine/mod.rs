@@ -1,5 +1,5 @@
 //! The supervisor's decisions, pure: no clock, no descriptor, no system call. Time and events come in, actions go out,
-//! and the [reactor](crate::reactor) performs them. `D` stands for a descriptor; tests use numbers.
+//! and the reactor performs them. `D` stands for a descriptor; tests use numbers.
 mod note;
 mod service;
 mod shutdown;

@@ -112,16 +112,26 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     rules.push(Rule::new().input(BRIDGE).drop());
     rules.push(Rule::new().input(&tunnels()).drop());
     rules.push(Rule::new().lookup(&[Key::Source], "peers").when(Match::Protocol(Protocol::Gre)).accept());
-    if of.ports == Ports::Broker {
-        rules.extend(BROKER_PORTS.map(|port| Rule::new().port(Transport::Tcp, port).accept()));
-    }
-    rules.push(Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept());
+    rules.extend(offered(of.ports));
     let lease =
         Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
     rules.push(lease.accept());
     rules.push(Rule::new().when(Match::Icmp(Icmp::EchoRequest)).limit(PINGS_PER_SECOND).accept());
     rules.push(Rule::new().drop());
     rules
+}
+
+fn offered(ports: Ports) -> Vec<Rule> {
+    match ports {
+        Ports::Broker => {
+            let sessions = BROKER_PORTS.map(|port| Rule::new().port(Transport::Tcp, port).accept());
+            let discovery = Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept();
+            sessions.into_iter().chain([discovery]).collect()
+        }
+        // The broker's answer to a question that went to everybody: connection tracking does not see that it is one. A
+        // node has no other UDP port that this could reach.
+        Ports::Node => vec![Rule::new().when(Match::SourcePort(Transport::Udp, DISCOVERY_PORT)).accept()],
+    }
 }
 
 /// What may pass through the board.

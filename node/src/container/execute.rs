@@ -2,13 +2,14 @@
 use super::exec::ARGUMENT;
 use super::instance::{Instance, unusable};
 use super::plan::{self, Process};
-use super::pump::AsyncDescriptor;
+use super::pump::{AsyncDescriptor, END_OF_TRANSMISSION};
 use super::report::{self, Report};
-use super::supervisor::Supervisor;
+use super::supervisor::{ExitWatch, Supervisor};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Mutex;
 use wherry_init::control::{Descriptors, Launch, Namespaces, ProcessKey};
 use wherry_protocol::message::{ExecSpec, ExitStatus};
 use wherry_protocol::{ErrorCode, WireError};
@@ -23,7 +24,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub struct Execution {
     /// Towards it; `None` when it reads end-of-file.
-    pub stdin: Option<AsyncDescriptor>,
+    stdin: Mutex<Option<AsyncDescriptor>>,
     /// From it; of a terminal both ways.
     pub stdout: AsyncDescriptor,
     /// From it; `None` with a terminal.
@@ -31,6 +32,7 @@ pub struct Execution {
     key: ProcessKey,
     report: AsyncDescriptor,
     supervisor: Supervisor,
+    exit: ExitWatch,
 }
 
 impl Execution {
@@ -69,10 +71,10 @@ impl Execution {
             extra: 0,
             kept: Vec::new(),
         };
-        supervisor.launch(launch, &ends.child).await?;
+        let launched = supervisor.launch(launch, &ends.child).await?;
         let supervisor = supervisor.clone();
         let Ends { child: _, stdin, stdout, stderr, report } = ends;
-        Ok(Self { stdin, stdout, stderr, key, report, supervisor })
+        Ok(Self { stdin: Mutex::new(stdin), stdout, stderr, key, report, supervisor, exit: launched.exit })
     }
 
     /// Waits for its end.
@@ -94,6 +96,34 @@ impl Execution {
             Some(Report::Failed(failure)) => Err(failure.into()),
             // The helper itself was killed, with the container.
             Some(Report::Executing) | None => Ok(ExitStatus::Signal(9)),
+        }
+    }
+
+    /// Completes when it has ended.
+    pub async fn ended(&self) {
+        self.exit.clone().wait_for(Option::is_some).await.ok();
+    }
+
+    /// Writes to its stdin, or its terminal.
+    ///
+    /// # Errors
+    /// As write(2): EPIPE when it reads no more.
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        if self.stderr.is_none() {
+            return self.stdout.write_all(bytes).await;
+        }
+        match self.stdin.lock().await.as_ref() {
+            Some(stdin) => stdin.write_all(bytes).await,
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// No more input comes.
+    pub async fn end_input(&self) {
+        if self.stderr.is_none() {
+            self.stdout.write_all(&[END_OF_TRANSMISSION]).await.ok();
+        } else {
+            self.stdin.lock().await.take();
         }
     }
 

@@ -107,7 +107,7 @@ pub enum Input {
 }
 
 /// ctrl-D: what a terminal's reader takes for the end (termios(3), VEOF).
-const END_OF_TRANSMISSION: u8 = 4;
+pub const END_OF_TRANSMISSION: u8 = 4;
 
 impl Input {
     /// Writes to the container; lost when nobody reads there.

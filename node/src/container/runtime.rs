@@ -172,6 +172,13 @@ impl Runtime {
         self.inner.supervisor.signal(key(container), i32::from(signal)).await.map_err(control_error)
     }
 
+    /// The user has no more input for a container: its stdin comes to an end, also the supervisor's copy.
+    pub async fn end_input(&self, instance: &Instance) {
+        if let Ok(true) = instance.input().end().await {
+            self.inner.supervisor.close_kept(key(instance.container), KEPT_STDIN).await.ok();
+        }
+    }
+
     /// Deletes every trace of a container, killing it if it runs.
     ///
     /// # Errors

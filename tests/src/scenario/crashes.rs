@@ -62,13 +62,9 @@ pub(super) fn broker(world: &mut dyn World) -> Result<(), Failure> {
     let admin = world.admin();
     let (images, accounts) = (admin.json(&["images"])?, account_names(world)?);
     let before = ticks_beyond(world, 0)?;
-    if world.abilities().power {
-        world.power_cut("broker")?;
-        world.admin().refused(&["ps"], "broker")?;
-        world.boot("broker")?;
-    } else {
-        world.crash_service("broker")?;
-    }
+    world.power_cut("broker")?;
+    world.admin().refused(&["ps"], "broker")?;
+    world.boot("broker")?;
     until("the broker's answer", BOOT, || world.admin().ok(&["ps"]).map_err(|error| error.to_string()))?;
     wait_for_nodes(world, BOOT)?;
     same_process(world, pid)?;
@@ -84,6 +80,19 @@ fn account_names(world: &dyn World) -> Result<Vec<(String, String)>, Failure> {
     let list = world.admin().json(&["accounts"])?;
     let field = |account: &serde_json::Value, key: &str| account[key].as_str().unwrap_or_default().to_owned();
     Ok(list.as_array().into_iter().flatten().map(|a| (field(a, "label"), field(a, "key"))).collect())
+}
+
+/// Only where the broker's service can be killed without its board: sessions come back by themselves.
+pub(super) fn broker_service(world: &mut dyn World) -> Result<(), Failure> {
+    let node = first_node(world);
+    let pid = start_counter(world, &node)?;
+    let before = ticks_beyond(world, 0)?;
+    world.crash_service("broker")?;
+    until("the broker's answer", BOOT, || world.admin().ok(&["ps"]).map_err(|error| error.to_string()))?;
+    wait_for_nodes(world, BOOT)?;
+    same_process(world, pid)?;
+    ticks_beyond(world, before + 3)?;
+    world.admin().ok(&["rm", "-f", "counter"]).map(drop)
 }
 
 pub(super) fn partition(world: &mut dyn World) -> Result<(), Failure> {

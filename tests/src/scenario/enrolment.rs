@@ -101,6 +101,6 @@ pub(super) fn isolation(world: &mut dyn World) -> Result<(), Failure> {
         bob.refused(command, "secret")?;
     }
     bob.refused(&["run", "client"], "client")?;
-    bob.refused(&["token", "create"], "admin")?;
+    bob.refused(&["token", "create", "--role", "user"], "admin")?;
     world.admin().ok(&["rm", "-f", "secret"]).map(drop)
 }

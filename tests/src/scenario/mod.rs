@@ -54,6 +54,23 @@ pub const ALL: &[Scenario] = &[
     scenario("garbage on the ports harms nobody", bad_input::garbage),
 ];
 
+/// Those that need the boards' processes within reach.
+pub const OF_PROCESSES: &[Scenario] =
+    &[scenario("a crash of the broker's service leaves everything as it was", crashes::broker_service)];
+
+/// A few that touch everything once, for worlds that are slow to emulate.
+pub const RICH: &[Scenario] = &[
+    scenario("resources show every node with what it is and has", enrolment::resources),
+    scenario("pushing sends what is missing and nothing else", images::push),
+    scenario("run, logs, exec, stop and rm give the right exit codes", containers::lifecycle),
+    scenario(
+        "what is not connected cannot talk, what is connected can, until it is taken back",
+        network::connections,
+    ),
+    scenario("a crash of the node's service leaves containers running", crashes::node_service),
+    scenario("a broker that comes back knows everything", crashes::broker),
+];
+
 /// Runs `scenarios` one after the other, printing each with its time. The first that fails ends it, with the consoles.
 pub fn run(world: &mut dyn World, scenarios: &[Scenario]) -> Result<(), Failure> {
     for Scenario { name, run } in scenarios {

@@ -177,6 +177,22 @@ pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| error())
 }
 
+/// `192.168.1.10/24`: a board's address and the length of its network's prefix.
+pub(crate) fn board_address(text: &str) -> Result<(Ipv4Addr, String), String> {
+    let error = || format!("'{text}' is not an address with a prefix length, as in 192.168.1.10/24");
+    let (address, prefix) = text.split_once('/').ok_or_else(error)?;
+    let parsed: Ipv4Addr = address.parse().map_err(|_| error())?;
+    let digits = !prefix.is_empty() && prefix.len() <= 2 && prefix.bytes().all(|byte| byte.is_ascii_digit());
+    match prefix.parse::<u8>() {
+        Ok(1..=30)
+            if digits && !parsed.is_unspecified() && !parsed.is_loopback() && !parsed.is_multicast() =>
+        {
+            Ok((parsed, text.to_owned()))
+        }
+        _ => Err(error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,6 +263,25 @@ mod tests {
         assert!(apart(&["a:/x", "b:/y", "c:/xy"]).is_ok());
         assert!(apart(&["a:/x", "b:/x/y"]).is_err());
         assert!(apart(&["a:/x/", "b:/x"]).is_err());
+    }
+
+    #[test]
+    fn board_addresses() {
+        let text = "192.168.1.10/24";
+        assert_eq!(board_address(text), Ok((Ipv4Addr::new(192, 168, 1, 10), text.into())));
+        for bad in [
+            "",
+            "192.168.1.10",
+            "192.168.1.10/",
+            "192.168.1.10/0",
+            "192.168.1.10/31",
+            "1.2.3/24",
+            "127.0.0.1/8",
+            "0.0.0.0/8",
+            "1.2.3.4/+8",
+        ] {
+            assert!(board_address(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

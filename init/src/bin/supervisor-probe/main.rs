@@ -25,7 +25,7 @@ pub(crate) const TIMING: Timing = Timing {
     heartbeat_ms: 30_000,
     watchdog_feed_ms: 1_000,
     watchdog_patience_ms: 60_000,
-    containers_stop_ms: 1_500,
+    containers_stop_ms: 3_000,
     service_stop_ms: 1_000,
     kill_ms: 1_000,
 };

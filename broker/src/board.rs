@@ -1,0 +1,324 @@
+//! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
+use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
+use crate::serve::{Listeners, Pulse, ServeError, ServeLimits, Service, Setup};
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use wherry_init::control::{ControlError, Endpoint, ToSupervisor};
+use wherry_init::environment::{Data, Environment};
+use wherry_init::mode::Mode;
+use wherry_net::discovery;
+use wherry_net::setup::{self, StaticAddress};
+use wherry_protocol::PublicKey;
+
+/// Time between heartbeats to the supervisor.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Environment variable with the log filter, as in `debug` or `wherry_broker::serve=trace`.
+const LOG_ENV: &str = "WHERRY_LOG";
+
+/// Why the service ended.
+#[derive(Debug, thiserror::Error)]
+pub enum BoardError {
+    /// The command line makes no sense.
+    #[error("{0}; the usage is `serve [--root DIR] [--listen ADDRESS:PORT] [--enrol-listen ADDRESS:PORT]`")]
+    Usage(String),
+    /// The configuration or the key.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no configuration on a board.
+    #[error("{0} is not there: flash the board with `wherry flash`, which writes it")]
+    NoConfig(PathBuf),
+    /// The data partition.
+    #[error(
+        "the data partition is {0}: nothing could be kept, so the broker does not serve; flash the board again or put the disk in order"
+    )]
+    Data(&'static str),
+    /// The board's network.
+    #[error("the network cannot be set up: {0}")]
+    Network(String),
+    /// The service.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The system refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+}
+
+/// What the command line says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arguments {
+    /// Data and configuration are below this directory; else where the supervisor says.
+    pub root: Option<PathBuf>,
+    /// Session port.
+    pub listen: SocketAddr,
+    /// Enrolment port.
+    pub enrol_listen: SocketAddr,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self {
+            root: None,
+            listen: (Ipv4Addr::UNSPECIFIED, 2020).into(),
+            enrol_listen: (Ipv4Addr::UNSPECIFIED, 2021).into(),
+        }
+    }
+}
+
+impl Arguments {
+    /// Reads what follows `serve`.
+    ///
+    /// # Errors
+    /// [`BoardError::Usage`].
+    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, BoardError> {
+        let mut arguments = Self::default();
+        let mut words = words.into_iter();
+        while let Some(word) = words.next() {
+            let option = word.to_string_lossy().into_owned();
+            let value = words.next().ok_or_else(|| BoardError::Usage(format!("{option} needs a value")))?;
+            match option.as_str() {
+                "--root" => arguments.root = Some(value.into()),
+                "--listen" => arguments.listen = address(&option, &value)?,
+                "--enrol-listen" => arguments.enrol_listen = address(&option, &value)?,
+                _ => return Err(BoardError::Usage(format!("{option} is unknown"))),
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+fn address(option: &str, value: &OsString) -> Result<SocketAddr, BoardError> {
+    let wrong = || BoardError::Usage(format!("{option}: {} is no address:port", value.to_string_lossy()));
+    value.to_str().and_then(|text| text.parse().ok()).ok_or_else(wrong)
+}
+
+/// Runs the service until SIGTERM or SIGINT.
+///
+/// # Errors
+/// One sentence for the console; the supervisor starts the service again after a pause.
+pub fn serve(words: impl IntoIterator<Item = OsString>) -> Result<(), BoardError> {
+    let arguments = Arguments::parse(words)?;
+    log_to_console();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(1, usize::from).min(4))
+        .enable_all()
+        .build()
+        .map_err(|source| BoardError::Io { what: "cannot start the runtime".into(), source })?;
+    let result = runtime.block_on(run(&arguments));
+    // Threads that wait for a slow disk must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn log_to_console() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG_ENV)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).without_time();
+    // A second call in one process (tests) keeps the first subscriber.
+    drop(log.try_init());
+}
+
+/// Where things are, and what has to be done for them.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    config: PathBuf,
+    data: PathBuf,
+    /// The network and the host name are ours to set.
+    machine: bool,
+}
+
+impl Place {
+    fn decide(root: Option<&Path>, environment: Option<&Environment>) -> Result<Self, BoardError> {
+        match (root, environment) {
+            (Some(root), _) => Ok(Self {
+                config: root.join("config/wherry.toml"),
+                data: root.join("data/broker"),
+                machine: false,
+            }),
+            (None, Some(environment)) => {
+                match environment.data {
+                    Data::Mounted | Data::Memory => {}
+                    Data::Damaged => return Err(BoardError::Data("damaged")),
+                    Data::Absent => return Err(BoardError::Data("missing")),
+                }
+                let machine = match environment.mode {
+                    Mode::Board | Mode::Vm => true,
+                    Mode::Process => false,
+                };
+                let dirs = &environment.dirs;
+                Ok(Self { config: dirs.config.join("wherry.toml"), data: dirs.data.join("broker"), machine })
+            }
+            (None, None) => Err(BoardError::Usage("without a supervisor --root is needed".into())),
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> Result<(), BoardError> {
+    let place = Place::decide(arguments.root.as_deref(), Environment::inherited().as_ref())?;
+    let config = read_config(&place)?;
+    if place.machine {
+        std::fs::write("/proc/sys/kernel/hostname", config.hostname.as_str())
+            .map_err(|source| BoardError::Io { what: "cannot set the host name".into(), source })?;
+        bring_up(config.network.clone())?;
+    }
+    let setup = Setup {
+        secret: long_term_key(&place.data.join("key"), config.secret_key.clone())?,
+        location: config.location.clone(),
+        data: place.data,
+        tokens: config.tokens.clone(),
+        publish_address: arguments.listen.ip(),
+        limits: ServeLimits::default(),
+    };
+    let service = Service::open(setup)?;
+    let listeners = Listeners {
+        sessions: listen(arguments.listen).await?,
+        enrolment: listen(arguments.enrol_listen).await?,
+    };
+    let heartbeat = tokio::spawn(heartbeat(service.pulse()));
+    let finder = tokio::spawn(be_found(service.key(), arguments.clone()));
+    announce(&service, &listeners);
+    let result = service.run(listeners, asked_to_stop()?).await;
+    finder.abort();
+    heartbeat.abort();
+    Ok(result?)
+}
+
+fn read_config(place: &Place) -> Result<Config, BoardError> {
+    match Config::read(&place.config)? {
+        Some(config) => Ok(config),
+        None if place.machine => Err(BoardError::NoConfig(place.config.clone())),
+        None => Ok(Config::default()),
+    }
+}
+
+fn bring_up(network: Option<StaticNetwork>) -> Result<(), BoardError> {
+    let fixed = network.map(|StaticNetwork { interface, address, prefix, gateway }| StaticAddress {
+        interface,
+        address,
+        prefix,
+        gateway,
+    });
+    // The address is of no interest here: the listeners take whatever comes to the board.
+    setup::bring_up(fixed).map(drop).map_err(|error| BoardError::Network(error.to_string()))
+}
+
+/// Answers boards that look for their broker. One that listens on a single address is found by that address.
+async fn be_found(me: PublicKey, arguments: Arguments) {
+    if !arguments.listen.ip().is_unspecified() {
+        return;
+    }
+    let ports = (arguments.listen.port(), arguments.enrol_listen.port());
+    let answering = match UdpSocket::bind((Ipv4Addr::UNSPECIFIED, discovery::PORT)).await {
+        Ok(socket) => discovery::respond(socket, me, ports.0, ports.1).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = answering {
+        tracing::error!("boards cannot find this broker by themselves: {error}");
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, BoardError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| BoardError::Io { what: format!("cannot listen on {address}"), source })
+}
+
+fn announce(service: &Service, listeners: &Listeners) {
+    if let (Ok(sessions), Ok(enrolment)) = (listeners.sessions.local_addr(), listeners.enrolment.local_addr())
+    {
+        tracing::info!("broker {} serves sessions on {sessions}, enrolment on {enrolment}", service.key());
+    }
+    if let Some(token) = service.first_token() {
+        tracing::info!(
+            "nobody is an admin yet; whoever runs this within a day becomes one: wherry join {token}"
+        );
+    }
+}
+
+fn asked_to_stop() -> Result<impl Future<Output = ()>, BoardError> {
+    let handler =
+        |kind| signal(kind).map_err(|source| BoardError::Io { what: "cannot handle signals".into(), source });
+    let (mut terminate, mut interrupt) =
+        (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Tells the supervisor that the service still serves: only while its state answers.
+async fn heartbeat(pulse: Pulse) {
+    let endpoint = match Endpoint::from_env() {
+        Ok(endpoint) => endpoint,
+        // An ordinary process: nobody expects a heartbeat.
+        Err(ControlError::NotSupervised) => return,
+        Err(error) => return tracing::error!("no heartbeat: {error}"),
+    };
+    if let Err(error) = endpoint.set_nonblocking(true) {
+        return tracing::error!("no heartbeat: {error}");
+    }
+    while pulse.beats().await {
+        match endpoint.send(&ToSupervisor::Alive, &[]) {
+            Ok(()) | Err(ControlError::WouldBlock) => {}
+            Err(error) => tracing::warn!("a heartbeat was not sent: {error}"),
+        }
+        tokio::time::sleep(HEARTBEAT).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wherry_init::mode::Dirs;
+
+    fn parse(words: &[&str]) -> Result<Arguments, BoardError> {
+        Arguments::parse(words.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn arguments_are_understood() {
+        assert_eq!(parse(&[]).unwrap(), Arguments::default());
+        let parsed =
+            parse(&["--root", "/t", "--listen", "127.0.0.1:1", "--enrol-listen", "127.0.0.1:2"]).unwrap();
+        assert_eq!(parsed.root, Some("/t".into()));
+        assert_eq!((parsed.listen.port(), parsed.enrol_listen.port()), (1, 2));
+    }
+
+    #[test]
+    fn a_place_needs_a_root_or_a_supervisor() {
+        let place = Place::decide(Some(Path::new("/t")), None).unwrap();
+        assert_eq!(place.data, Path::new("/t/data/broker"));
+        assert!(!place.machine);
+        assert!(matches!(Place::decide(None, None), Err(BoardError::Usage(_))));
+    }
+
+    #[test]
+    fn a_board_without_its_data_partition_does_not_serve() {
+        let environment =
+            |mode, data| Environment { mode, dirs: Dirs::below(Path::new("/")), data, test: false };
+        for (data, word) in [(Data::Damaged, "damaged"), (Data::Absent, "missing")] {
+            let error = Place::decide(None, Some(&environment(Mode::Vm, data))).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        let place = Place::decide(None, Some(&environment(Mode::Board, Data::Mounted))).unwrap();
+        assert!(place.machine);
+        assert_eq!(place.config, Path::new("/config/wherry.toml"));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for words in [&["--root"][..], &["--fast", "1"], &["--listen", "here"]] {
+            assert!(matches!(parse(words), Err(BoardError::Usage(_))), "{words:?}");
+        }
+    }
+}

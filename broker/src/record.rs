@@ -1,0 +1,306 @@
+//! What the broker must not forget: one record per thing, as it is on disk.
+//!
+//! [`Stored`] carries the version, so that a later broker can read what this one wrote. Everything else the broker
+//! knows (loads, sessions, who waits for what) is in memory only and costs no write.
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use wherry_protocol::message::{
+    Connection, ContainerSpec, ContainerState, ImageManifest, ImageName, NodeFacts, Transport,
+};
+use wherry_protocol::{AccountId, ContainerId, Digest, Generation, Name, NodeIndex, PublicKey, Role};
+
+/// Which record. Its bytes are the key in the store.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Key {
+    /// The one [`Meta`].
+    Meta,
+    /// An account.
+    Account(AccountId),
+    /// A token nobody has claimed yet, by the hash of its secret.
+    Token(Digest),
+    /// A token hash of the configuration that was taken over once.
+    Adopted(Digest),
+    /// A board.
+    Node(NodeIndex),
+    /// A named image of an account.
+    Image(AccountId, ImageName),
+    /// A blob that an account has proven to have.
+    Hold(AccountId, Digest),
+    /// A container.
+    Container(ContainerId),
+    /// An allowed connection.
+    Link(Link),
+}
+
+/// The content of one record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// For [`Key::Meta`].
+    Meta(Meta),
+    /// For [`Key::Account`].
+    Account(Account),
+    /// For [`Key::Token`].
+    Token(PendingToken),
+    /// For [`Key::Adopted`].
+    Adopted,
+    /// For [`Key::Node`].
+    Node(Node),
+    /// For [`Key::Image`].
+    Image(Image),
+    /// For [`Key::Hold`].
+    Hold(Hold),
+    /// For [`Key::Container`].
+    Container(Box<Container>),
+    /// For [`Key::Link`].
+    Link,
+}
+
+/// A record with its version, as it is on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stored {
+    /// The first version.
+    V1(Record),
+}
+
+/// One change to the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Write or overwrite.
+    Put(Key, Record),
+    /// Delete; not an error if it is not there.
+    Delete(Key),
+}
+
+/// Counters that never go back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The last account number given out.
+    pub last_account: u32,
+    /// The last container number given out.
+    pub last_container: u64,
+    /// The last node number given out; the next one is searched after it, so that numbers rest before they return.
+    pub last_node: u8,
+}
+
+/// One key that may come in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Its identity.
+    pub key: PublicKey,
+    /// Its name for people.
+    pub label: Name,
+    /// What it may do.
+    pub role: Role,
+    /// When it enrolled, Unix seconds.
+    pub created_seconds: u64,
+    /// Hash of the token it claimed: the same claim again gets the same answer.
+    pub token: Digest,
+    /// Its number as a board, if it is one.
+    pub node: Option<NodeIndex>,
+}
+
+/// A token that waits to be claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingToken {
+    /// What it makes of a key.
+    pub role: Role,
+    /// Until when it holds, Unix seconds.
+    pub expires_seconds: u64,
+}
+
+/// A board.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// The account that it is.
+    pub account: AccountId,
+    /// What it is called; no two boards have the same name.
+    pub name: Name,
+    /// What it said about itself when it last connected.
+    pub facts: Option<NodeFacts>,
+    /// Revision of its network; counts up with each change.
+    pub revision: u64,
+}
+
+/// A named image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// `amd64` or `arm64`.
+    pub architecture: String,
+    /// What it consists of.
+    pub manifest: ImageManifest,
+    /// When it was named, Unix seconds.
+    pub created_seconds: u64,
+}
+
+/// A blob that an account may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A container as its owner wants it, and what was last seen of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Which life.
+    pub generation: Generation,
+    /// Its name.
+    pub name: Name,
+    /// Whose it is.
+    pub account: AccountId,
+    /// The image it was made from, by name.
+    pub image: ImageName,
+    /// And by content.
+    pub manifest: ImageManifest,
+    /// Where it is.
+    pub node: NodeIndex,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Why it is there.
+    pub placement: String,
+    /// When it was asked for, Unix seconds.
+    pub created_seconds: u64,
+    /// Whether it outlives its session.
+    pub detached: bool,
+    /// How to run it.
+    pub spec: ContainerSpec,
+    /// Whether it is wanted.
+    pub phase: Phase,
+    /// What was last seen. `Preparing` is kept in memory only and is `Pending` on disk.
+    pub state: ContainerState,
+}
+
+/// What is wanted of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// It should run, once in this generation.
+    Wanted,
+    /// It should not run.
+    Stopping {
+        /// First signal.
+        signal: u8,
+        /// Seconds until SIGKILL.
+        grace_seconds: u16,
+    },
+    /// Nothing should be left of it. Nobody sees it any more, but its address is not free yet.
+    Removing {
+        /// Whether its node has said that nothing is left.
+        confirmed: bool,
+        /// Boards that must reach this network revision before the address is free: until then they may hold a rule
+        /// that lets the address through.
+        waits_for: BTreeMap<NodeIndex, u64>,
+    },
+}
+
+impl Container {
+    /// Whether its owner still sees it.
+    #[must_use]
+    pub fn is_present(&self) -> bool {
+        match self.phase {
+            Phase::Wanted | Phase::Stopping { .. } => true,
+            Phase::Removing { .. } => false,
+        }
+    }
+
+    /// The digests it needs.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        digests(&self.manifest)
+    }
+}
+
+/// The digests of an image.
+pub fn digests(manifest: &ImageManifest) -> impl Iterator<Item = Digest> {
+    manifest.layers.iter().map(|layer| layer.digest).chain([manifest.config.digest])
+}
+
+/// An allowed connection, without the addresses that follow from the containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Link {
+    /// Who may connect.
+    pub from: ContainerId,
+    /// To whom.
+    pub to: ContainerId,
+    /// On this port.
+    pub port: u16,
+    /// With this protocol.
+    pub transport: Transport,
+}
+
+impl Link {
+    /// The form that boards get.
+    #[must_use]
+    pub fn with_addresses(&self, from_address: Ipv4Addr, to_address: Ipv4Addr) -> Connection {
+        let Self { from, to, port, transport } = *self;
+        Connection { from, from_address, to, to_address, port, transport }
+    }
+}
+
+/// Rows of one kind, which remember what was changed since the last look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Table<K, V> {
+    rows: BTreeMap<K, V>,
+    touched: BTreeSet<K>,
+}
+
+impl<K, V> Default for Table<K, V> {
+    fn default() -> Self {
+        Self { rows: BTreeMap::new(), touched: BTreeSet::new() }
+    }
+}
+
+impl<K: Ord + Clone, V> Table<K, V> {
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        self.rows.get(key)
+    }
+
+    pub(crate) fn contains(&self, key: &K) -> bool {
+        self.rows.contains_key(key)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.rows.iter()
+    }
+
+    pub(crate) fn range(&self, range: impl std::ops::RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
+        self.rows.range(range)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(crate) fn insert(&mut self, key: K, value: V) {
+        self.touched.insert(key.clone());
+        self.rows.insert(key, value);
+    }
+
+    pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
+        let value = self.rows.remove(key);
+        if value.is_some() {
+            self.touched.insert(key.clone());
+        }
+        value
+    }
+
+    /// For a change that must reach the disk.
+    pub(crate) fn edit(&mut self, key: &K) -> Option<&mut V> {
+        let value = self.rows.get_mut(key)?;
+        self.touched.insert(key.clone());
+        Some(value)
+    }
+
+    /// For a change that need not reach the disk.
+    pub(crate) fn edit_in_memory(&mut self, key: &K) -> Option<&mut V> {
+        self.rows.get_mut(key)
+    }
+
+    /// What the store knows already.
+    pub(crate) fn load(&mut self, key: K, value: V) {
+        self.rows.insert(key, value);
+    }
+
+    pub(crate) fn take_touched(&mut self) -> BTreeSet<K> {
+        std::mem::take(&mut self.touched)
+    }
+}

@@ -1,0 +1,189 @@
+//! One request of one user: first the right, then the deed.
+use super::access::{Reach, authorise};
+use super::containers::Asker;
+use super::legal::Action;
+use super::waiting::{Until, Waiter};
+use super::{Broker, Fresh, RequestId, SessionId, error};
+use wherry_protocol::message::{ContainerSelector, Event, Reply, Request, RoutedRequest};
+use wherry_protocol::{ErrorCode, WireError};
+
+/// `None`: the answer comes later.
+pub(super) type Now = Result<Option<Reply>, WireError>;
+
+impl Broker {
+    pub(super) fn ask(&mut self, request: RequestId, session: SessionId, body: Request, fresh: Fresh) {
+        match self.answer_now(request, session, body, fresh) {
+            Ok(Some(reply)) => self.reply(request, reply),
+            Ok(None) => {}
+            Err(error) => self.reply(request, Reply::Error(error)),
+        }
+    }
+
+    fn answer_now(&mut self, request: RequestId, session: SessionId, body: Request, fresh: Fresh) -> Now {
+        let who = self.session_of(session)?;
+        let reach = authorise(who.role, &body)?;
+        let asker = Asker { request, session, account: who.account, reach };
+        let account = who.account;
+        match body {
+            Request::Ping | Request::Events => done(),
+            Request::Status => self.status(account).map(Some),
+            Request::Nodes => Ok(Some(self.nodes())),
+            Request::MissingBlobs(digests) => self.missing_blobs(account, digests).map(Some),
+            Request::PutBlob(blob) => self.put_blob(request, account, &blob).map(Some),
+            Request::PutImage { name, architecture, manifest } => {
+                self.put_image(account, name, architecture, manifest).map(Some)
+            }
+            Request::Images => Ok(Some(self.images(account))),
+            Request::RemoveImage(name) => self.remove_image(account, &name).map(Some),
+            Request::Run(run) => self.run(&asker, *run, fresh).map(Some),
+            Request::Containers { all_accounts } => Ok(Some(self.containers(account, all_accounts))),
+            Request::Inspect(container) => self.inspect(&asker, &container).map(Some),
+            Request::Wait { container, until } => self.wait(&asker, &container, until),
+            Request::Stop { container, grace_seconds } => self.stop(&asker, &container, grace_seconds),
+            Request::Start(container) => self.start(&asker, &container).map(Some),
+            Request::Remove { container, force } => self.remove(&asker, &container, force),
+            Request::Connect(link) => self.connect(&asker, &link),
+            Request::Disconnect(link) => self.disconnect(&asker, &link),
+            Request::Connections => Ok(Some(self.connections(account))),
+            Request::CreateToken { role, lifetime_seconds } => {
+                self.create_token(role, lifetime_seconds, fresh).map(Some)
+            }
+            Request::Accounts => Ok(Some(self.accounts())),
+            Request::RemoveAccount(id) => self.remove_account(id).map(Some),
+            Request::Signal { .. }
+            | Request::Exec { .. }
+            | Request::Attach(_)
+            | Request::Logs { .. }
+            | Request::Tunnel { .. }
+            | Request::CrashNode(_) => self.route(&asker, body),
+        }
+    }
+
+    /// Requests that a board answers on a stream of its own.
+    pub(super) fn route(&mut self, asker: &Asker, body: Request) -> Now {
+        match &body {
+            Request::Signal { container, signal } => {
+                if !(1..=64).contains(signal) {
+                    return Err(error(ErrorCode::Invalid, format!("{signal} is no signal: use 1 to 64")));
+                }
+                let signal = *signal;
+                self.enter(asker, container, |container| RoutedRequest::Signal { container, signal })
+            }
+            Request::Exec { container, spec } => {
+                super::spec::check_exec(spec)?;
+                self.enter(asker, container, |container| RoutedRequest::Exec {
+                    container,
+                    spec: spec.clone(),
+                })
+            }
+            Request::Tunnel { container, port } => {
+                if *port == 0 {
+                    return Err(error(ErrorCode::Invalid, "a port is 1 to 65535, not 0"));
+                }
+                let port = *port;
+                self.enter(asker, container, |container| RoutedRequest::Tunnel { container, port })
+            }
+            Request::Attach(container) => {
+                self.watch(asker, container, &body, |container| RoutedRequest::Attach { container })
+            }
+            Request::Logs { container, query } => {
+                let query = *query;
+                self.watch(asker, container, &body, |container| RoutedRequest::Logs { container, query })
+            }
+            Request::CrashNode(index) => {
+                let session = self.board_session(*index)?;
+                self.send_route(asker.request, session, asker.account, RoutedRequest::Crash);
+                Ok(None)
+            }
+            Request::Ping
+            | Request::Status
+            | Request::Nodes
+            | Request::MissingBlobs(_)
+            | Request::PutBlob(_)
+            | Request::PutImage { .. }
+            | Request::Images
+            | Request::RemoveImage(_)
+            | Request::Run(_)
+            | Request::Containers { .. }
+            | Request::Inspect(_)
+            | Request::Wait { .. }
+            | Request::Stop { .. }
+            | Request::Start(_)
+            | Request::Remove { .. }
+            | Request::Connect(_)
+            | Request::Disconnect(_)
+            | Request::Connections
+            | Request::CreateToken { .. }
+            | Request::Accounts
+            | Request::RemoveAccount(_)
+            | Request::Events => Err(error(ErrorCode::Internal, "this request is not for a board")),
+        }
+    }
+
+    fn enter(
+        &mut self,
+        asker: &Asker,
+        container: &ContainerSelector,
+        routed: impl FnOnce(wherry_protocol::ContainerRef) -> RoutedRequest,
+    ) -> Now {
+        let (id, _) = self.find(asker, container)?;
+        self.permitted(id, Action::Enter)?;
+        self.route_to(asker, id, routed)
+    }
+
+    fn watch(
+        &mut self,
+        asker: &Asker,
+        container: &ContainerSelector,
+        body: &Request,
+        routed: impl FnOnce(wherry_protocol::ContainerRef) -> RoutedRequest,
+    ) -> Now {
+        let (id, _) = self.find(asker, container)?;
+        match self.permitted(id, Action::Watch)? {
+            super::containers::Step::Go | super::containers::Step::Already => {
+                self.route_to(asker, id, routed)
+            }
+            super::containers::Step::WhenStarted => {
+                let until = Until::Route { session: asker.session, body: Box::new(body.clone()) };
+                self.wait_for(asker.request, Waiter::Container { id, until }, None);
+                Ok(None)
+            }
+        }
+    }
+
+    fn route_to(
+        &mut self,
+        asker: &Asker,
+        id: wherry_protocol::ContainerId,
+        routed: impl FnOnce(wherry_protocol::ContainerRef) -> RoutedRequest,
+    ) -> Now {
+        let (node, container) = self.reference(id)?;
+        let session = self.board_session(node)?;
+        self.send_route(asker.request, session, asker.account, routed(container));
+        Ok(None)
+    }
+
+    /// An answer that was put off until the container started.
+    pub(super) fn route_later(&mut self, request: RequestId, session: SessionId, body: Request) {
+        let result = self.session_of(session).and_then(|who| {
+            let asker = Asker { request, session, account: who.account, reach: Reach::Own };
+            self.route(&asker, body)
+        });
+        match result {
+            Ok(Some(reply)) => self.reply(request, reply),
+            Ok(None) => {}
+            Err(error) => self.reply(request, Reply::Error(error)),
+        }
+    }
+
+    pub(super) fn container_event(&mut self, id: wherry_protocol::ContainerId) {
+        if let Some(container) = self.tables.container(id).filter(|c| c.is_present()) {
+            let (account, info) = (container.account, self.info(id, container));
+            self.event(Some(account), Event::Container(Box::new(info)));
+        }
+    }
+}
+
+fn done() -> Now {
+    Ok(Some(Reply::Done))
+}

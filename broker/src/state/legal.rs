@@ -1,0 +1,93 @@
+//! What may be done with a container, by what it is doing: one exhaustive table.
+use crate::record::{Container, Phase};
+use wherry_protocol::message::ContainerState;
+
+/// What somebody wants to do with a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    Stop,
+    Start,
+    Remove {
+        force: bool,
+    },
+    /// Exec, tunnel and signals: they need a process.
+    Enter,
+    /// Attach and logs: they need output, also that of a process which has ended.
+    Watch,
+}
+
+/// What a container is doing, as far as legality goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Situation {
+    /// On the way to running.
+    Starting,
+    Running,
+    /// Asked to end, has not ended.
+    Stopping,
+    /// Its process ended.
+    Ended,
+    /// It could not be started.
+    Failed,
+    /// For its owner it is gone already.
+    Removing,
+}
+
+/// The answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Do it.
+    Go,
+    /// It is so already: reply without doing anything.
+    Already,
+    /// Do it as soon as the container has started.
+    WhenStarted,
+    /// No; the text follows the container's name in the error.
+    Refuse(&'static str),
+    /// No, there was a failure to start; reply with it.
+    TellFailure,
+    /// As if it did not exist.
+    NotThere,
+}
+
+pub(crate) fn situation(container: &Container) -> Situation {
+    match (&container.phase, &container.state) {
+        (Phase::Removing { .. }, _) => Situation::Removing,
+        (Phase::Wanted | Phase::Stopping { .. }, ContainerState::Exited { .. }) => Situation::Ended,
+        (Phase::Wanted | Phase::Stopping { .. }, ContainerState::Failed(_)) => Situation::Failed,
+        (Phase::Wanted, ContainerState::Pending | ContainerState::Preparing) => Situation::Starting,
+        (Phase::Wanted, ContainerState::Running { .. }) => Situation::Running,
+        (
+            Phase::Stopping { .. },
+            ContainerState::Pending | ContainerState::Preparing | ContainerState::Running { .. },
+        ) => Situation::Stopping,
+    }
+}
+
+pub(crate) fn legal(action: Action, situation: Situation) -> Verdict {
+    use Action::{Enter, Remove, Start, Stop, Watch};
+    use Situation::{Ended, Failed, Removing, Running, Starting, Stopping};
+    match (action, situation) {
+        (Stop | Start | Remove { .. } | Enter | Watch, Removing) => Verdict::NotThere,
+
+        (Stop, Starting | Running | Stopping) => Verdict::Go,
+        (Stop, Ended | Failed) => Verdict::Already,
+
+        (Start, Starting | Running) => Verdict::Already,
+        (Start, Stopping) => Verdict::Refuse("is being stopped: wait until it has ended, then start it"),
+        (Start, Ended | Failed) => Verdict::Go,
+
+        (Remove { force: true }, Starting | Running | Stopping | Ended | Failed) => Verdict::Go,
+        (Remove { force: false }, Ended | Failed) => Verdict::Go,
+        (Remove { force: false }, Starting | Running | Stopping) => {
+            Verdict::Refuse("is running: stop it first, or remove it by force")
+        }
+
+        (Enter, Starting) => Verdict::Refuse("has not started yet: wait for it, or look at its state"),
+        (Enter, Running | Stopping) => Verdict::Go,
+        (Enter, Ended) => Verdict::Refuse("is not running: start it first"),
+        (Enter | Watch, Failed) => Verdict::TellFailure,
+
+        (Watch, Starting) => Verdict::WhenStarted,
+        (Watch, Running | Stopping | Ended) => Verdict::Go,
+    }
+}

@@ -1,0 +1,240 @@
+//! Allowed connections, and what follows from them for each board.
+use super::ask::Now;
+use super::bounds::{MAX_NETWORK_BYTES, NETWORK_MS};
+use super::containers::Asker;
+use super::waiting::{Goal, Waiter, still_open};
+use super::{Broker, error, not_found};
+use crate::record::{Link, Phase};
+use std::collections::{BTreeMap, BTreeSet};
+use wherry_protocol::message::{ConnectRequest, ConnectionInfo, NetworkDesired, Peer, Reply, ToNode};
+use wherry_protocol::{AccountId, ContainerId, ErrorCode, NodeIndex, WireError};
+
+impl Broker {
+    pub(super) fn connect(&mut self, asker: &Asker, wanted: &ConnectRequest) -> Now {
+        let link = self.link(asker, wanted)?;
+        let boards = self.boards(&link);
+        for board in &boards {
+            self.board_session(*board)?;
+        }
+        self.check_overlay(&boards)?;
+        let undo = if self.tables.has_link(&link) { None } else { Some(link) };
+        if undo.is_some() {
+            self.tables.insert_link(link);
+            if let Some(full) = boards.iter().find(|board| self.network_is_full(**board)) {
+                let text =
+                    format!("{} has as many connections as a board may: close some", self.node_name(*full));
+                self.tables.remove_link(&link);
+                return Err(error(ErrorCode::NoCapacity, text));
+            }
+            self.refresh(&boards);
+        }
+        self.until_applied(asker, &boards, Goal::Connect { undo })
+    }
+
+    pub(super) fn disconnect(&mut self, asker: &Asker, wanted: &ConnectRequest) -> Now {
+        let link = self.link(asker, wanted)?;
+        if !self.tables.has_link(&link) {
+            let text = format!("there is no such connection from {} to {}:{}", link.from, link.to, link.port);
+            return Err(error(ErrorCode::NotFound, text));
+        }
+        let boards = self.boards(&link);
+        self.unlink(&link);
+        let here: BTreeSet<NodeIndex> =
+            boards.iter().copied().filter(|board| self.connected.contains_key(board)).collect();
+        match (boards.first(), here.is_empty()) {
+            (Some(away), true) => Err(still_open(&self.node_name(*away))),
+            (Some(_) | None, _) => self.until_applied(asker, &here, Goal::Disconnect { closed: false }),
+        }
+    }
+
+    fn link(&self, asker: &Asker, wanted: &ConnectRequest) -> Result<Link, WireError> {
+        let (from, _) = self.find(asker, &wanted.from)?;
+        let (to, _) = self.find(asker, &wanted.to)?;
+        if from == to {
+            return Err(error(
+                ErrorCode::Invalid,
+                "a container reaches itself without a connection: name two",
+            ));
+        }
+        if wanted.port == 0 {
+            return Err(error(ErrorCode::Invalid, "a port is 1 to 65535, not 0"));
+        }
+        Ok(Link { from, to, port: wanted.port, transport: wanted.transport })
+    }
+
+    fn boards(&self, link: &Link) -> BTreeSet<NodeIndex> {
+        [link.from, link.to].iter().filter_map(|id| self.tables.container(*id).map(|c| c.node)).collect()
+    }
+
+    fn check_overlay(&self, boards: &BTreeSet<NodeIndex>) -> Result<(), WireError> {
+        if boards.len() < 2 {
+            return Ok(());
+        }
+        match boards.iter().find(|board| self.outer_end(**board).is_none()) {
+            Some(board) => {
+                let name = self.node_name(*board);
+                let text =
+                    format!("{name} has no GRE, its containers reach only one another: run both on one node");
+                Err(error(ErrorCode::WrongState, text))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn until_applied(&mut self, asker: &Asker, boards: &BTreeSet<NodeIndex>, goal: Goal) -> Now {
+        let pending: BTreeMap<NodeIndex, u64> = boards
+            .iter()
+            .map(|board| (*board, self.revision(*board)))
+            .filter(|(board, revision)| !self.has_applied(*board, *revision))
+            .collect();
+        if pending.is_empty() {
+            return Ok(Some(Reply::Done));
+        }
+        self.wait_for(asker.request, Waiter::Network { pending, goal }, Some(NETWORK_MS));
+        Ok(None)
+    }
+
+    fn revision(&self, board: NodeIndex) -> u64 {
+        self.tables.nodes.get(&board).map_or(0, |node| node.revision)
+    }
+
+    /// A board that does not exist any more has no rules.
+    pub(super) fn has_applied(&self, board: NodeIndex, revision: u64) -> bool {
+        !self.tables.nodes.contains(&board)
+            || self.applied.get(&board).is_some_and(|applied| *applied >= revision)
+    }
+
+    /// The outer end of a board's tunnels, if it can have any.
+    fn outer_end(&self, board: NodeIndex) -> Option<Peer> {
+        let facts = self.tables.nodes.get(&board)?.facts.as_ref()?;
+        facts.overlay.then_some(Peer { index: board, underlay: facts.underlay, wireguard: None })
+    }
+
+    /// A board's network as it should be: its connections, and a peer for each board they lead to.
+    pub(super) fn network_of(&self, board: NodeIndex) -> NetworkDesired {
+        let links: BTreeSet<_> =
+            self.tables.containers_on(board).flat_map(|(id, _)| self.tables.links_of(id)).collect();
+        let mut network = NetworkDesired { revision: self.revision(board), ..NetworkDesired::default() };
+        let mut peers = BTreeSet::new();
+        for link in links {
+            let ends = (self.tables.container(link.from), self.tables.container(link.to));
+            if let (Some(from), Some(to)) = ends {
+                network.connections.push(link.with_addresses(from.address, to.address));
+                peers.extend([from.node, to.node]);
+            }
+        }
+        peers.remove(&board);
+        if self.outer_end(board).is_some() {
+            network.peers = peers.into_iter().filter_map(|peer| self.outer_end(peer)).collect();
+        }
+        network
+    }
+
+    fn network_is_full(&self, board: NodeIndex) -> bool {
+        let size = postcard::experimental::serialized_size(&self.network_of(board));
+        size.is_ok_and(|bytes| bytes > MAX_NETWORK_BYTES)
+    }
+
+    /// Computes these boards' networks anew and tells those for which something has changed.
+    pub(super) fn refresh(&mut self, boards: &BTreeSet<NodeIndex>) {
+        for board in boards {
+            let mut network = self.network_of(*board);
+            if self.networks.get(board).is_some_and(|old| *old == network) {
+                continue;
+            }
+            if let Some(node) = self.tables.nodes.edit(board) {
+                node.revision = node.revision.saturating_add(1);
+                network.revision = node.revision;
+                self.networks.insert(*board, network.clone());
+                self.tell_node(*board, ToNode::Network(network));
+            }
+        }
+    }
+
+    /// Every board that has connections: the outer end of one of them may have moved.
+    pub(super) fn refresh_all(&mut self) {
+        let boards: BTreeSet<NodeIndex> = self.tables.links().flat_map(|link| self.boards(link)).collect();
+        self.refresh(&boards);
+    }
+
+    pub(super) fn unlink(&mut self, link: &Link) {
+        let boards = self.boards(link);
+        if self.tables.remove_link(link) {
+            self.refresh(&boards);
+        }
+    }
+
+    /// Cuts all connections of a container; says which other boards must apply which revision before its address may
+    /// be used again.
+    pub(super) fn cut_links(&mut self, id: ContainerId) -> BTreeMap<NodeIndex, u64> {
+        let links: Vec<Link> = self.tables.links_of(id).copied().collect();
+        let mut boards: BTreeSet<NodeIndex> = links.iter().flat_map(|link| self.boards(link)).collect();
+        for link in &links {
+            self.tables.remove_link(link);
+        }
+        self.refresh(&boards);
+        if let Some(container) = self.tables.container(id) {
+            boards.remove(&container.node);
+        }
+        boards.into_iter().map(|board| (board, self.revision(board))).collect()
+    }
+
+    pub(super) fn network_report(&mut self, board: NodeIndex, revision: u64, failure: Option<&str>) {
+        if revision > self.revision(board) {
+            return;
+        }
+        if failure.is_none() {
+            let applied = self.applied.entry(board).or_default();
+            *applied = revision.max(*applied);
+        }
+        self.waiters_network(board, revision, failure);
+        let held: Vec<ContainerId> = self
+            .tables
+            .containers()
+            .filter(|(_, c)| match &c.phase {
+                Phase::Removing { confirmed: true, waits_for } => waits_for.contains_key(&board),
+                Phase::Removing { confirmed: false, .. } | Phase::Wanted | Phase::Stopping { .. } => false,
+            })
+            .map(|(id, _)| id)
+            .collect();
+        for id in held {
+            self.finish_removal(id);
+        }
+    }
+
+    pub(super) fn connections(&self, account: AccountId) -> Reply {
+        let infos = self.tables.links().filter_map(|link| {
+            let from = self.tables.container(link.from)?;
+            let to = self.tables.container(link.to)?;
+            (from.account == account).then(|| ConnectionInfo {
+                from: link.from,
+                from_name: from.name.clone(),
+                to: link.to,
+                to_name: to.name.clone(),
+                port: link.port,
+                transport: link.transport,
+            })
+        });
+        Reply::Connections(infos.collect())
+    }
+
+    pub(super) fn node_name(&self, board: NodeIndex) -> String {
+        self.tables.nodes.get(&board).map_or_else(|| board.to_string(), |node| node.name.to_string())
+    }
+
+    pub(super) fn unreachable(&self, board: NodeIndex) -> WireError {
+        let text = format!(
+            "{} is not connected: look with `wherry resources`, and try again",
+            self.node_name(board)
+        );
+        error(ErrorCode::NodeUnreachable, text)
+    }
+
+    /// The session of a connected board.
+    pub(super) fn board_session(&self, board: NodeIndex) -> Result<super::SessionId, WireError> {
+        if !self.tables.nodes.contains(&board) {
+            return Err(not_found("node", board, "list them with `wherry resources`"));
+        }
+        self.connected.get(&board).map(|node| node.session).ok_or_else(|| self.unreachable(board))
+    }
+}

@@ -1,0 +1,271 @@
+//! All records in memory, with the indices that follow from them, and the list of what has to be written.
+use crate::record::{
+    Account, Change, Container, Hold, Image, Key, Link, Meta, Node, PendingToken, Record, Table,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use wherry_protocol::message::{ContainerState, ImageName};
+use wherry_protocol::{AccountId, ContainerId, Digest, NodeIndex, PublicKey};
+
+/// Why a set of records is not a broker's state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// A key with a record of another kind.
+    #[error("the record at {0:?} is of another kind")]
+    Kind(Key),
+    /// A record refers to one that is not there.
+    #[error("the record at {0:?} refers to something that is not there")]
+    Dangling(Key),
+    /// Two records claim what only one may have.
+    #[error("the record at {0:?} claims a key, a name or an address that another record has")]
+    Duplicate(Key),
+}
+
+/// The durable part of the state.
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    meta: Meta,
+    meta_touched: bool,
+    pub(crate) accounts: Table<AccountId, Account>,
+    pub(crate) tokens: Table<Digest, PendingToken>,
+    pub(crate) adopted: Table<Digest, ()>,
+    pub(crate) nodes: Table<NodeIndex, Node>,
+    pub(crate) images: Table<(AccountId, ImageName), Image>,
+    pub(crate) holds: Table<(AccountId, Digest), Hold>,
+    containers: Table<ContainerId, Container>,
+    links: Table<Link, ()>,
+    // Derived from the above.
+    keys: BTreeMap<PublicKey, AccountId>,
+    on_node: BTreeMap<NodeIndex, BTreeSet<ContainerId>>,
+    links_of: BTreeMap<ContainerId, BTreeSet<Link>>,
+}
+
+impl Tables {
+    /// Builds the tables from what the store holds.
+    pub(crate) fn load(records: BTreeMap<Key, Record>) -> Result<Self, LoadError> {
+        let mut tables = Self::default();
+        for (key, record) in records {
+            tables.load_one(key, record)?;
+        }
+        tables.index()?;
+        Ok(tables)
+    }
+
+    fn load_one(&mut self, key: Key, record: Record) -> Result<(), LoadError> {
+        match (key, record) {
+            (Key::Meta, Record::Meta(meta)) => self.meta = meta,
+            (Key::Account(id), Record::Account(account)) => self.accounts.load(id, account),
+            (Key::Token(hash), Record::Token(token)) => self.tokens.load(hash, token),
+            (Key::Adopted(hash), Record::Adopted) => self.adopted.load(hash, ()),
+            (Key::Node(index), Record::Node(node)) => self.nodes.load(index, node),
+            (Key::Image(account, name), Record::Image(image)) => self.images.load((account, name), image),
+            (Key::Hold(account, digest), Record::Hold(hold)) => self.holds.load((account, digest), hold),
+            (Key::Container(id), Record::Container(container)) => self.containers.load(id, *container),
+            (Key::Link(link), Record::Link) => self.links.load(link, ()),
+            (key, _) => return Err(LoadError::Kind(key)),
+        }
+        Ok(())
+    }
+
+    fn index(&mut self) -> Result<(), LoadError> {
+        for (id, account) in self.accounts.iter() {
+            if self.keys.insert(account.key, *id).is_some() {
+                return Err(LoadError::Duplicate(Key::Account(*id)));
+            }
+        }
+        let mut addresses = BTreeSet::new();
+        for (id, container) in self.containers.iter() {
+            if !self.nodes.contains(&container.node) {
+                return Err(LoadError::Dangling(Key::Container(*id)));
+            }
+            if !addresses.insert(container.address) {
+                return Err(LoadError::Duplicate(Key::Container(*id)));
+            }
+            self.on_node.entry(container.node).or_default().insert(*id);
+        }
+        for (link, ()) in self.links.iter() {
+            let present = |id| self.containers.get(id).is_some_and(Container::is_present);
+            if !present(&link.from) || !present(&link.to) {
+                return Err(LoadError::Dangling(Key::Link(*link)));
+            }
+            for id in [link.from, link.to] {
+                self.links_of.entry(id).or_default().insert(*link);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    pub(crate) fn edit_meta(&mut self) -> &mut Meta {
+        self.meta_touched = true;
+        &mut self.meta
+    }
+
+    pub(crate) fn account_of(&self, key: &PublicKey) -> Option<(AccountId, &Account)> {
+        let id = *self.keys.get(key)?;
+        self.accounts.get(&id).map(|account| (id, account))
+    }
+
+    pub(crate) fn insert_account(&mut self, id: AccountId, account: Account) {
+        self.keys.insert(account.key, id);
+        self.accounts.insert(id, account);
+    }
+
+    pub(crate) fn remove_account(&mut self, id: AccountId) -> Option<Account> {
+        let account = self.accounts.remove(&id)?;
+        self.keys.remove(&account.key);
+        Some(account)
+    }
+
+    pub(crate) fn container(&self, id: ContainerId) -> Option<&Container> {
+        self.containers.get(&id)
+    }
+
+    pub(crate) fn containers(&self) -> impl Iterator<Item = (ContainerId, &Container)> {
+        self.containers.iter().map(|(id, container)| (*id, container))
+    }
+
+    pub(crate) fn containers_on(&self, node: NodeIndex) -> impl Iterator<Item = (ContainerId, &Container)> {
+        let ids = self.on_node.get(&node).into_iter().flatten();
+        ids.filter_map(|id| self.containers.get(id).map(|container| (*id, container)))
+    }
+
+    pub(crate) fn insert_container(&mut self, id: ContainerId, container: Container) {
+        self.on_node.entry(container.node).or_default().insert(id);
+        self.containers.insert(id, container);
+    }
+
+    pub(crate) fn edit_container(&mut self, id: ContainerId) -> Option<&mut Container> {
+        self.containers.edit(&id)
+    }
+
+    /// Sets the state last seen. Whether it costs a write: `Preparing` does not.
+    pub(crate) fn set_state(&mut self, id: ContainerId, state: ContainerState) {
+        let container = match state {
+            ContainerState::Preparing => self.containers.edit_in_memory(&id),
+            ContainerState::Pending
+            | ContainerState::Running { .. }
+            | ContainerState::Exited { .. }
+            | ContainerState::Failed(_) => self.containers.edit(&id),
+        };
+        if let Some(container) = container {
+            container.state = state;
+        }
+    }
+
+    pub(crate) fn remove_container(&mut self, id: ContainerId) -> Option<Container> {
+        let container = self.containers.remove(&id)?;
+        if let Some(ids) = self.on_node.get_mut(&container.node) {
+            ids.remove(&id);
+        }
+        Some(container)
+    }
+
+    pub(crate) fn has_link(&self, link: &Link) -> bool {
+        self.links.contains(link)
+    }
+
+    pub(crate) fn links(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().map(|(link, ())| link)
+    }
+
+    pub(crate) fn links_of(&self, id: ContainerId) -> impl Iterator<Item = &Link> {
+        self.links_of.get(&id).into_iter().flatten()
+    }
+
+    pub(crate) fn insert_link(&mut self, link: Link) {
+        for id in [link.from, link.to] {
+            self.links_of.entry(id).or_default().insert(link);
+        }
+        self.links.insert(link, ());
+    }
+
+    pub(crate) fn remove_link(&mut self, link: &Link) -> bool {
+        for id in [link.from, link.to] {
+            if let Some(links) = self.links_of.get_mut(&id) {
+                links.remove(link);
+                if links.is_empty() {
+                    self.links_of.remove(&id);
+                }
+            }
+        }
+        self.links.remove(link).is_some()
+    }
+
+    /// What the store must be told since the last call.
+    pub(crate) fn take_changes(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if std::mem::take(&mut self.meta_touched) {
+            changes.push(Change::Put(Key::Meta, Record::Meta(self.meta.clone())));
+        }
+        for key in self.touched_keys() {
+            changes.push(match self.record(&key) {
+                Some(record) => Change::Put(key, record),
+                None => Change::Delete(key),
+            });
+        }
+        changes
+    }
+
+    fn touched_keys(&mut self) -> Vec<Key> {
+        let mut keys: Vec<Key> = Vec::new();
+        keys.extend(self.accounts.take_touched().into_iter().map(Key::Account));
+        keys.extend(self.tokens.take_touched().into_iter().map(Key::Token));
+        keys.extend(self.adopted.take_touched().into_iter().map(Key::Adopted));
+        keys.extend(self.nodes.take_touched().into_iter().map(Key::Node));
+        keys.extend(self.images.take_touched().into_iter().map(|(account, name)| Key::Image(account, name)));
+        keys.extend(
+            self.holds.take_touched().into_iter().map(|(account, digest)| Key::Hold(account, digest)),
+        );
+        keys.extend(self.containers.take_touched().into_iter().map(Key::Container));
+        keys.extend(self.links.take_touched().into_iter().map(Key::Link));
+        keys
+    }
+
+    fn record(&self, key: &Key) -> Option<Record> {
+        match key {
+            Key::Meta => Some(Record::Meta(self.meta.clone())),
+            Key::Account(id) => self.accounts.get(id).cloned().map(Record::Account),
+            Key::Token(hash) => self.tokens.get(hash).cloned().map(Record::Token),
+            Key::Adopted(hash) => self.adopted.get(hash).map(|()| Record::Adopted),
+            Key::Node(index) => self.nodes.get(index).cloned().map(Record::Node),
+            Key::Image(account, name) => {
+                self.images.get(&(*account, name.clone())).cloned().map(Record::Image)
+            }
+            Key::Hold(account, digest) => self.holds.get(&(*account, *digest)).copied().map(Record::Hold),
+            Key::Container(id) => self.containers.get(id).map(|c| Record::Container(Box::new(durable(c)))),
+            Key::Link(link) => self.links.get(link).map(|()| Record::Link),
+        }
+    }
+
+    /// Everything as the store should hold it.
+    pub(crate) fn durable(&self) -> BTreeMap<Key, Record> {
+        let mut keys: Vec<Key> = Vec::new();
+        if self.meta != Meta::default() {
+            keys.push(Key::Meta);
+        }
+        keys.extend(self.accounts.iter().map(|(id, _)| Key::Account(*id)));
+        keys.extend(self.tokens.iter().map(|(hash, _)| Key::Token(*hash)));
+        keys.extend(self.adopted.iter().map(|(hash, ())| Key::Adopted(*hash)));
+        keys.extend(self.nodes.iter().map(|(index, _)| Key::Node(*index)));
+        keys.extend(self.images.iter().map(|((account, name), _)| Key::Image(*account, name.clone())));
+        keys.extend(self.holds.iter().map(|((account, digest), _)| Key::Hold(*account, *digest)));
+        keys.extend(self.containers.iter().map(|(id, _)| Key::Container(*id)));
+        keys.extend(self.links.iter().map(|(link, ())| Key::Link(*link)));
+        keys.into_iter().filter_map(|key| self.record(&key).map(|record| (key, record))).collect()
+    }
+}
+
+fn durable(container: &Container) -> Container {
+    let mut container = container.clone();
+    match container.state {
+        ContainerState::Preparing => container.state = ContainerState::Pending,
+        ContainerState::Pending
+        | ContainerState::Running { .. }
+        | ContainerState::Exited { .. }
+        | ContainerState::Failed(_) => {}
+    }
+    container
+}

@@ -1,0 +1,335 @@
+//! Requests of users that the broker routed here, one stream each.
+use crate::container::execute::Execution;
+use crate::container::instance::Instance;
+use crate::container::logs::Batch;
+use crate::container::pump::AsyncDescriptor;
+use crate::container::runtime::Runtime;
+use crate::net::Network;
+use crate::session::ServeStream;
+use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use std::sync::Arc;
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+use wherry_protocol::io::{self, SessionError, Stream};
+use wherry_protocol::message::{Channel, ExecSpec, Frame, LogQuery, Reply, Routed, RoutedRequest};
+use wherry_protocol::{ContainerRef, ErrorCode, Limits, WireError};
+
+/// Log bytes read at once for one follower.
+const BATCH_BYTES: usize = 64 * 1024;
+/// Output of an exec'd process read at once, in bytes.
+const CHUNK: usize = 16 * 1024;
+
+/// Serves routed streams.
+#[derive(Debug)]
+pub struct Router {
+    runtime: Runtime,
+    network: Network,
+    /// Whether this image may be told to crash.
+    crash_allowed: bool,
+}
+
+impl Router {
+    /// Serves from these.
+    #[must_use]
+    pub fn new(runtime: Runtime, network: Network, crash_allowed: bool) -> Self {
+        Self { runtime, network, crash_allowed }
+    }
+
+    async fn route(&self, mut stream: Stream) -> Result<(), SessionError> {
+        let Some(Routed { account: _, request }) =
+            io::recv(&mut stream, Limits::DEFAULT.message_bytes).await?
+        else {
+            return Ok(());
+        };
+        let served = match request {
+            RoutedRequest::Exec { container, spec } => self.exec(&mut stream, container, spec).await,
+            RoutedRequest::Attach { container } => self.attach(&mut stream, container).await,
+            RoutedRequest::Logs { container, query } => self.logs(&mut stream, container, query).await,
+            RoutedRequest::Tunnel { container, port } => self.tunnel(&mut stream, container, port).await,
+            RoutedRequest::Signal { container, signal } => self.signal(&mut stream, container, signal).await,
+            RoutedRequest::Crash => self.crash(&mut stream).await,
+        };
+        match served {
+            Ok(()) => {}
+            Err(Failure::Refused(error)) => io::send(&mut stream, &Reply::Error(error)).await?,
+            Err(Failure::Session(error)) => return Err(error),
+        }
+        stream.close().await.map_err(SessionError::Io)
+    }
+
+    fn instance(&self, container: ContainerRef) -> Result<Arc<Instance>, Failure> {
+        self.runtime.instance(container).ok_or_else(|| {
+            let message = format!("container {} has not been started on its node", container.id);
+            Failure::Refused(WireError::new(ErrorCode::WrongState, message))
+        })
+    }
+
+    async fn exec(
+        &self,
+        stream: &mut Stream,
+        container: ContainerRef,
+        spec: ExecSpec,
+    ) -> Result<(), Failure> {
+        let instance = self.instance(container)?;
+        let bounded = self.runtime.limits();
+        let execution = Execution::start(self.runtime.supervisor(), &instance, &spec, bounded).await?;
+        let result = converse(stream, &execution).await;
+        execution.release().await;
+        Ok(result?)
+    }
+
+    async fn attach(&self, stream: &mut Stream, container: ContainerRef) -> Result<(), Failure> {
+        let instance = self.instance(container)?;
+        io::send(stream, &Reply::Done).await?;
+        let (mut reader, mut writer) = stream.split();
+        let shown = async {
+            show_log(&mut writer, &instance, LogQuery { follow: true, tail_lines: None }).await?;
+            let ended = instance.wait().await;
+            io::send(&mut writer, &Frame::Exit(ended.status)).await
+        };
+        let heard = take_input(&mut reader, &self.runtime, &instance);
+        Ok(first_error(shown, heard).await?)
+    }
+
+    async fn logs(
+        &self,
+        stream: &mut Stream,
+        container: ContainerRef,
+        query: LogQuery,
+    ) -> Result<(), Failure> {
+        let instance = self.instance(container)?;
+        io::send(stream, &Reply::Done).await?;
+        let (mut reader, mut writer) = stream.split();
+        let shown = show_log(&mut writer, &instance, query);
+        Ok(until_hung_up(shown, &mut reader).await?)
+    }
+
+    async fn tunnel(&self, stream: &mut Stream, container: ContainerRef, port: u16) -> Result<(), Failure> {
+        let id = container.id;
+        let mut inside = self.network.connect(id, port).await.map_err(|error| {
+            let message = format!("nothing answers on port {port} of container {id}: {error}");
+            WireError::new(ErrorCode::WrongState, message)
+        })?;
+        inside.set_nodelay(true).ok();
+        io::send(stream, &Reply::Done).await?;
+        let mut outside = stream.compat();
+        // Either side may break off at any time; that is the end of a tunnel, not a failure of the node.
+        tokio::io::copy_bidirectional(&mut outside, &mut inside).await.ok();
+        Ok(())
+    }
+
+    async fn signal(&self, stream: &mut Stream, container: ContainerRef, signal: u8) -> Result<(), Failure> {
+        self.runtime.signal(container, signal).await?;
+        Ok(io::send(stream, &Reply::Done).await?)
+    }
+
+    async fn crash(&self, stream: &mut Stream) -> Result<(), Failure> {
+        if !self.crash_allowed {
+            let message = "this node was not flashed with a test image and does not crash on request";
+            return Err(WireError::new(ErrorCode::Forbidden, message).into());
+        }
+        io::send(stream, &Reply::Done).await?;
+        stream.close().await.map_err(SessionError::Io)?;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tracing::error!("crashing on request");
+        std::process::abort()
+    }
+}
+
+impl ServeStream for Router {
+    async fn serve(self: Arc<Self>, stream: Stream) {
+        if let Err(error) = self.route(stream).await {
+            tracing::debug!("a routed stream ended: {error}");
+        }
+    }
+}
+
+/// Why a request was not served to its end.
+#[derive(Debug)]
+enum Failure {
+    /// The user is told.
+    Refused(WireError),
+    /// Nobody is there to be told.
+    Session(SessionError),
+}
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        Self::Session(error)
+    }
+}
+
+/// Carries an exec'd process to its end.
+async fn converse(stream: &mut Stream, execution: &Execution) -> Result<(), SessionError> {
+    io::send(stream, &Reply::Done).await?;
+    let (mut reader, writer) = stream.split();
+    let writer = tokio::sync::Mutex::new(writer);
+    let copied = async {
+        tokio::try_join!(copy_out(&execution.stdout, Channel::Stdout, &writer), async {
+            match &execution.stderr {
+                Some(stderr) => copy_out(stderr, Channel::Stderr, &writer).await,
+                None => Ok(()),
+            }
+        },)
+        .map(|((), ())| ())
+    };
+    let spoken = async {
+        // What it left running may keep the pipes open; its own end counts.
+        let (outcome, copied) = tokio::join!(execution.wait(), async {
+            tokio::select! {
+                result = copied => result,
+                () = lingering(execution) => Ok(()),
+            }
+        });
+        copied?;
+        let last = match outcome {
+            Ok(status) => Frame::Exit(status),
+            Err(error) => Frame::Error(error),
+        };
+        io::send(&mut *writer.lock().await, &last).await
+    };
+    first_error(spoken, feed(&mut reader, execution)).await
+}
+
+/// Completes a moment after the process has ended: time for its last output to be read.
+async fn lingering(execution: &Execution) {
+    const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(500);
+    execution.ended().await;
+    tokio::time::sleep(LAST_WORDS).await;
+}
+
+async fn copy_out(
+    source: &AsyncDescriptor,
+    channel: Channel,
+    writer: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
+) -> Result<(), SessionError> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let length = source.read(&mut buffer).await.unwrap_or(0);
+        if length == 0 {
+            return Ok(());
+        }
+        let bytes = buffer.get(..length).unwrap_or_default().to_vec();
+        io::send(&mut *writer.lock().await, &Frame::Data { channel, bytes }).await?;
+    }
+}
+
+/// Passes the user's side on to an exec'd process.
+async fn feed(reader: &mut (impl AsyncRead + Unpin), execution: &Execution) -> Result<(), SessionError> {
+    while let Some(frame) = io::recv::<Frame>(reader, Limits::DEFAULT.message_bytes).await? {
+        match frame {
+            // A process that does not read its input is no reason to end the conversation.
+            Frame::Data { channel: Channel::Stdin, bytes } => {
+                execution.write(&bytes).await.unwrap_or_default()
+            }
+            Frame::End(Channel::Stdin) => execution.end_input().await,
+            Frame::Resize { rows, columns } => execution.resize(rows, columns),
+            Frame::Signal(signal) => execution.signal(signal).await,
+            other => return Err(out_of_place(&other)),
+        }
+    }
+    Ok(())
+}
+
+/// Passes the user's side on to a container's first process.
+async fn take_input(
+    reader: &mut (impl AsyncRead + Unpin),
+    runtime: &Runtime,
+    instance: &Instance,
+) -> Result<(), SessionError> {
+    while let Some(frame) = io::recv::<Frame>(reader, Limits::DEFAULT.message_bytes).await? {
+        match frame {
+            Frame::Data { channel: Channel::Stdin, bytes } => {
+                instance.input().write(&bytes).await.ok();
+            }
+            Frame::End(Channel::Stdin) => runtime.end_input(instance).await,
+            Frame::Resize { rows, columns } => instance.resize(rows, columns),
+            Frame::Signal(signal) => {
+                runtime.signal(instance.container, signal).await.ok();
+            }
+            other => return Err(out_of_place(&other)),
+        }
+    }
+    Ok(())
+}
+
+fn out_of_place(frame: &Frame) -> SessionError {
+    SessionError::Refused(WireError::new(ErrorCode::Invalid, format!("a user does not send {frame:?}")))
+}
+
+/// Sends what the log holds and, if asked, what comes, until the container's output has ended.
+async fn show_log(
+    writer: &mut (impl AsyncWrite + Unpin),
+    instance: &Instance,
+    query: LogQuery,
+) -> Result<(), SessionError> {
+    let log = &instance.log;
+    let mut progress = log.follow();
+    let first = match query.tail_lines {
+        Some(lines) => log.tail(lines),
+        None => log.read(log.start(), BATCH_BYTES),
+    };
+    let mut position = show(writer, first.map_err(SessionError::Io)?).await?;
+    loop {
+        let seen = *progress.borrow_and_update();
+        let batch = log.read(position, BATCH_BYTES).map_err(SessionError::Io)?;
+        if !batch.entries.is_empty() {
+            position = show(writer, batch).await?;
+        } else if seen.closed || !query.follow {
+            return Ok(());
+        } else if progress.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+async fn show(writer: &mut (impl AsyncWrite + Unpin), batch: Batch) -> Result<u64, SessionError> {
+    if batch.dropped > 0 {
+        io::send(writer, &Frame::Dropped { bytes: batch.dropped }).await?;
+    }
+    for entry in batch.entries {
+        io::send(writer, &Frame::Data { channel: entry.channel, bytes: entry.bytes }).await?;
+    }
+    Ok(batch.next)
+}
+
+/// Runs both; the first failure of either ends both, and the end of `speaking` is the end.
+async fn first_error(
+    speaking: impl Future<Output = Result<(), SessionError>>,
+    listening: impl Future<Output = Result<(), SessionError>>,
+) -> Result<(), SessionError> {
+    let listening = async {
+        match listening.await {
+            // The user has nothing more to say, but may still want to hear.
+            Ok(()) => std::future::pending().await,
+            Err(error) => Err(error),
+        }
+    };
+    tokio::select! {
+        result = speaking => result,
+        result = listening => result,
+    }
+}
+
+/// Runs `speaking` until its end or until the stream is reset.
+async fn until_hung_up(
+    speaking: impl Future<Output = Result<(), SessionError>>,
+    reader: &mut (impl AsyncRead + Unpin),
+) -> Result<(), SessionError> {
+    let silence = async {
+        let mut nothing = [0; 64];
+        loop {
+            match reader.read(&mut nothing).await {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(SessionError::Io(error)),
+            }
+        }
+    };
+    first_error(speaking, silence).await
+}
