@@ -1,16 +1,19 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
 use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
 use crate::serve::{Listeners, Pulse, ServeError, ServeLimits, Service, Setup};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use wherry_init::control::{ControlError, Endpoint, ToSupervisor};
 use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
 use wherry_net::discovery;
+use wherry_net::firewall::{self, Ports};
 use wherry_net::setup::{self, StaticAddress};
 use wherry_protocol::PublicKey;
 
@@ -167,8 +170,12 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
     if place.machine {
         std::fs::write("/proc/sys/kernel/hostname", config.hostname.as_str())
             .map_err(|source| BoardError::Io { what: "cannot set the host name".into(), source })?;
+        // Closed before the first interface is up.
+        firewall::protect(Ports::Broker, &BTreeSet::new())
+            .map_err(|error| BoardError::Network(error.to_string()))?;
         bring_up(config.network.clone())?;
     }
+    let guarded = place.machine;
     let setup = Setup {
         secret: long_term_key(&place.data.join("key"), config.secret_key.clone())?,
         location: config.location.clone(),
@@ -183,12 +190,28 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
         enrolment: listen(arguments.enrol_listen).await?,
     };
     let heartbeat = tokio::spawn(heartbeat(service.pulse()));
+    if guarded {
+        tokio::spawn(follow_published(service.published()));
+    }
     let finder = tokio::spawn(be_found(service.key(), arguments.clone()));
     announce(&service, &listeners);
     let result = service.run(listeners, asked_to_stop()?).await;
     finder.abort();
     heartbeat.abort();
     Ok(result?)
+}
+
+/// Opens the firewall for published ports as they come and go.
+async fn follow_published(mut published: watch::Receiver<BTreeSet<u16>>) {
+    loop {
+        let ports = published.borrow_and_update().clone();
+        if let Err(error) = firewall::protect(Ports::Broker, &ports) {
+            tracing::error!("the firewall does not follow the published ports: {error}");
+        }
+        if published.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn read_config(place: &Place) -> Result<Config, BoardError> {

@@ -21,6 +21,7 @@ use crate::sessions::Sessions;
 use crate::state::{Broker, Identity, Input, LoadError, Time};
 use crate::store::{Store, StoreError};
 use gate::Gate;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -180,6 +181,12 @@ impl Service {
     #[must_use]
     pub fn first_token(&self) -> Option<&Token> {
         self.first_token.as_ref()
+    }
+
+    /// Ports of the broker that lead to containers, as they change.
+    #[must_use]
+    pub fn published(&self) -> tokio::sync::watch::Receiver<BTreeSet<u16>> {
+        self.shared.core.published()
     }
 
     /// The broker's identity.
