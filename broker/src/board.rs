@@ -170,10 +170,12 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
     if place.machine {
         std::fs::write("/proc/sys/kernel/hostname", config.hostname.as_str())
             .map_err(|source| BoardError::Io { what: "cannot set the host name".into(), source })?;
-        // Closed before there is an address.
-        close(&BTreeSet::new())?;
+        // Closed before the first interface is up.
+        firewall::protect(Ports::Broker, &BTreeSet::new())
+            .map_err(|error| BoardError::Network(error.to_string()))?;
         bring_up(config.network.clone())?;
     }
+    let guarded = place.machine;
     let setup = Setup {
         secret: long_term_key(&place.data.join("key"), config.secret_key.clone())?,
         location: config.location.clone(),
@@ -183,14 +185,14 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
         limits: ServeLimits::default(),
     };
     let service = Service::open(setup)?;
-    if place.machine {
-        tokio::spawn(keep_closed(service.published_ports()));
-    }
     let listeners = Listeners {
         sessions: listen(arguments.listen).await?,
         enrolment: listen(arguments.enrol_listen).await?,
     };
     let heartbeat = tokio::spawn(heartbeat(service.pulse()));
+    if guarded {
+        tokio::spawn(follow_published(service.published()));
+    }
     let finder = tokio::spawn(be_found(service.key(), arguments.clone()));
     announce(&service, &listeners);
     let result = service.run(listeners, asked_to_stop()?).await;
@@ -199,16 +201,12 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
     Ok(result?)
 }
 
-/// Lets nothing in but what the broker offers.
-fn close(published: &BTreeSet<u16>) -> Result<(), BoardError> {
-    firewall::protect(Ports::Broker { published }).map_err(|error| BoardError::Network(error.to_string()))
-}
-
-async fn keep_closed(mut published: watch::Receiver<BTreeSet<u16>>) {
+/// Opens the firewall for published ports as they come and go.
+async fn follow_published(mut published: watch::Receiver<BTreeSet<u16>>) {
     loop {
         let ports = published.borrow_and_update().clone();
-        if let Err(error) = close(&ports) {
-            tracing::error!("published ports are not open: {error}");
+        if let Err(error) = firewall::protect(Ports::Broker, &ports) {
+            tracing::error!("the firewall does not follow the published ports: {error}");
         }
         if published.changed().await.is_err() {
             return;

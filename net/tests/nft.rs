@@ -60,7 +60,8 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
     let peer =
         |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
     board(&Board {
-        ports: Ports::Broker { published: &[80].into() },
+        ports: Ports::Broker,
+        published: &[80].into(),
         uplink: Some("eth0"),
         lan: &["192.168.50.12/24".parse::<Prefix>().unwrap(), "203.0.113.9/27".parse().unwrap()],
         resolvers: &[address("192.168.50.1"), address("10.1.0.1")],
@@ -81,6 +82,7 @@ fn board_rules_read_back() {
     ));
     read_back(&board(&Board {
         ports: Ports::Node,
+        published: &BTreeSet::new(),
         uplink: None,
         lan: &[],
         resolvers: &[],
@@ -124,7 +126,7 @@ fn a_thousand_containers_fit_one_transaction() {
 #[test]
 fn a_broker_offers_its_ports_and_nothing_else() {
     isolated(|| {
-        protect(Ports::Broker { published: &[25].into() }).unwrap();
+        protect(Ports::Broker, &[25].into()).unwrap();
         let router = netns::board_with_router();
         let board: Ipv4Addr = address(netns::BOARD);
         let _listening: Vec<_> =
@@ -134,7 +136,7 @@ fn a_broker_offers_its_ports_and_nothing_else() {
             router.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(300))).is_ok()
         };
         assert!(reach(2020) && reach(2021) && reach(25) && !reach(22));
-        protect(Ports::Broker { published: &[].into() }).unwrap();
+        protect(Ports::Broker, &BTreeSet::new()).unwrap();
         assert!(!reach(25), "no longer published");
     });
 }

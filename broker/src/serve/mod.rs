@@ -27,7 +27,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wherry_images::store::BlobStore;
@@ -183,6 +183,12 @@ impl Service {
         self.first_token.as_ref()
     }
 
+    /// Ports of the broker that lead to containers, as they change.
+    #[must_use]
+    pub fn published(&self) -> tokio::sync::watch::Receiver<BTreeSet<u16>> {
+        self.shared.core.published()
+    }
+
     /// The broker's identity.
     #[must_use]
     pub fn key(&self) -> wherry_protocol::PublicKey {
@@ -193,12 +199,6 @@ impl Service {
     #[must_use]
     pub fn pulse(&self) -> Pulse {
         Pulse(self.shared.core.clone())
-    }
-
-    /// TCP ports that users published, now and whenever that changes.
-    #[must_use]
-    pub fn published_ports(&self) -> watch::Receiver<BTreeSet<u16>> {
-        self.shared.core.published()
     }
 
     /// Serves until `shutdown` completes, then ends the sessions within the drain time.

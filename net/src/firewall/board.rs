@@ -24,12 +24,9 @@ const PINGS_PER_SECOND: u32 = 10;
 
 /// What a board offers to its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ports<'a> {
+pub enum Ports {
     /// A broker's: sessions and enrolment.
-    Broker {
-        /// TCP ports that users published besides.
-        published: &'a BTreeSet<u16>,
-    },
+    Broker,
     /// A node's: none, it dials out.
     Node,
 }
@@ -38,7 +35,9 @@ pub enum Ports<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Board<'a> {
     /// What it offers.
-    pub ports: Ports<'a>,
+    pub ports: Ports,
+    /// TCP ports of its own that lead to containers.
+    pub published: &'a BTreeSet<u16>,
     /// The interface to the outside, once known.
     pub uplink: Option<&'a str>,
     /// The board's networks there.
@@ -116,6 +115,7 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     rules.push(Rule::new().input(&tunnels()).drop());
     rules.push(Rule::new().lookup(&[Key::Source], "peers").when(Match::Protocol(Protocol::Gre)).accept());
     rules.extend(offered(of.ports));
+    rules.extend(of.published.iter().map(|port| Rule::new().port(Transport::Tcp, *port).accept()));
     let lease =
         Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
     rules.push(lease.accept());
@@ -124,13 +124,12 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     rules
 }
 
-fn offered(ports: Ports<'_>) -> Vec<Rule> {
+fn offered(ports: Ports) -> Vec<Rule> {
     match ports {
-        Ports::Broker { published } => {
-            let all: BTreeSet<u16> = BROKER_PORTS.into_iter().chain(published.iter().copied()).collect();
-            let sessions = all.into_iter().map(|port| Rule::new().port(Transport::Tcp, port).accept());
+        Ports::Broker => {
+            let sessions = BROKER_PORTS.map(|port| Rule::new().port(Transport::Tcp, port).accept());
             let discovery = Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept();
-            sessions.chain([discovery]).collect()
+            sessions.into_iter().chain([discovery]).collect()
         }
         // The broker's answer to a question that went to everybody: connection tracking does not see that it is one. A
         // node has no other UDP port that this could reach.
@@ -249,9 +248,12 @@ mod tests {
     use super::*;
     use crate::firewall::golden;
 
+    static NOTHING_PUBLISHED: BTreeSet<u16> = BTreeSet::new();
+
     fn closed(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Board<'_> {
         Board {
             ports: Ports::Node,
+            published: &NOTHING_PUBLISHED,
             uplink: None,
             lan: &[],
             resolvers: &[],
@@ -270,9 +272,10 @@ mod tests {
     #[test]
     fn broker() {
         let containers = BTreeMap::new();
-        let published = [25, 2020, 8080].into();
+        let published = [25, 8080].into();
         let of = Board {
-            ports: Ports::Broker { published: &published },
+            ports: Ports::Broker,
+            published: &published,
             uplink: Some("eth0"),
             ..closed(&containers)
         };

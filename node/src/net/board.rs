@@ -11,7 +11,7 @@ use super::route::RouteSocket;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::stat::fstat;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wherry_net::address::{CONTAINER_INTERFACE, Prefix, gateway, port_name, tunnel_name, usable};
@@ -187,6 +187,7 @@ impl Board {
         let containers = self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect();
         firewall::board(&firewall::Board {
             ports: Ports::Node,
+            published: &BTreeSet::new(),
             uplink: self.uplink.as_ref().map(|uplink| uplink.interface.as_str()),
             lan: &self.lan(),
             resolvers: self.resolvers(),
