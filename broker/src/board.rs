@@ -1,13 +1,21 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
-use crate::config::{Config, ConfigError, long_term_key};
+use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
 use crate::serve::{Listeners, Pulse, ServeError, ServeLimits, Service, Setup};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use wherry_init::control::{ControlError, Endpoint, ToSupervisor};
+use wherry_init::environment::{Data, Environment};
+use wherry_init::mode::Mode;
+use wherry_net::discovery;
+use wherry_net::firewall::{self, Ports};
+use wherry_net::setup::{self, StaticAddress};
+use wherry_protocol::PublicKey;
 
 /// Time between heartbeats to the supervisor.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -26,6 +34,14 @@ pub enum BoardError {
     /// There is no configuration on a board.
     #[error("{0} is not there: flash the board with `wherry flash`, which writes it")]
     NoConfig(PathBuf),
+    /// The data partition.
+    #[error(
+        "the data partition is {0}: nothing could be kept, so the broker does not serve; flash the board again or put the disk in order"
+    )]
+    Data(&'static str),
+    /// The board's network.
+    #[error("the network cannot be set up: {0}")]
+    Network(String),
     /// The service.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -42,7 +58,7 @@ pub enum BoardError {
 /// What the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
-    /// Data and configuration are below this directory, and the network is somebody else's business; `None` is a board.
+    /// Data and configuration are below this directory; else where the supervisor says.
     pub root: Option<PathBuf>,
     /// Session port.
     pub listen: SocketAddr,
@@ -113,15 +129,57 @@ fn log_to_console() {
     drop(log.try_init());
 }
 
+/// Where things are, and what has to be done for them.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    config: PathBuf,
+    data: PathBuf,
+    /// The network and the host name are ours to set.
+    machine: bool,
+}
+
+impl Place {
+    fn decide(root: Option<&Path>, environment: Option<&Environment>) -> Result<Self, BoardError> {
+        match (root, environment) {
+            (Some(root), _) => Ok(Self {
+                config: root.join("config/wherry.toml"),
+                data: root.join("data/broker"),
+                machine: false,
+            }),
+            (None, Some(environment)) => {
+                match environment.data {
+                    Data::Mounted | Data::Memory => {}
+                    Data::Damaged => return Err(BoardError::Data("damaged")),
+                    Data::Absent => return Err(BoardError::Data("missing")),
+                }
+                let machine = match environment.mode {
+                    Mode::Board | Mode::Vm => true,
+                    Mode::Process => false,
+                };
+                let dirs = &environment.dirs;
+                Ok(Self { config: dirs.config.join("wherry.toml"), data: dirs.data.join("broker"), machine })
+            }
+            (None, None) => Err(BoardError::Usage("without a supervisor --root is needed".into())),
+        }
+    }
+}
+
 async fn run(arguments: &Arguments) -> Result<(), BoardError> {
-    let root = arguments.root.as_deref().unwrap_or(Path::new("/"));
-    let config = read_config(&root.join("config/wherry.toml"), arguments.root.is_none())?;
-    let data = root.join("data/broker");
-    let secret = long_term_key(&data.join("key"), config.secret_key.clone())?;
+    let place = Place::decide(arguments.root.as_deref(), Environment::inherited().as_ref())?;
+    let config = read_config(&place)?;
+    if place.machine {
+        std::fs::write("/proc/sys/kernel/hostname", config.hostname.as_str())
+            .map_err(|source| BoardError::Io { what: "cannot set the host name".into(), source })?;
+        // Closed before the first interface is up.
+        firewall::protect(Ports::Broker, &BTreeSet::new())
+            .map_err(|error| BoardError::Network(error.to_string()))?;
+        bring_up(config.network.clone())?;
+    }
+    let guarded = place.machine;
     let setup = Setup {
-        secret,
+        secret: long_term_key(&place.data.join("key"), config.secret_key.clone())?,
         location: config.location.clone(),
-        data,
+        data: place.data,
         tokens: config.tokens.clone(),
         publish_address: arguments.listen.ip(),
         limits: ServeLimits::default(),
@@ -132,17 +190,61 @@ async fn run(arguments: &Arguments) -> Result<(), BoardError> {
         enrolment: listen(arguments.enrol_listen).await?,
     };
     let heartbeat = tokio::spawn(heartbeat(service.pulse()));
+    if guarded {
+        tokio::spawn(follow_published(service.published()));
+    }
+    let finder = tokio::spawn(be_found(service.key(), arguments.clone()));
     announce(&service, &listeners);
     let result = service.run(listeners, asked_to_stop()?).await;
+    finder.abort();
     heartbeat.abort();
     Ok(result?)
 }
 
-fn read_config(path: &Path, required: bool) -> Result<Config, BoardError> {
-    match Config::read(path)? {
+/// Opens the firewall for published ports as they come and go.
+async fn follow_published(mut published: watch::Receiver<BTreeSet<u16>>) {
+    loop {
+        let ports = published.borrow_and_update().clone();
+        if let Err(error) = firewall::protect(Ports::Broker, &ports) {
+            tracing::error!("the firewall does not follow the published ports: {error}");
+        }
+        if published.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn read_config(place: &Place) -> Result<Config, BoardError> {
+    match Config::read(&place.config)? {
         Some(config) => Ok(config),
-        None if required => Err(BoardError::NoConfig(path.into())),
+        None if place.machine => Err(BoardError::NoConfig(place.config.clone())),
         None => Ok(Config::default()),
+    }
+}
+
+fn bring_up(network: Option<StaticNetwork>) -> Result<(), BoardError> {
+    let fixed = network.map(|StaticNetwork { interface, address, prefix, gateway }| StaticAddress {
+        interface,
+        address,
+        prefix,
+        gateway,
+    });
+    // The address is of no interest here: the listeners take whatever comes to the board.
+    setup::bring_up(fixed).map(drop).map_err(|error| BoardError::Network(error.to_string()))
+}
+
+/// Answers boards that look for their broker. One that listens on a single address is found by that address.
+async fn be_found(me: PublicKey, arguments: Arguments) {
+    if !arguments.listen.ip().is_unspecified() {
+        return;
+    }
+    let ports = (arguments.listen.port(), arguments.enrol_listen.port());
+    let answering = match UdpSocket::bind((Ipv4Addr::UNSPECIFIED, discovery::PORT)).await {
+        Ok(socket) => discovery::respond(socket, me, ports.0, ports.1).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = answering {
+        tracing::error!("boards cannot find this broker by themselves: {error}");
     }
 }
 
@@ -200,6 +302,7 @@ async fn heartbeat(pulse: Pulse) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wherry_init::mode::Dirs;
 
     fn parse(words: &[&str]) -> Result<Arguments, BoardError> {
         Arguments::parse(words.iter().map(OsString::from))
@@ -212,6 +315,27 @@ mod tests {
             parse(&["--root", "/t", "--listen", "127.0.0.1:1", "--enrol-listen", "127.0.0.1:2"]).unwrap();
         assert_eq!(parsed.root, Some("/t".into()));
         assert_eq!((parsed.listen.port(), parsed.enrol_listen.port()), (1, 2));
+    }
+
+    #[test]
+    fn a_place_needs_a_root_or_a_supervisor() {
+        let place = Place::decide(Some(Path::new("/t")), None).unwrap();
+        assert_eq!(place.data, Path::new("/t/data/broker"));
+        assert!(!place.machine);
+        assert!(matches!(Place::decide(None, None), Err(BoardError::Usage(_))));
+    }
+
+    #[test]
+    fn a_board_without_its_data_partition_does_not_serve() {
+        let environment =
+            |mode, data| Environment { mode, dirs: Dirs::below(Path::new("/")), data, test: false };
+        for (data, word) in [(Data::Damaged, "damaged"), (Data::Absent, "missing")] {
+            let error = Place::decide(None, Some(&environment(Mode::Vm, data))).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        let place = Place::decide(None, Some(&environment(Mode::Board, Data::Mounted))).unwrap();
+        assert!(place.machine);
+        assert_eq!(place.config, Path::new("/config/wherry.toml"));
     }
 
     #[test]

@@ -104,6 +104,12 @@ impl ClientError {
         matches!(self, Self::Lost { .. })
     }
 
+    /// Whether nobody answers, or not yet, as while a broker boots.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::NotABroker { .. })
+    }
+
     /// A failure while connecting to `port` of `address`.
     pub(crate) fn connecting(address: &Address, port: u16, error: SessionError) -> Self {
         let host = address.host().to_owned();

@@ -5,7 +5,8 @@ use futures_util::{AsyncWriteExt as _, StreamExt as _, TryStreamExt as _};
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use wherry_images::archive::{ArchiveError, ArchivedImage, BlobReader, ImageArchive};
 use wherry_protocol::io::{SessionError, Stream};
@@ -17,9 +18,9 @@ const PARALLEL_BLOBS: usize = 3;
 /// Bytes read from the archive at once, and chunks read ahead of the network.
 const CHUNK_BYTES: usize = 128 * 1024;
 const CHUNKS_AHEAD: usize = 4;
-/// Sessions tried before giving up; each sends only what is still missing.
-const ATTEMPTS: u32 = 3;
-/// Pause before another attempt, times the number of the attempt.
+/// How long a lost broker is waited for: time to boot again after a power cut, with much to spare.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Pause before another attempt.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A named image of this account, as it was when asked for.
@@ -85,11 +86,13 @@ struct Push<'a, F> {
     archive: &'a ImageArchive,
     image: &'a ArchivedImage,
     progress: &'a F,
+    /// Blobs that the broker has taken from us.
+    stored: AtomicUsize,
 }
 
 impl Location {
     /// Sends an image and names it. Only the blobs that the broker lacks travel, up to three at a time. If the
-    /// connection is lost it goes on from what has arrived; `progress` is told of every step.
+    /// connection is lost it waits for the broker and goes on from what has arrived; `progress` is told of every step.
     pub async fn push<F>(
         &self,
         archive: &ImageArchive,
@@ -100,17 +103,24 @@ impl Location {
     where
         F: Fn(PushProgress) + Send + Sync,
     {
-        let push = Push { location: self, archive, image, progress: &progress };
+        let push = Push { location: self, archive, image, progress: &progress, stored: AtomicUsize::new(0) };
         let mut attempt = 1;
+        // Since when, and after how many blobs, there has been no progress.
+        let mut stuck: Option<(Instant, usize)> = None;
         loop {
-            match push.once(name).await {
-                Err(error) if error.is_lost() && attempt < ATTEMPTS => {
-                    tokio::time::sleep(PAUSE * attempt).await;
-                    attempt += 1;
-                    progress(PushProgress::Retrying { attempt });
-                }
+            let error = match push.once(name).await {
+                Err(error) if error.is_lost() || (attempt > 1 && error.is_absence()) => error,
                 result => return result,
+            };
+            let stored = push.stored.load(Ordering::Relaxed);
+            match stuck {
+                Some((since, then)) if then == stored && since.elapsed() > PATIENCE => return Err(error),
+                Some((_, then)) if then == stored => {}
+                _ => stuck = Some((Instant::now(), stored)),
             }
+            tokio::time::sleep(PAUSE).await;
+            attempt += 1;
+            progress(PushProgress::Retrying { attempt });
         }
     }
 }
@@ -165,6 +175,7 @@ impl<F: Fn(PushProgress) + Send + Sync> Push<'_, F> {
             (_, Err(error @ ClientError::Refused(_))) => Err(error),
             (Err(error), _) | (Ok(()), Err(error)) => Err(error),
             (Ok(()), Ok(Reply::Done)) => {
+                self.stored.fetch_add(1, Ordering::Relaxed);
                 (self.progress)(PushProgress::Stored { digest });
                 Ok(())
             }

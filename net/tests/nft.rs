@@ -60,6 +60,7 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
         |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
     board(&Board {
         ports: Ports::Broker,
+        published: &BTreeSet::new(),
         uplink: Some("eth0"),
         lan: &["192.168.50.12/24".parse::<Prefix>().unwrap(), "203.0.113.9/27".parse().unwrap()],
         resolvers: &[address("192.168.50.1"), address("10.1.0.1")],
@@ -80,6 +81,7 @@ fn board_rules_read_back() {
     ));
     read_back(&board(&Board {
         ports: Ports::Node,
+        published: &BTreeSet::new(),
         uplink: None,
         lan: &[],
         resolvers: &[],
@@ -123,7 +125,7 @@ fn a_thousand_containers_fit_one_transaction() {
 #[test]
 fn a_broker_offers_its_ports_and_nothing_else() {
     isolated(|| {
-        protect(Ports::Broker).unwrap();
+        protect(Ports::Broker, &BTreeSet::new()).unwrap();
         let router = netns::board_with_router();
         let board: Ipv4Addr = address(netns::BOARD);
         let _listening: Vec<_> =

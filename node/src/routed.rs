@@ -280,9 +280,7 @@ async fn show_log(
         let batch = log.read(position, BATCH_BYTES).map_err(SessionError::Io)?;
         if !batch.entries.is_empty() {
             position = show(writer, batch).await?;
-        } else if seen.closed || !query.follow {
-            return Ok(());
-        } else if progress.changed().await.is_err() {
+        } else if seen.closed || !query.follow || progress.changed().await.is_err() {
             return Ok(());
         }
     }

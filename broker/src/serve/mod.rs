@@ -21,6 +21,7 @@ use crate::sessions::Sessions;
 use crate::state::{Broker, Identity, Input, LoadError, Time};
 use crate::store::{Store, StoreError};
 use gate::Gate;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -182,6 +183,12 @@ impl Service {
         self.first_token.as_ref()
     }
 
+    /// Ports of the broker that lead to containers, as they change.
+    #[must_use]
+    pub fn published(&self) -> tokio::sync::watch::Receiver<BTreeSet<u16>> {
+        self.shared.core.published()
+    }
+
     /// The broker's identity.
     #[must_use]
     pub fn key(&self) -> wherry_protocol::PublicKey {
@@ -240,7 +247,12 @@ impl Pulse {
 }
 
 fn make_directory(path: &Path) -> Result<(), ServeError> {
-    std::fs::create_dir_all(path)
+    use std::os::unix::fs::DirBuilderExt as _;
+    // Who is allowed what is nobody else's business.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
         .map_err(|source| ServeError::Io { what: format!("cannot create {}", path.display()), source })
 }
 

@@ -236,7 +236,7 @@ mod tests {
             kernel: file("vmlinux"),
             command_line: "root=/dev/dm-0 quiet".into(),
             root_hash: String::new(),
-            uefi: false,
+            firmware: wherry_images::disk::FirmwareKind::Uefi,
             partitions: Vec::new(),
         }
     }

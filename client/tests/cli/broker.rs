@@ -39,6 +39,8 @@ pub(crate) struct Faults {
     pub(crate) lose_enrolment: u32,
     /// Cut the connection in the middle of a blob.
     pub(crate) cut_blob: u32,
+    /// Take no connections until then.
+    pub(crate) down_until: Option<std::time::Instant>,
     /// Say that the disk is full in the middle of a blob.
     pub(crate) disk_full: u32,
     /// Answer the hello with a refusal.
@@ -120,6 +122,9 @@ async fn two_ports() -> (TcpListener, TcpListener) {
 async fn listen(shared: Arc<Shared>, listener: TcpListener, enrolment: bool) {
     loop {
         let (socket, _) = listener.accept().await.unwrap();
+        if shared.state().faults.down_until.is_some_and(|until| std::time::Instant::now() < until) {
+            continue;
+        }
         let work = serve(Arc::clone(&shared), socket, enrolment);
         shared.sessions.lock().unwrap().spawn(async move {
             // A session that fails is the test's business; it sees it at the other end.
@@ -253,6 +258,8 @@ impl Shared {
         let half = bytes.len() / 2;
         stream.read_exact(&mut bytes[..half]).await?;
         if used(&mut self.state().faults.cut_blob) {
+            let soon = std::time::Instant::now() + std::time::Duration::from_millis(2500);
+            self.state().faults.down_until = Some(soon);
             self.sessions.lock().unwrap().abort_all();
             std::future::pending::<()>().await;
         }

@@ -27,7 +27,7 @@ fn joining_again_with_the_same_token_changes_nothing() {
     let token = world.broker.token(Role::User).to_string();
     world.run(&["join", &token]).ok();
     let before = std::fs::read(world.locations().join("demo.toml")).unwrap();
-    world.run(&["join", &token]).ok();
+    world.run_with_input(&["join", "-"], format!("{token}\n").as_bytes()).ok();
     assert_eq!(std::fs::read(world.locations().join("demo.toml")).unwrap(), before);
     assert_eq!(world.broker.state().members.len(), 1);
 }

@@ -153,8 +153,10 @@ fn events() {
 fn usage() {
     let world = World::empty();
     assert_eq!(world.line("").code, Some(2));
-    assert_eq!(world.line("frobnicate").code, Some(2));
-    assert_eq!(world.line("ps Bad!").code, Some(2));
+    world.line("frobnicate").fails(2, "unrecognized subcommand 'frobnicate'; --help tells more");
+    world.line("ps Bad!").fails(2, "unexpected argument 'Bad!'");
+    world.line("run --memory lots web").fails(2, "'lots' is not a size");
+    world.line("stop").fails(2, "<CONTAINERS>...");
     assert_eq!(world.line("--version").ok(), format!("wherry {}\n", env!("CARGO_PKG_VERSION")));
     for shell in ["bash", "zsh", "fish"] {
         assert!(world.run(&["completions", shell]).ok().contains("tunnel"), "{shell}");

@@ -80,6 +80,7 @@ fn a_cut_in_the_middle_is_survived_without_sending_anything_twice() {
     world.broker.state().faults.cut_blob = 2;
     let pushed = world.run(&["image", "push", path.to_str().unwrap()]);
     assert!(pushed.ok().contains("pushed"), "{pushed:?}");
+    assert_eq!(pushed.err, "wherry: lost the connection, waiting for the broker to go on\n");
     let mut sent = world.broker.state().sent.clone();
     assert_eq!(sent.len(), 7);
     sent.sort();

@@ -7,7 +7,7 @@ use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
     Value,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{Connection, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
@@ -36,6 +36,8 @@ pub enum Ports {
 pub struct Board<'a> {
     /// What it offers.
     pub ports: Ports,
+    /// TCP ports of its own that lead to containers.
+    pub published: &'a BTreeSet<u16>,
     /// The interface to the outside, once known.
     pub uplink: Option<&'a str>,
     /// The board's networks there.
@@ -112,16 +114,27 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     rules.push(Rule::new().input(BRIDGE).drop());
     rules.push(Rule::new().input(&tunnels()).drop());
     rules.push(Rule::new().lookup(&[Key::Source], "peers").when(Match::Protocol(Protocol::Gre)).accept());
-    if of.ports == Ports::Broker {
-        rules.extend(BROKER_PORTS.map(|port| Rule::new().port(Transport::Tcp, port).accept()));
-    }
-    rules.push(Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept());
+    rules.extend(offered(of.ports));
+    rules.extend(of.published.iter().map(|port| Rule::new().port(Transport::Tcp, *port).accept()));
     let lease =
         Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
     rules.push(lease.accept());
     rules.push(Rule::new().when(Match::Icmp(Icmp::EchoRequest)).limit(PINGS_PER_SECOND).accept());
     rules.push(Rule::new().drop());
     rules
+}
+
+fn offered(ports: Ports) -> Vec<Rule> {
+    match ports {
+        Ports::Broker => {
+            let sessions = BROKER_PORTS.map(|port| Rule::new().port(Transport::Tcp, port).accept());
+            let discovery = Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept();
+            sessions.into_iter().chain([discovery]).collect()
+        }
+        // The broker's answer to a question that went to everybody: connection tracking does not see that it is one. A
+        // node has no other UDP port that this could reach.
+        Ports::Node => vec![Rule::new().when(Match::SourcePort(Transport::Udp, DISCOVERY_PORT)).accept()],
+    }
 }
 
 /// What may pass through the board.
@@ -235,9 +248,12 @@ mod tests {
     use super::*;
     use crate::firewall::golden;
 
+    static NOTHING_PUBLISHED: BTreeSet<u16> = BTreeSet::new();
+
     fn closed(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Board<'_> {
         Board {
             ports: Ports::Node,
+            published: &NOTHING_PUBLISHED,
             uplink: None,
             lan: &[],
             resolvers: &[],

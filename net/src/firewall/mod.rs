@@ -15,13 +15,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use wherry_protocol::message::Transport;
 
-/// Closes a board that runs no containers (a broker) but for what it offers. In the calling thread's namespace.
+/// Closes a board that runs no containers (a broker) but for what it offers, `published` ports among it. In the calling
+/// thread's namespace.
 ///
 /// # Errors
 /// When the kernel lacks nf_tables or the process CAP_NET_ADMIN.
-pub fn protect(ports: Ports) -> Result<(), NftError> {
+pub fn protect(ports: Ports, published: &BTreeSet<u16>) -> Result<(), NftError> {
     let nothing = Board {
         ports,
+        published,
         uplink: None,
         lan: &[],
         resolvers: &[],

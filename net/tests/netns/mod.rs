@@ -60,6 +60,11 @@ impl Space {
         self.0.try_clone().expect("a descriptor")
     }
 
+    /// A path that leads to it as long as it lives.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
     /// Runs `work` in it. Sockets made there stay there.
     pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
@@ -86,8 +91,7 @@ pub(crate) const INTERNET: &str = "203.0.113.10";
 pub(crate) fn board_with_router() -> Space {
     let router = Space::new();
     run("ip link add eth0 type veth peer name lan");
-    let namespace = format!("/proc/{}/fd/{}", std::process::id(), router.0.as_raw_fd());
-    run(&format!("ip link set lan netns {namespace}"));
+    run(&format!("ip link set lan netns {}", router.path()));
     run(&format!("ip addr add {BOARD}/24 dev eth0"));
     run("ip link set eth0 up");
     run(&format!("ip route add default via {ROUTER}"));

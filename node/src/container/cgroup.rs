@@ -17,6 +17,7 @@ const CPU_PERIOD_US: u64 = 100_000;
 pub const MIN_MEMORY_BYTES: u64 = 1024 * 1024;
 /// What a container needs from the kernel.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+const CONTROLLERS_ON: &str = "+cpu +memory +pids";
 
 /// Why a cgroup cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,8 @@ impl CgroupError {
 #[derive(Debug, Clone)]
 pub struct Cgroups {
     root: PathBuf,
+    /// Whether `root` is in a cgroup v2 hierarchy at all.
+    hierarchy: bool,
     limits: bool,
     default_memory_bytes: u64,
 }
@@ -47,12 +50,20 @@ impl Cgroups {
     /// When `root` cannot be made. Controllers that the kernel does not offer are no error: see [`Cgroups::limits`].
     pub fn open(root: PathBuf, default_memory_bytes: u64) -> Result<Self, CgroupError> {
         fs::create_dir_all(&root).map_err(CgroupError::at(&root))?;
-        let offered = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-        let limits = CONTROLLERS.iter().all(|name| offered.split_whitespace().any(|have| have == *name));
-        if limits {
-            write(&root.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
+        let hierarchy = root.join("cgroup.controllers").exists();
+        let offers = |directory: &Path| {
+            let offered = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+            CONTROLLERS.iter().all(|name| offered.split_whitespace().any(|have| have == *name))
+        };
+        // What the directory above has but does not hand down yet is handed down now.
+        if let Some(above) = root.parent().filter(|above| !offers(&root) && offers(above)) {
+            write(&above.join("cgroup.subtree_control"), CONTROLLERS_ON)?;
         }
-        Ok(Self { root, limits, default_memory_bytes })
+        let limits = offers(&root);
+        if limits {
+            write(&root.join("cgroup.subtree_control"), CONTROLLERS_ON)?;
+        }
+        Ok(Self { root, hierarchy, limits, default_memory_bytes })
     }
 
     /// Whether bounds are enforced; false where the kernel lacks a controller.
@@ -78,7 +89,7 @@ impl Cgroups {
     /// The directory of `container`, which may or may not exist.
     #[must_use]
     pub fn of(&self, container: ContainerId) -> Cgroup {
-        Cgroup { path: self.root.join(container.to_string()) }
+        Cgroup { path: self.root.join(container.to_string()), hierarchy: self.hierarchy }
     }
 
     fn bound(&self, cgroup: &Cgroup, resources: &Resources) -> Result<(), CgroupError> {
@@ -86,11 +97,17 @@ impl Cgroups {
             return Ok(());
         }
         for (file, value) in settings(resources, self.default_memory_bytes) {
-            write(&cgroup.path.join(file), &value)?;
+            let path = cgroup.path.join(file);
+            // A kernel without swap has no bound for it either.
+            if file != SWAP || path.exists() {
+                write(&path, &value)?;
+            }
         }
         Ok(())
     }
 }
+
+const SWAP: &str = "memory.swap.max";
 
 /// What is written where: pure.
 fn settings(resources: &Resources, default_memory_bytes: u64) -> Vec<(&'static str, String)> {
@@ -102,7 +119,7 @@ fn settings(resources: &Resources, default_memory_bytes: u64) -> Vec<(&'static s
     vec![
         ("memory.max", memory.to_string()),
         // A bound that swap could stretch is none; boards have no swap anyway.
-        ("memory.swap.max", "0".into()),
+        (SWAP, "0".into()),
         // One process over the bound ends the container: half a service is worse than none.
         ("memory.oom.group", "1".into()),
         ("cpu.max", cpu),
@@ -114,6 +131,7 @@ fn settings(resources: &Resources, default_memory_bytes: u64) -> Vec<(&'static s
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
     path: PathBuf,
+    hierarchy: bool,
 }
 
 impl Cgroup {
@@ -121,6 +139,12 @@ impl Cgroup {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether it is a cgroup; where there is no cgroup v2 it is an ordinary directory that bounds nothing.
+    #[must_use]
+    pub fn is_real(&self) -> bool {
+        self.hierarchy
     }
 
     /// Its directory, for CLONE_INTO_CGROUP.
@@ -151,7 +175,7 @@ impl Cgroup {
     /// # Errors
     /// When the kernel refuses; a directory that is gone is no error.
     pub fn kill(&self) -> Result<(), CgroupError> {
-        if !self.path.exists() {
+        if !self.hierarchy || !self.path.exists() {
             return Ok(());
         }
         write(&self.path.join("cgroup.kill"), "1")
@@ -201,9 +225,29 @@ mod tests {
         let read = |name| fs::read_to_string(cgroup.path().join(name)).unwrap();
         assert!(cgroup.path().ends_with("c3"));
         assert_eq!(read("memory.max"), (64 << 20).to_string());
-        assert_eq!(read("memory.swap.max"), "0");
+        // The test's directory has no such file, like a kernel without swap.
+        assert!(!cgroup.path().join(SWAP).exists());
         assert_eq!(read("cpu.max"), "50000 100000");
         assert_eq!(read("pids.max"), "512");
+    }
+
+    #[test]
+    fn controllers_are_handed_down() {
+        let above = tempfile::tempdir().unwrap();
+        fs::write(above.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let cgroups = Cgroups::open(above.path().join("wherry"), 64 << 20).unwrap();
+        assert_eq!(fs::read_to_string(above.path().join("cgroup.subtree_control")).unwrap(), CONTROLLERS_ON);
+        assert!(!cgroups.limits(), "ordinary files do not appear below");
+    }
+
+    #[test]
+    fn without_a_hierarchy_nothing_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let cgroups = Cgroups::open(directory.path().join("wherry"), 64 << 20).unwrap();
+        let cgroup = cgroups.create(ContainerId(1), &Resources::default()).unwrap();
+        cgroup.kill().unwrap();
+        cgroup.remove().unwrap();
+        assert!(!cgroup.is_real() && !cgroup.path().exists());
     }
 
     #[test]
@@ -228,7 +272,7 @@ mod tests {
     #[test]
     fn out_of_memory_is_read_from_the_events() {
         let directory = tempfile::tempdir().unwrap();
-        let cgroup = Cgroup { path: directory.path().into() };
+        let cgroup = Cgroup { path: directory.path().into(), hierarchy: true };
         assert!(!cgroup.out_of_memory());
         fs::write(directory.path().join("memory.events"), "low 0\noom 1\noom_kill 1\n").unwrap();
         assert!(cgroup.out_of_memory());

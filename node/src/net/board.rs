@@ -6,11 +6,11 @@ use super::inside::{Inside, connect, prepare};
 use super::namespace::within;
 use super::network::{LocalContainer, NetConfig};
 use super::observe::{mtu_of, observe};
-use super::plan::{Desired, Facts, desired, plan, tunnel_mtu};
+use super::plan::{Desired, Facts, NetOp, desired, plan, tunnel_mtu};
 use super::route::RouteSocket;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wherry_net::address::{Prefix, gateway, port_name, tunnel_name, usable};
@@ -29,6 +29,8 @@ struct Attached {
     address: Ipv4Addr,
     namespace: OwnedFd,
     rules: Rules,
+    /// What its `eth0` was last made.
+    inside: Option<Inside>,
 }
 
 /// Rules of one namespace: a socket to it, and what was last said through it.
@@ -151,16 +153,32 @@ impl Board {
             self.rules.ensure(self.board_rules()).map_err(NetError::Firewall)?;
             self.container_rules()?;
         }
-        match self.index {
-            Some(index) => self.devices(index),
-            None => Ok(()),
+        let Some(index) = self.index else { return Ok(()) };
+        self.devices(index)?;
+        self.insides(index)
+    }
+
+    /// The containers' ends. They change only when the network to the outside takes larger or smaller packets.
+    fn insides(&mut self, index: NodeIndex) -> Result<(), NetError> {
+        let (mtu, overlay_mtu) = (self.mtu, tunnel_mtu(self.mtu));
+        let mut result = Ok(());
+        for (id, attached) in &mut self.attached {
+            let wanted = Inside { address: attached.address, gateway: gateway(index), mtu, overlay_mtu };
+            if attached.inside != Some(wanted) {
+                let made = inside(*id, &attached.namespace, || connect(wanted));
+                let made = made.and_then(|made| made.map_err(|source| NetError::Inside { id: *id, source }));
+                attached.inside = made.is_ok().then_some(wanted);
+                result = result.and(made);
+            }
         }
+        result
     }
 
     fn board_rules(&self) -> Ruleset {
         let containers = self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect();
         firewall::board(&firewall::Board {
             ports: self.ports,
+            published: &BTreeSet::new(),
             uplink: self.uplink.as_ref().map(|uplink| uplink.interface.as_str()),
             lan: &self.lan(),
             resolvers: self.resolvers(),
@@ -216,22 +234,39 @@ impl Board {
     }
 
     fn devices(&mut self, index: NodeIndex) -> Result<(), NetError> {
-        if let Some(uplink) = &self.uplink {
-            let mtu = mtu_of(&mut self.route, &uplink.interface).map_err(kernel("read the MTU"))?;
-            self.mtu = mtu.unwrap_or(self.mtu);
-        }
+        self.follow_mtu()?;
         let mut desired = self.desired(index);
         let observed = observe(&mut self.route, &desired).map_err(kernel("read devices and routes"))?;
         if self.adopted {
             let unknown = observed.links.keys().filter(|name| !desired.links.contains_key(*name));
             desired.keep.extend(unknown.cloned().collect::<Vec<_>>());
         }
+        let steps = plan(&desired, &observed);
+        self.forget_insides(&steps);
         let namespaces: Namespaces<'_> = self
             .attached
             .iter()
             .filter_map(|(id, attached)| Some((port_name(*id)?, attached.namespace.as_fd())))
             .collect();
-        apply(&mut self.route, &namespaces, plan(&desired, &observed)).map_err(NetError::Apply)
+        apply(&mut self.route, &namespaces, steps).map_err(NetError::Apply)
+    }
+
+    fn follow_mtu(&mut self) -> Result<(), NetError> {
+        let Some(uplink) = &self.uplink else { return Ok(()) };
+        let mtu = mtu_of(&mut self.route, &uplink.interface).map_err(kernel("read the MTU"))?;
+        self.mtu = mtu.unwrap_or(self.mtu);
+        Ok(())
+    }
+
+    /// A new pair's other end knows nothing yet.
+    fn forget_insides(&mut self, steps: &[NetOp]) {
+        for step in steps {
+            let NetOp::CreateLink { name, .. } = step else { continue };
+            let mine = |(id, _): &(&ContainerId, &mut Attached)| port_name(**id).as_ref() == Some(name);
+            if let Some((_, attached)) = self.attached.iter_mut().find(mine) {
+                attached.inside = None;
+            }
+        }
     }
 
     /// Connects a container's namespace. A container that already is (after a restart of the service) is not touched.
@@ -251,8 +286,8 @@ impl Board {
             false => self.prepare(container, &namespace)?,
         };
         let rules = Rules { nft, told: None };
-        self.attached.insert(id, Attached { address: container.address, namespace, rules });
-        self.finish(container, index, connected).inspect_err(|_| self.forget(id))
+        self.attached.insert(id, Attached { address: container.address, namespace, rules, inside: None });
+        self.converge().inspect_err(|_| self.forget(id))
     }
 
     fn prepare(&mut self, container: LocalContainer, namespace: &OwnedFd) -> Result<NftSocket, NetError> {
@@ -265,23 +300,6 @@ impl Board {
         }
         let rules = self.rules_of(container);
         inside(id, namespace, || prepare(&rules))?.map_err(|source| NetError::Inside { id, source })
-    }
-
-    fn finish(
-        &mut self,
-        container: LocalContainer,
-        index: NodeIndex,
-        connected: bool,
-    ) -> Result<(), NetError> {
-        let id = container.id;
-        self.converge()?;
-        if connected {
-            return Ok(());
-        }
-        let wanted =
-            Inside { address: container.address, gateway: gateway(index), overlay_mtu: tunnel_mtu(self.mtu) };
-        let attached = self.attached.get(&id).ok_or(NetError::Unknown(id))?;
-        inside(id, &attached.namespace, || connect(wanted))?.map_err(|source| NetError::Inside { id, source })
     }
 
     /// After a failed attach: the error being reported is the first one, what this leaves is found by the next look.

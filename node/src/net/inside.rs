@@ -1,6 +1,7 @@
 //! A container's end: what is set up within its namespace. Everything may be done twice.
 use super::route::{Existing, RouteSocket, RouteSpec};
 use super::settings;
+use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use std::net::Ipv4Addr;
 use wherry_net::address::{CONTAINER_INTERFACE, OVERLAY, Prefix};
@@ -13,6 +14,8 @@ pub(crate) struct Inside {
     pub(crate) address: Ipv4Addr,
     /// The board's, on the bridge.
     pub(crate) gateway: Ipv4Addr,
+    /// Largest packet, in bytes.
+    pub(crate) mtu: u32,
     /// Largest packet to other containers, in bytes: they may be behind a tunnel.
     pub(crate) overlay_mtu: u32,
 }
@@ -61,6 +64,8 @@ pub(crate) fn connect(inside: Inside) -> Result<(), InsideError> {
     let mut route = RouteSocket::open().map_err(doing("reach rtnetlink"))?;
     let eth0 = CONTAINER_INTERFACE;
     let address = Prefix::host(inside.address);
+    let mtu = vec![LinkAttribute::Mtu(inside.mtu)];
+    route.set_link(eth0, mtu).map_err(doing("set the MTU of eth0"))?;
     route.add_address(eth0, address, Existing::Replace).map_err(doing("set the address of eth0"))?;
     route.set_up(eth0).map_err(doing("switch eth0 on"))?;
     let overlay = RouteSpec {

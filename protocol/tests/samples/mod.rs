@@ -1,4 +1,5 @@
 //! One value of every variant of every message enum.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;

@@ -225,9 +225,10 @@ async fn push_one(
         PushProgress::Stored { .. } => {
             blobs.fetch_add(1, Ordering::Relaxed);
         }
-        PushProgress::Retrying { attempt } => {
-            bar.println(format!("connection lost, going on (attempt {attempt})"));
+        PushProgress::Retrying { attempt: 2 } => {
+            bar.suspend(|| eprintln!("wherry: lost the connection, waiting for the broker to go on"));
         }
+        PushProgress::Retrying { .. } => {}
     };
     let started = std::time::Instant::now();
     let result = location.push(archive, image, name, progress).await;

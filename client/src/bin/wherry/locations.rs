@@ -2,13 +2,17 @@
 use crate::context::{CliError, Context};
 use crate::{output, view};
 use clap::{Args, Subcommand};
+use std::io::{BufRead as _, Read as _};
 use wherry_client::{Address, JoinOptions};
 use wherry_protocol::{Name, Token};
+
+/// More than any token takes.
+const MAX_TOKEN_BYTES: u64 = 4096;
 
 /// `wherry join`
 #[derive(Debug, Args)]
 pub(crate) struct Join {
-    /// The token, as `wherry token create` printed it.
+    /// The token, as `wherry token create` printed it; - reads it from standard input.
     token: String,
     /// Where the broker is, instead of where the token says.
     #[arg(long, value_name = "HOST[:PORT]")]
@@ -22,7 +26,8 @@ pub(crate) struct Join {
 }
 
 pub(crate) async fn join(context: &Context, args: Join) -> Result<u8, CliError> {
-    let token: Token = args.token.parse().map_err(|error| CliError::Other(format!("{error}")))?;
+    let text = if args.token == "-" { read_token()? } else { args.token };
+    let token: Token = text.parse().map_err(|error| CliError::Other(format!("{error}")))?;
     let label = args.label.or_else(default_label).ok_or_else(|| {
         CliError::Usage("cannot make an account name of user and computer: add --label <name>".into())
     })?;
@@ -39,6 +44,17 @@ pub(crate) async fn join(context: &Context, args: Join) -> Result<u8, CliError> 
         ))?;
     }
     Ok(0)
+}
+
+/// The first line of standard input: there a token stays out of the shell's history.
+fn read_token() -> Result<String, CliError> {
+    let mut text = String::new();
+    std::io::stdin()
+        .lock()
+        .take(MAX_TOKEN_BYTES)
+        .read_line(&mut text)
+        .map_err(|error| CliError::Other(format!("cannot read the token: {error}")))?;
+    Ok(text)
 }
 
 pub(crate) fn default_label() -> Option<Name> {

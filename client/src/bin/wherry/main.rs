@@ -122,13 +122,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// clap's own report: help and version go to standard output and are a success, the rest is wrong usage.
+/// Help and version go to standard output and are a success; wrong usage is one sentence, as every error.
 fn usage(error: &clap::Error) -> ExitCode {
-    let printed = error.print().is_ok();
-    match (error.use_stderr(), printed) {
-        (false, true) => ExitCode::SUCCESS,
-        _ => ExitCode::from(CliError::USAGE),
+    if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    {
+        let printed = error.print().is_ok();
+        return ExitCode::from(if error.use_stderr() { CliError::USAGE } else { u8::from(!printed) });
     }
+    failed(&CliError::Usage(format!("{}; --help tells more", sentence(&error.to_string()))))
+}
+
+/// The first paragraph of clap's report, on one line.
+fn sentence(report: &str) -> String {
+    let report = report.strip_prefix("error: ").unwrap_or(report);
+    let paragraph: Vec<&str> = report.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    paragraph.join(" ")
 }
 
 fn failed(error: &CliError) -> ExitCode {
@@ -183,6 +191,20 @@ fn completions(shell: clap_complete::Shell) -> Result<u8, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wrong_usage_is_one_sentence() {
+        let said = |words: &[&str]| sentence(&Cli::try_parse_from(words).unwrap_err().to_string());
+        assert_eq!(
+            said(&["wherry", "run"]),
+            "the following required arguments were not provided: <IMAGE> [COMMAND]..."
+        );
+        assert_eq!(said(&["wherry", "frob"]), "unrecognized subcommand 'frob'");
+        assert_eq!(
+            said(&["wherry", "run", "-m", "x", "web"]),
+            "invalid value 'x' for '--memory <SIZE>': 'x' is not a size: use a number with b, k, m or g, as in 64m"
+        );
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

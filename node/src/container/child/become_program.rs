@@ -6,7 +6,7 @@ use super::super::seccomp::Filters;
 use super::super::user::{self, Identity};
 use super::mounts::make_directory;
 use nix::errno::Errno;
-use nix::sys::resource::{Resource as Kind, setrlimit};
+use nix::sys::resource::{Resource as Kind, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use std::convert::Infallible;
@@ -116,7 +116,15 @@ fn set_limit(limit: &Limit) -> Result<(), Failure> {
         Resource::Files => (Kind::RLIMIT_NOFILE, "nofile"),
         Resource::Core => (Kind::RLIMIT_CORE, "core"),
     };
-    setrlimit(kind, limit.soft, limit.hard).map_err(|errno| Failure::new(Step::Limit, name, errno))
+    let fail = |errno| Failure::new(Step::Limit, name, errno);
+    match setrlimit(kind, limit.soft, limit.hard) {
+        // A node that is itself bounded (a process, not a board) cannot give more than it has.
+        Err(Errno::EPERM) => {
+            let (_, most) = getrlimit(kind).map_err(fail)?;
+            setrlimit(kind, limit.soft.min(most), limit.hard.min(most)).map_err(fail)
+        }
+        result => result.map_err(fail),
+    }
 }
 
 fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>, Failure> {
