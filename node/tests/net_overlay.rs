@@ -40,7 +40,7 @@ impl Board {
     fn new(space: Space, index: u8) -> Self {
         space.run(&format!("ip addr add {}/24 dev eth0", underlay(index)));
         space.run("ip link set eth0 up");
-        let config = NetConfig { reconcile: Duration::from_millis(200), ..NetConfig::NODE };
+        let config = NetConfig { reconcile: Duration::from_millis(200) };
         let network = space.enter(|| Network::new(config)).unwrap();
         assert!(network.facts().overlay, "this kernel has no GRE");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use wherry_init::control::{ControlError, Descriptors, Endpoint, Launch, Namespaces};
+use wherry_init::control::{ControlError, Descriptors, Endpoint, Launch, Namespaces, ProcessKey};
 use wherry_protocol::message::{ContainerDesired, ContainerReport, ContainerState};
 use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, WireError};
 use wherry_sys::terminal::{WindowSize, open_pty};
@@ -31,6 +31,8 @@ use wherry_sys::terminal::{WindowSize, open_pty};
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the processes of a failed or removed container may take to vanish after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// SIGKILL (signal(7)).
+const SIGKILL: i32 = 9;
 /// A terminal's size until somebody who has one attaches.
 const FIRST_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
 
@@ -184,6 +186,10 @@ impl Runtime {
     /// # Errors
     /// When something resists; asking again is fine.
     pub async fn remove(&self, container: ContainerRef) -> Result<(), WireError> {
+        if self.instances().get(&container.id).is_some_and(|instance| instance.container != container) {
+            // A late word about a former life; what is on the disk belongs to the present one.
+            return Ok(());
+        }
         self.clear(container, &self.inner.cgroups.of(container.id)).await;
         let directory = self.inner.data.container(container.id);
         let removed = tokio::task::spawn_blocking(move || directory.remove()).await;
@@ -246,10 +252,15 @@ impl Runtime {
         let gate = Gate { go, report: AsyncDescriptor::new(report).map_err(unusable)? };
         let pidfd = launched.pidfd.try_clone().map_err(unusable)?;
         let opened = tokio::time::timeout(START_DEADLINE, gate.pass(connect(pidfd))).await;
-        opened.map_err(|_| {
+        let opened = opened.unwrap_or_else(|_| {
             let message = format!("the container did not start within {} s", START_DEADLINE.as_secs());
-            WireError::new(ErrorCode::StartFailed, message)
-        })??;
+            Err(WireError::new(ErrorCode::StartFailed, message))
+        });
+        if let Err(error) = opened {
+            let mut exit = launched.exit;
+            self.kill(key(desired.container), exit.wait_for(Option::is_some)).await;
+            return Err(error);
+        }
         self.keep(desired.container, launched, plan, cgroup, ring, ends)
     }
 
@@ -330,14 +341,17 @@ impl Runtime {
 
     /// Ends and forgets the processes of a container; its files stay.
     async fn clear(&self, container: ContainerRef, cgroup: &Cgroup) {
-        let instance = self.instances().remove(&container.id);
+        let instance = self.take_instance(container);
+        if let Some(instance) = instance.filter(|instance| instance.ended().is_none()) {
+            // The end comes before the release: who follows its output or waits for it is told.
+            self.kill(key(container), instance.wait()).await;
+        }
         if let Err(error) = self.inner.supervisor.release(key(container)).await {
             tracing::error!("container {container}: {error}");
         }
         if let Err(error) = cgroup.kill() {
             tracing::warn!("container {container}: {error}");
         }
-        drop(instance);
         let deadline = tokio::time::Instant::now() + KILL_DEADLINE;
         // A killed process leaves its cgroup a moment later.
         while let Err(error) = cgroup.remove() {
@@ -347,6 +361,23 @@ impl Runtime {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Kills a process and waits until `end` shows that it is gone, and its mounts with it.
+    async fn kill<T>(&self, key: ProcessKey, end: impl Future<Output = T>) {
+        if let Err(error) = self.inner.supervisor.signal(key, SIGKILL).await {
+            tracing::error!("container c{}: {error}", key.id);
+        }
+        if tokio::time::timeout(KILL_DEADLINE, end).await.is_err() {
+            tracing::error!("container c{} does not end after SIGKILL", key.id);
+        }
+    }
+
+    /// Forgets this life of a container; another one that has taken its place stays.
+    fn take_instance(&self, container: ContainerRef) -> Option<Arc<Instance>> {
+        let mut instances = self.instances();
+        let this = instances.get(&container.id).is_some_and(|instance| instance.container == container);
+        if this { instances.remove(&container.id) } else { None }
     }
 
     fn instances(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Instance>>> {

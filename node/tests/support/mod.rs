@@ -3,6 +3,8 @@
 //! Runs as root: namespaces, mounts and ownership are what is tested.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+pub mod supervisor;
+
 use nix::sched::CloneFlags;
 use std::ffi::CString;
 use std::fs::{self, File};

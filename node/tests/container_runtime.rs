@@ -1,0 +1,492 @@
+//! The whole runtime: images fetched, containers started, watched, crashed away from and found again, removed.
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+mod support;
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use support::supervisor::Supervisor;
+use support::{busybox_root, eventually, spec};
+use tokio::runtime::Runtime as Tokio;
+use tokio::sync::mpsc;
+use wherry_node::container::cgroup::Cgroups;
+use wherry_node::container::execute::Execution;
+use wherry_node::container::instance::Instance;
+use wherry_node::container::layers::{BlobReader, BlobSource};
+use wherry_node::container::runtime::{Exit, Runtime};
+use wherry_protocol::message::{
+    ContainerDesired, ContainerReport, ContainerSpec, ContainerState, Descriptor, ExecSpec, ExitStatus,
+    ImageManifest, Media,
+};
+use wherry_protocol::{ContainerId, ContainerRef, Digest, ErrorCode, Generation, WireError};
+
+const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+/// Where the machine of the test has cgroup v2, if anywhere.
+const CGROUPS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+
+#[derive(Default)]
+struct Blobs(HashMap<Digest, Vec<u8>>);
+
+impl BlobSource for Blobs {
+    async fn fetch(&self, digest: Digest, _size: u64) -> Result<BlobReader, WireError> {
+        let missing = || WireError::new(ErrorCode::NotFound, "no such blob");
+        let bytes = self.0.get(&digest).cloned().ok_or_else(missing)?;
+        Ok(Box::new(futures_util::io::Cursor::new(bytes)))
+    }
+}
+
+impl Blobs {
+    fn add(&mut self, bytes: Vec<u8>, media: Media) -> Descriptor {
+        let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+        self.0.insert(digest, bytes);
+        Descriptor { digest, size, media }
+    }
+}
+
+/// A node's disk, its supervisor, and an image.
+struct World {
+    base: tempfile::TempDir,
+    cgroup: PathBuf,
+    supervisor: Supervisor,
+    blobs: Blobs,
+    image: ImageManifest,
+}
+
+impl World {
+    fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests run as root, as the node does");
+        let base = tempfile::tempdir().unwrap();
+        let root = base.path().join("root");
+        busybox_root(&root);
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.follow_symlinks(false);
+        archive.append_dir_all(".", &root).unwrap();
+        let layer = archive.into_inner().unwrap();
+        let config = format!(
+            r#"{{"architecture":"{ARCHITECTURE}","os":"linux","config":{{"Env":["PATH=/bin"]}},"rootfs":{{"diff_ids":["{}"]}}}}"#,
+            Digest::of(&layer)
+        );
+        let mut blobs = Blobs::default();
+        let layers = vec![blobs.add(layer, Media::LayerTar)];
+        let image = ImageManifest { config: blobs.add(config.into_bytes(), Media::Config), layers };
+        let hierarchy = CGROUPS
+            .map(Path::new)
+            .into_iter()
+            .find(|path| path.join("cgroup.procs").exists() && path.join("cgroup.controllers").exists());
+        let name = format!("wherry-test-{}", base.path().file_name().unwrap().to_string_lossy());
+        let cgroup = hierarchy.expect("cgroup v2 is mounted").join(name);
+        Self { base, cgroup, supervisor: Supervisor::new(), blobs, image }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.base.path().join("data")
+    }
+
+    fn desired(&self, id: u64, generation: u32, spec: ContainerSpec) -> ContainerDesired {
+        let container = ContainerRef { id: ContainerId(id), generation: Generation(generation) };
+        ContainerDesired { container, image: self.image.clone(), ..support::desired(spec) }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
+            fs::remove_dir(entry.path()).ok();
+        }
+        fs::remove_dir(&self.cgroup).ok();
+    }
+}
+
+/// One life of the node's service.
+struct Service<'a> {
+    world: &'a World,
+    tokio: Tokio,
+    runtime: Runtime,
+    adopted: Vec<ContainerReport>,
+    exits: mpsc::UnboundedReceiver<Exit>,
+}
+
+impl<'a> Service<'a> {
+    fn new(world: &'a World) -> Self {
+        let tokio = Tokio::new().unwrap();
+        let endpoint = world.supervisor.connect();
+        let cgroups = Cgroups::open(world.cgroup.clone(), 64 << 20).unwrap();
+        let (sender, exits) = mpsc::unbounded_channel();
+        let opened = tokio.block_on(Runtime::open(&world.data(), cgroups, ARCHITECTURE, endpoint, sender));
+        let (runtime, adopted) = opened.unwrap();
+        Self { world, tokio, runtime, adopted, exits }
+    }
+
+    fn start(&self, desired: &ContainerDesired) -> Result<Arc<Instance>, WireError> {
+        let connect = |_pidfd| async { Ok(()) };
+        let started = self.tokio.block_on(async {
+            let start = self.runtime.start(desired, &[Ipv4Addr::LOCALHOST], &self.world.blobs, connect);
+            tokio::time::timeout(support::PATIENCE, start).await.expect("it starts in time")
+        })?;
+        let instance = self.runtime.instance(desired.container).unwrap();
+        assert_eq!((started.pid, started.started_ms), (instance.pid, instance.started_ms));
+        Ok(instance)
+    }
+
+    fn exit(&mut self) -> Exit {
+        let exits = &mut self.exits;
+        self.tokio
+            .block_on(async { tokio::time::timeout(support::PATIENCE, exits.recv()).await })
+            .expect("it ends in time")
+            .unwrap()
+    }
+
+    /// Runs to the end: output and status.
+    fn run(&mut self, desired: &ContainerDesired) -> (String, ExitStatus) {
+        let instance = self.start(desired).unwrap();
+        let exit = self.exit();
+        assert_eq!(exit.container, desired.container);
+        (output(&instance), exit.ended.status)
+    }
+
+    fn remove(&self, container: ContainerRef) {
+        self.tokio.block_on(self.runtime.remove(container)).unwrap();
+    }
+
+    fn exec(&self, instance: &Instance, script: &str) -> (String, Result<ExitStatus, WireError>) {
+        let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+        let spec = ExecSpec { command, ..ExecSpec::default() };
+        self.tokio.block_on(async {
+            let execution =
+                Execution::start(self.runtime.supervisor(), instance, &spec, self.runtime.limits());
+            let execution = execution.await.unwrap();
+            let (mut text, mut buffer) = (Vec::new(), [0; 1024]);
+            loop {
+                match execution.stdout.read(&mut buffer).await.unwrap() {
+                    0 => break,
+                    length => text.extend_from_slice(&buffer[..length]),
+                }
+            }
+            let ended = execution.wait().await;
+            execution.release().await;
+            (String::from_utf8(text).unwrap(), ended)
+        })
+    }
+}
+
+fn output(instance: &Instance) -> String {
+    let entries = instance.log.read(0, usize::MAX).unwrap().entries;
+    entries.iter().map(|entry| String::from_utf8_lossy(&entry.bytes).into_owned()).collect()
+}
+
+fn sh(script: &str) -> ContainerSpec {
+    spec(&["sh", "-c", script])
+}
+
+#[test]
+fn a_container_runs_is_heard_and_ends() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    assert!(service.adopted.is_empty());
+    let (text, status) = service.run(&world.desired(1, 1, spec(&["echo", "hello"])));
+    assert_eq!((text.as_str(), status), ("hello\n", ExitStatus::Code(0)));
+    let (text, status) = service.run(&world.desired(2, 1, sh("echo out; echo err >&2; exit 42")));
+    assert_eq!((text.len(), status), (8, ExitStatus::Code(42)));
+    let trapped = world.desired(3, 1, sh("trap 'exit 9' TERM; echo up; while :; do sleep 0.01; done"));
+    let instance = service.start(&trapped).unwrap();
+    eventually("its first word", || output(&instance) == "up\n");
+    service.tokio.block_on(service.runtime.signal(trapped.container, 15)).unwrap();
+    assert_eq!(service.exit().ended.status, ExitStatus::Code(9));
+    let error = service.tokio.block_on(service.runtime.signal(trapped.container, 15)).unwrap_err();
+    assert_eq!((error.code, error.message.as_str()), (ErrorCode::WrongState, "container c3 is not running"));
+}
+
+#[test]
+fn the_network_is_there_before_the_program() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    let desired = world.desired(1, 1, spec(&["cat", "/proc/sys/net/ipv4/ip_default_ttl"]));
+    let connect = |pidfd: std::os::fd::OwnedFd| async move {
+        let inside = move || {
+            wherry_sys::process::setns(&pidfd, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            fs::write("/proc/sys/net/ipv4/ip_default_ttl", "33").unwrap();
+        };
+        std::thread::spawn(inside).join().unwrap();
+        Ok(())
+    };
+    service.tokio.block_on(service.runtime.start(&desired, &[], &world.blobs, connect)).unwrap();
+    let instance = service.runtime.instance(desired.container).unwrap();
+    assert_eq!(service.exit().ended.status, ExitStatus::Code(0));
+    assert_eq!(output(&instance), "33\n");
+}
+
+#[test]
+fn input_comes_to_its_end() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    let desired = world.desired(1, 1, ContainerSpec { stdin_open: true, ..sh("cat; echo over") });
+    let instance = service.start(&desired).unwrap();
+    service.tokio.block_on(instance.input().write(b"said\n")).unwrap();
+    service.tokio.block_on(service.runtime.end_input(&instance));
+    assert_eq!(service.exit().ended.status, ExitStatus::Code(0));
+    assert_eq!(output(&instance), "said\nover\n");
+    // Without stdin_open it reads end-of-file at once.
+    assert_eq!(service.run(&world.desired(2, 1, sh("cat; echo over"))).0, "over\n");
+}
+
+#[test]
+fn a_terminal_has_a_size_that_changes() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    let script = "stty size; trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.01; done";
+    let instance = service.start(&world.desired(1, 1, ContainerSpec { tty: true, ..sh(script) })).unwrap();
+    eventually("the first size", || output(&instance).contains("ready"));
+    instance.resize(50, 132);
+    assert_eq!(service.exit().ended.status, ExitStatus::Code(0));
+    assert_eq!(output(&instance), "24 80\r\nready\r\n50 132\r\n");
+}
+
+#[test]
+fn output_without_a_reader_never_holds_a_container_up() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    let script = "i=0; while [ $i -lt 20000 ]; do echo line number $i of a lot of them; i=$((i+1)); done";
+    let instance = service.start(&world.desired(1, 1, sh(script))).unwrap();
+    assert_eq!(service.exit().ended.status, ExitStatus::Code(0));
+    let batch = instance.log.read(0, usize::MAX).unwrap();
+    assert!(batch.dropped > 0, "the ring is bounded");
+    assert!(output(&instance).ends_with("line number 19999 of a lot of them\n"));
+}
+
+fn processes_below(cgroup: &Path) -> String {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    entries.map(|entry| fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default()).collect()
+}
+
+#[test]
+fn nothing_is_left_after_removal() {
+    let world = World::new();
+    let service = Service::new(&world);
+    let mounts = || {
+        fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .matches(world.base.path().to_str().unwrap())
+            .count()
+    };
+    let desired = world.desired(1, 1, sh("sleep 1000 & touch /written; echo up; wait"));
+    let instance = service.start(&desired).unwrap();
+    eventually("its first word", || output(&instance) == "up\n");
+    assert!(world.data().join("containers/1/upper/written").exists());
+    let process = PathBuf::from(format!("/proc/{}", instance.pid));
+    let waiting = service.tokio.spawn({
+        let instance = Arc::clone(&instance);
+        async move { instance.wait().await }
+    });
+    service.remove(desired.container);
+    assert!(!process.exists(), "its process is gone when removal is done");
+    assert_eq!(service.tokio.block_on(waiting).unwrap().status, ExitStatus::Signal(9), "who waits is told");
+    assert!(!world.data().join("containers/1").exists());
+    assert!(!world.cgroup.join("c1").exists());
+    assert_eq!((mounts(), processes_below(&world.cgroup).as_str()), (0, ""));
+    assert!(service.runtime.instance(desired.container).is_none());
+    // Again is fine, and so is what never was.
+    service.remove(desired.container);
+    service.remove(ContainerRef { id: ContainerId(99), generation: Generation(1) });
+}
+
+#[test]
+fn what_cannot_start_says_why_and_leaves_nothing_running() {
+    let mut world = World::new();
+    let no_image =
+        ImageManifest { config: world.blobs.add(b"{".to_vec(), Media::Config), layers: Vec::new() };
+    let gone = Descriptor { digest: Digest::of(b"gone"), size: 4, media: Media::Config };
+    let service = Service::new(&world);
+    let fail = |desired: &ContainerDesired| {
+        let error = service.start(desired).map(drop).unwrap_err();
+        assert!(service.runtime.instance(desired.container).is_none());
+        (error.code, error.message)
+    };
+    let expected = "could not start: no such program 'foo' in the image, check the command";
+    assert_eq!(fail(&world.desired(1, 1, spec(&["foo"]))), (ErrorCode::StartFailed, expected.to_owned()));
+    let bob = ContainerSpec { user: Some("bob".into()), ..spec(&["true"]) };
+    assert!(fail(&world.desired(2, 1, bob)).1.contains("no user or group 'bob'"));
+    let (code, text) = fail(&world.desired(3, 1, spec(&[])));
+    assert_eq!(
+        (code, text.as_str()),
+        (ErrorCode::Invalid, "the image names no program to run: give a command")
+    );
+    let damaged = ContainerDesired { image: no_image, ..world.desired(4, 1, spec(&["true"])) };
+    assert_eq!(fail(&damaged).0, ErrorCode::BadImage);
+    let image = ImageManifest { config: gone, layers: Vec::new() };
+    assert_eq!(
+        fail(&ContainerDesired { image, ..world.desired(5, 1, spec(&["true"])) }).0,
+        ErrorCode::NotFound
+    );
+    let desired = world.desired(6, 1, spec(&["true"]));
+    let refuse = |_| async { Err(WireError::new(ErrorCode::Internal, "no network today")) };
+    let error =
+        service.tokio.block_on(service.runtime.start(&desired, &[], &world.blobs, refuse)).unwrap_err();
+    assert_eq!(error.message, "no network today");
+    assert_eq!(processes_below(&world.cgroup), "");
+    // The same container may try again in its next life.
+    service.start(&world.desired(1, 2, spec(&["true"]))).unwrap();
+}
+
+#[test]
+fn a_new_generation_keeps_the_files_and_never_doubles() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    service.run(&world.desired(1, 1, sh("echo first >> /file")));
+    assert_eq!(service.run(&world.desired(1, 2, sh("echo second >> /file; cat /file"))).0, "first\nsecond\n");
+    let sleeping = world.desired(1, 3, spec(&["sleep", "1000"]));
+    service.start(&sleeping).unwrap();
+    let error = service.start(&world.desired(1, 4, spec(&["true"]))).map(drop).unwrap_err();
+    assert_eq!(
+        (error.code, error.message.as_str()),
+        (ErrorCode::WrongState, "container c1 is still running")
+    );
+    service.remove(ContainerRef { generation: Generation(2), ..sleeping.container });
+    assert!(service.runtime.instance(sleeping.container).is_some(), "a late removal touches nothing");
+    service.remove(sleeping.container);
+    service.exit();
+    assert_eq!(service.run(&world.desired(1, 4, sh("ls /file || echo gone"))).0.lines().last(), Some("gone"));
+}
+
+#[test]
+fn a_crash_of_the_service_loses_nothing() {
+    let world = World::new();
+    let service = Service::new(&world);
+    let talking = world.desired(
+        1,
+        1,
+        sh("n=0; while [ ! -e /stop ]; do echo $n; n=$((n+1)); sleep 0.02; done; exit 7"),
+    );
+    let ending = world.desired(2, 1, sh("read x; echo last word; exit 5"));
+    let terminal = world.desired(3, 1, ContainerSpec { tty: true, ..sh("echo tty; read x; exit 6") });
+    let first = service.start(&talking).unwrap();
+    let second = service
+        .start(&ContainerDesired {
+            spec: ContainerSpec { stdin_open: true, ..ending.spec.clone() },
+            ..ending.clone()
+        })
+        .unwrap();
+    let third = service.start(&terminal).unwrap();
+    eventually("some words", || output(&first).lines().count() > 5 && output(&third).contains("tty"));
+    let pids = [first.pid, second.pid, third.pid];
+    // The crash: every task and descriptor of the service is gone at once.
+    drop((first, second, third));
+    service.tokio.shutdown_timeout(std::time::Duration::from_millis(100));
+    drop(service.runtime);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mut service = Service::new(&world);
+    assert_eq!(service.adopted.len(), 3);
+    for report in &service.adopted {
+        let ContainerState::Running { pid, .. } = report.state else { panic!("it runs: {report:?}") };
+        assert!(pids.contains(&pid), "the same processes");
+    }
+    let first = service.runtime.instance(talking.container).unwrap();
+    eventually("words from the time of the crash and after", || output(&first).lines().count() > 30);
+    let second = service.runtime.instance(ending.container).unwrap();
+    service.tokio.block_on(second.input().write(b"go\n")).unwrap();
+    assert_eq!(service.exit().ended.status, ExitStatus::Code(5));
+    assert_eq!(output(&second), "last word\n");
+    let third = service.runtime.instance(terminal.container).unwrap();
+    service.tokio.block_on(third.input().write(b"go\n")).unwrap();
+    assert_eq!(service.exit().ended.status, ExitStatus::Code(6));
+    assert_eq!(service.exec(&first, "touch /stop; echo done"), ("done\n".into(), Ok(ExitStatus::Code(0))));
+    assert_eq!(service.exit().ended.status, ExitStatus::Code(7));
+    let text = output(&first);
+    let expected: String = (0..text.lines().count()).map(|n| format!("{n}\n")).collect();
+    assert_eq!(text, expected, "every word, once, in order");
+}
+
+#[test]
+fn an_end_during_the_crash_is_still_told() {
+    let world = World::new();
+    let service = Service::new(&world);
+    let desired = world.desired(1, 1, sh("echo before; sleep 0.3; echo after; exit 3"));
+    drop(service.start(&desired).unwrap());
+    service.tokio.shutdown_timeout(std::time::Duration::from_millis(100));
+    drop(service.runtime);
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    let service = Service::new(&world);
+    let [report] = service.adopted.as_slice() else { panic!("one: {:?}", service.adopted) };
+    assert!(matches!(report.state, ContainerState::Exited { status: ExitStatus::Code(3), .. }), "{report:?}");
+    let instance = service.runtime.instance(desired.container).unwrap();
+    assert_eq!(output(&instance), "before\nafter\n");
+    service.remove(desired.container);
+    assert!(!world.data().join("containers/1").exists());
+}
+
+#[test]
+fn exec_in_a_running_container() {
+    let world = World::new();
+    let service = Service::new(&world);
+    let desired = world.desired(1, 1, spec(&["sleep", "1000"]));
+    let instance = service.start(&desired).unwrap();
+    assert_eq!(service.exec(&instance, "hostname || cat /etc/hostname; exit 4").1, Ok(ExitStatus::Code(4)));
+    assert_eq!(service.exec(&instance, "kill -9 $$").1, Ok(ExitStatus::Signal(9)));
+    let spec = ExecSpec { command: vec!["foo".into()], ..ExecSpec::default() };
+    let error = service.tokio.block_on(async {
+        let execution =
+            Execution::start(service.runtime.supervisor(), &instance, &spec, false).await.unwrap();
+        execution.wait().await.unwrap_err()
+    });
+    assert_eq!(error.message, "could not start: no such program 'foo' in the image, check the command");
+    service.remove(desired.container);
+    let gone =
+        service.tokio.block_on(Execution::start(service.runtime.supervisor(), &instance, &spec, false));
+    assert_eq!(gone.map(drop).unwrap_err().code, ErrorCode::WrongState);
+}
+
+#[test]
+fn many_at_once() {
+    const COUNT: u64 = 24;
+    let world = World::new();
+    let mut service = Service::new(&world);
+    let connect = |_| async { Ok(()) };
+    service.tokio.block_on(async {
+        let all = (1..=COUNT).map(|id| {
+            let desired = world.desired(id, 1, sh(&format!("exit {id}")));
+            let (runtime, blobs) = (&service.runtime, &world.blobs);
+            async move { runtime.start(&desired, &[], blobs, connect).await }
+        });
+        for started in futures_util::future::join_all(all).await {
+            started.unwrap();
+        }
+    });
+    let mut ended: Vec<u64> = (0..COUNT)
+        .map(|_| {
+            let exit = service.exit();
+            assert_eq!(exit.ended.status, ExitStatus::Code(u8::try_from(exit.container.id.0).unwrap()));
+            exit.container.id.0
+        })
+        .collect();
+    ended.sort_unstable();
+    assert_eq!(ended, (1..=COUNT).collect::<Vec<_>>());
+    assert_eq!(fs::read_dir(world.data().join("layers")).unwrap().count(), 1, "one layer, unpacked once");
+}
+
+/// A disk of one mebibyte at a directory, gone with the guard.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn at(path: &Path) -> Self {
+        fs::create_dir_all(path).unwrap();
+        rustix::mount::mount("small", path, "tmpfs", rustix::mount::MountFlags::empty(), c"size=1m").unwrap();
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_and_leaves_no_layer() {
+    let world = World::new();
+    let _disk = SmallDisk::at(&world.data());
+    let service = Service::new(&world);
+    let error = service.start(&world.desired(1, 1, spec(&["true"]))).map(drop).unwrap_err();
+    assert_eq!(error.code, ErrorCode::DiskFull, "{error}");
+    assert_eq!(fs::read_dir(world.data().join("layers")).unwrap().count(), 0);
+}
