@@ -351,15 +351,30 @@ fn a_restart_of_the_service_interrupts_nothing() {
         };
         let before = (devices(), run("nft -s list ruleset"), b.space.run("nft -s list ruleset"));
 
+        let outside = world.router.enter(|| TcpListener::bind((INTERNET, 80)).unwrap());
+        let mut download = a.dial(address(INTERNET), 80).unwrap();
+        let mut site = outside.accept().unwrap().0;
+
         drop(world.network);
-        (world.runtime, world.network) = start(Duration::from_millis(100));
+        world.network = Network::new(NetConfig { reconcile: Duration::from_millis(100) }).unwrap();
+        world.runtime.block_on(world.network.start(NodeIndex(1))).unwrap();
         assert!(says(&mut client, &mut server, b"between the lives"));
+        // The broker is back before the board knows its own address again.
+        let wanted = NetworkDesired { revision: 9, peers: vec![], connections: vec![connection] };
+        let told = world.runtime.block_on(world.network.apply(&wanted, &[a.container, b.container]));
+        assert_eq!(told, Err(NetError::NoUplink));
+        assert!(
+            says(&mut site, &mut download, b"goes on") && says(&mut client, &mut server, b"so does this")
+        );
+        world.runtime.block_on(world.network.set_uplink(Some(uplink()))).unwrap();
+        assert!(says(&mut site, &mut download, b"and on") && says(&mut client, &mut server, b"and this"));
         for cell in [&a, &b] {
             world.runtime.block_on(world.network.attach(cell.container, cell.space.fd())).unwrap();
         }
         assert!(says(&mut client, &mut server, b"attached again"));
         world.apply(&[connection], &[&a, &b]);
         assert!(says(&mut client, &mut server, b"and told again"));
+        assert!(says(&mut site, &mut download, b"and told again"));
         assert_eq!((devices(), run("nft -s list ruleset"), b.space.run("nft -s list ruleset")), before);
         // The new life is in charge: it can close what the old one opened.
         world.apply(&[], &[&a, &b]);

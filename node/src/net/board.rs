@@ -72,8 +72,11 @@ pub(super) struct Board {
     uplink: Option<Uplink>,
     index: Option<NodeIndex>,
     wanted: NetworkDesired,
-    /// Whether the kernel's state is a former life's and what is wanted is not known yet: then it stays as it is.
+    /// Whether the kernel's state is a former life's, and not enough is known yet to say what it should be: then it stays
+    /// as it is.
     adopted: bool,
+    /// Whether the broker has said what it wants.
+    told: bool,
     listed: BTreeMap<ContainerId, Ipv4Addr>,
     attached: BTreeMap<ContainerId, Attached>,
     route: RouteSocket,
@@ -99,6 +102,7 @@ impl Board {
             index: None,
             wanted: NetworkDesired::default(),
             adopted,
+            told: false,
             listed: BTreeMap::new(),
             attached: BTreeMap::new(),
             route,
@@ -116,6 +120,7 @@ impl Board {
 
     pub(super) fn set_uplink(&mut self, uplink: Option<Uplink>) -> Result<(), NetError> {
         self.uplink = uplink;
+        self.take_charge();
         self.converge()
     }
 
@@ -135,17 +140,24 @@ impl Board {
             check(index, container, &listed)?;
             listed.insert(container.id, container.address);
         }
-        (self.wanted, self.listed, self.adopted) = (wanted, listed, false);
+        (self.wanted, self.listed, self.told) = (wanted, listed, true);
+        self.take_charge();
         self.converge()?;
         self.tunnels_missing()
+    }
+
+    /// After a restart the broker may be there before the uplink is known again. Rules and tunnels without it would cut
+    /// off what works, so the former life's stay until both are known.
+    fn take_charge(&mut self) {
+        self.adopted &= !self.told || self.uplink.is_none();
     }
 
     /// Said last, because everything else holds all the same.
     fn tunnels_missing(&self) -> Result<(), NetError> {
         match (self.wanted.peers.len(), self.tunnels, &self.uplink) {
-            (0, _, _) | (_, true, Some(_)) => Ok(()),
+            (peers, _, None) if self.adopted || peers > 0 => Err(NetError::NoUplink),
+            (0, _, _) | (_, true, _) => Ok(()),
             (peers, false, _) => Err(NetError::NoTunnels { peers }),
-            (peers, true, None) => Err(NetError::NoUplink { peers }),
         }
     }
 
