@@ -27,12 +27,12 @@ accesslog.filename = "/dev/stderr"
 "#;
 
 /// What people type at a small shell, and what tests need.
-const APPLETS: [&str; 55] = [
+const APPLETS: [&str; 56] = [
     "[", "ash", "awk", "basename", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "dirname", "du",
     "echo", "env", "expr", "false", "find", "free", "grep", "head", "hostname", "id", "ifconfig", "ip",
     "kill", "ln", "ls", "mkdir", "mknod", "mount", "mv", "nc", "nslookup", "ping", "ps", "pwd", "rm",
-    "rmdir", "sed", "seq", "sh", "sleep", "sort", "stat", "tail", "test", "top", "touch", "true", "tty",
-    "uname", "wc", "wget",
+    "rmdir", "sed", "seq", "sh", "sleep", "sort", "stat", "tail", "test", "timeout", "top", "touch", "true",
+    "tty", "uname", "wc", "wget",
 ];
 
 /// Where the package has its program.

@@ -34,7 +34,7 @@ fn remove_pair(admin: &Wherry) -> Result<(), Failure> {
 
 /// Whether `probe` gets the page. Nothing in between: a timeout or a refusal is no page.
 fn fetch(admin: &Wherry, url: &str) -> Result<Option<String>, Failure> {
-    let outcome = admin.run(&["exec", "probe", "--", "wget", "-T", FETCH_SECONDS, "-qO-", url])?;
+    let outcome = admin.run(&["exec", "probe", "--", "timeout", FETCH_SECONDS, "wget", "-qO-", url])?;
     Ok((outcome.code == 0).then_some(outcome.stdout))
 }
 

@@ -202,7 +202,7 @@ impl Story {
 
     fn connect(&self, web: &ContainerView) -> Result<(), Failure> {
         let url = format!("http://{}/", web.address);
-        let fetch = ["exec", "probe", "--", "wget", "-T", "3", "-qO-", &url];
+        let fetch = ["exec", "probe", "--", "timeout", "3", "wget", "-qO-", &url];
         self.show.fails(&fetch)?;
         self.show.ok(&["connect", "probe", "web:80"])?;
         let page = self.show.until(SOON, &fetch, |outcome| !outcome.stdout.is_empty())?;
