@@ -177,6 +177,7 @@ fn a_removed_user_leaves_nothing() {
         assert!(told(&out, board).contains(&ToNode::Remove(container.id)));
         world.removed(board, container.id);
     }
+    world.applied(board, 2);
     assert!(world.open(10).is_err());
     let left: Vec<_> = world.store.keys().filter(|key| !before.contains_key(key)).collect();
     assert!(left.is_empty(), "{left:?}");

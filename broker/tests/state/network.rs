@@ -139,13 +139,44 @@ fn an_address_rests_until_the_other_board_has_forgotten_it() {
     world.applied(one, 2);
     assert_ne!(world.run(&user, "a", "n1").address, web.address, "n2 would let it through");
     world.restart();
-    let (_, _) = world.arrive(100, facts(100), Vec::new());
+    let (one, orders) = world.arrive(100, facts(100), Vec::new());
+    world.applied(one, sync(&orders).network.revision);
     let (two, orders) = world.arrive(101, facts(101), report(&probe));
     let mut user = user;
     world.back(&mut user);
     assert_ne!(world.run(&user, "b", "n1").address, web.address);
     world.applied(two, sync(&orders).network.revision);
     assert_eq!(world.run(&user, "c", "n1").address, web.address);
+}
+
+#[test]
+fn an_address_rests_also_when_the_connection_was_closed_before() {
+    let (mut world, user, [one, two], [web, probe]) = world();
+    world.ask(user.session, Request::Connect(link(&web, &probe)));
+    world.applied(one, 1);
+    world.applied(two, 1);
+    world.ask(user.session, Request::Disconnect(link(&web, &probe)));
+    world.applied(one, 2);
+    world.ask(user.session, Request::Remove { container: id(&web), force: true });
+    world.removed(one, web.id);
+    assert_ne!(world.run(&user, "a", "n1").address, web.address, "n2 would still let it through");
+    world.applied(two, 2);
+    assert_eq!(world.run(&user, "b", "n1").address, web.address);
+}
+
+#[test]
+fn a_board_that_could_not_is_asked_again() {
+    let (mut world, user, [one, two], [web, probe]) = world();
+    world.ask(user.session, Request::Connect(link(&probe, &web)));
+    world.applied(one, 1);
+    world.applied(two, 1);
+    world.ask(user.session, Request::Disconnect(link(&probe, &web)));
+    world.applied(one, 2);
+    world.report(two, FromNode::Network { revision: 2, error: Some("out of memory".into()) });
+    let orders = told(&world.wait(10_000), two);
+    assert_eq!(network(&orders).unwrap().revision, 2);
+    world.applied(two, 2);
+    assert!(told(&world.wait(20_000), two).is_empty());
 }
 
 #[test]
