@@ -21,6 +21,9 @@ const LISTEN: Duration = Duration::from_secs(5);
 /// How long the owner may take to do it: booting starts a QEMU, and the trial of KVM before it may take seconds.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// How often the owner looks whether its directory is still there.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// What to do with a running cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -92,9 +95,15 @@ async fn serve(listener: &UnixListener, cluster: &mut Cluster) -> Result<(), Dev
     let io = |source| DevError::io("serve", &here)(source);
     let mut terminate = signal(SignalKind::terminate()).map_err(io)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io)?;
+    let mut look = tokio::time::interval(LOOK);
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => accepted.map_err(io)?.0,
+            _ = look.tick() => match cluster.place().exists() {
+                true => continue,
+                // Somebody has removed the directory: nobody could ever find and stop us any more.
+                false => return Ok(()),
+            },
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         };

@@ -34,7 +34,9 @@ fn remove_pair(admin: &Wherry) -> Result<(), Failure> {
 
 /// Whether `probe` gets the page. Nothing in between: a timeout or a refusal is no page.
 fn fetch(admin: &Wherry, url: &str) -> Result<Option<String>, Failure> {
-    let outcome = admin.run(&["exec", "probe", "--", "timeout", FETCH_SECONDS, "wget", "-qO-", url])?;
+    // Debian's static busybox crashes in `wget -T`.
+    let fetch = ["exec", "probe", "--", "busybox", "timeout", FETCH_SECONDS, "wget", "-qO-", url];
+    let outcome = admin.run(&fetch)?;
     Ok((outcome.code == 0).then_some(outcome.stdout))
 }
 
@@ -42,9 +44,9 @@ pub(super) fn connections(world: &mut dyn World) -> Result<(), Failure> {
     let admin = world.admin();
     let web = start_pair(world)?;
     let url = format!("http://{}/", web.address);
-    // The server needs a moment to listen; its own view shows when it does.
-    until("the web server", SOON, || match admin.run(&["exec", "web", "--", "sh", "-c", "true"]) {
-        Ok(outcome) if outcome.code == 0 => Ok(()),
+    // The server needs a moment to listen.
+    until("the web server", SOON, || match admin.run(&["logs", "web"]) {
+        Ok(outcome) if outcome.stderr.contains("server started") => Ok(()),
         other => Err(format!("{other:?}")),
     })?;
     ensure(fetch(admin, &url)?.is_none(), || "two containers talk without a connection".into())?;

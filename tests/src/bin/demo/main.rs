@@ -5,7 +5,7 @@ mod story;
 
 use show::Show;
 use std::process::ExitCode;
-use story::Story;
+use story::{Cleanup, Story};
 use tokio::signal::unix::{SignalKind, signal};
 use wherry_images::disk::Arch;
 use wherry_tests::{Failure, Wherry, given};
@@ -22,11 +22,10 @@ fn main() -> ExitCode {
 }
 
 async fn demo() -> ExitCode {
-    let story = match parse_arch().and_then(prepare) {
-        Ok(story) => story,
+    let (story, cleanup) = match parse_arch().and_then(prepare) {
+        Ok(both) => both,
         Err(failure) => return failed(&failure),
     };
-    let cleanup = story.cleanup();
     let told = tokio::task::spawn_blocking(move || story.tell());
     let result = tokio::select! {
         result = told => result.unwrap_or_else(|panic| Err(Failure::Unexpected(panic.to_string()))),
@@ -73,8 +72,10 @@ fn parse_arch() -> Result<Arch, Failure> {
     }
 }
 
-fn prepare(arch: Arch) -> Result<Story, Failure> {
+fn prepare(arch: Arch) -> Result<(Story, Cleanup), Failure> {
     let home = tempfile::tempdir().map_err(Failure::io("make a temporary directory"))?;
     let cli = Wherry::new(given::wherry()?, home.path().to_owned());
-    Ok(Story::new(Show::new(cli), arch, given::artifacts()?, home))
+    let story = Story::new(Show::new(cli), arch, given::artifacts()?, home.path().to_owned());
+    let cleanup = story.cleanup(home);
+    Ok((story, cleanup))
 }

@@ -25,13 +25,15 @@ pub(crate) struct Story {
     show: Show,
     arch: Arch,
     artifacts: PathBuf,
-    home: TempDir,
+    home: PathBuf,
 }
 
 /// What is left to do when the story is over, or has stopped in the middle.
 pub(crate) struct Cleanup {
     show: Show,
     state: PathBuf,
+    /// The home of all of it, removed last.
+    _home: TempDir,
 }
 
 impl Cleanup {
@@ -62,13 +64,13 @@ fn size(path: &Path) -> Result<u64, Failure> {
 }
 
 impl Story {
-    pub(crate) fn new(show: Show, arch: Arch, artifacts: PathBuf, home: TempDir) -> Self {
+    pub(crate) fn new(show: Show, arch: Arch, artifacts: PathBuf, home: PathBuf) -> Self {
         Self { show, arch, artifacts, home }
     }
 
-    pub(crate) fn cleanup(&self) -> Cleanup {
-        let state = self.home.path().join("state/wherry/dev").join(CLUSTER);
-        Cleanup { show: self.show.clone(), state }
+    pub(crate) fn cleanup(&self, home: TempDir) -> Cleanup {
+        let state = self.home.join("state/wherry/dev").join(CLUSTER);
+        Cleanup { show: self.show.clone(), state, _home: home }
     }
 
     pub(crate) fn tell(&self) -> Result<(), Failure> {
@@ -162,7 +164,7 @@ impl Story {
     }
 
     fn private_keys(&self) -> Result<(), Failure> {
-        let mut pending = vec![self.home.path().join("config/wherry")];
+        let mut pending = vec![self.home.join("config/wherry")];
         while let Some(path) = pending.pop() {
             let meta = path.metadata().map_err(Failure::file("read", &path))?;
             if meta.is_dir() {
@@ -171,7 +173,7 @@ impl Story {
                 continue;
             }
             let mode = meta.permissions().mode() & 0o777;
-            let shown = path.strip_prefix(self.home.path()).unwrap_or(&path).display();
+            let shown = path.strip_prefix(&self.home).unwrap_or(&path).display();
             ensure(mode & 0o077 == 0, || format!("{shown} has mode {mode:o}"))?;
             remark(&format!("stored: {shown}, mode {mode:04o}"));
         }
@@ -202,7 +204,8 @@ impl Story {
 
     fn connect(&self, web: &ContainerView) -> Result<(), Failure> {
         let url = format!("http://{}/", web.address);
-        let fetch = ["exec", "probe", "--", "timeout", "3", "wget", "-qO-", &url];
+        // Dropped packets are not answered, so the fetch needs a limit. (The -T of this busybox's wget crashes.)
+        let fetch = ["exec", "probe", "--", "busybox", "timeout", "3", "wget", "-qO-", &url];
         self.show.fails(&fetch)?;
         self.show.ok(&["connect", "probe", "web:80"])?;
         let page = self.show.until(SOON, &fetch, |outcome| !outcome.stdout.is_empty())?;
