@@ -59,7 +59,7 @@ pub(super) fn streams(world: &mut dyn World) -> Result<(), Failure> {
     let both = shell("echo \"$GREETING\"; echo bad >&2; exit 3")?;
     let right = (both.code, both.stdout.as_str(), both.stderr.trim()) == (3, "good day\n", "bad");
     ensure(right, || format!("run gave {both:?}"))?;
-    shell("kill -9 $$")?.expect_code(137)?;
+    shell("sh -c 'kill -9 $$'; exit $?")?.expect_code(137)?;
     let many = shell("i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done")?;
     ensure(many.stdout.lines().count() == 20_000, || {
         format!("20000 lines became {}", many.stdout.lines().count())
