@@ -169,6 +169,9 @@ pub struct Container {
     pub phase: Phase,
     /// What was last seen. `Preparing` is kept in memory only and is `Pending` on disk.
     pub state: ContainerState,
+    /// Boards that had a rule with its address, and the network revision in which it is gone. Until they have applied
+    /// that, nobody else may get the address.
+    pub exposed: BTreeMap<NodeIndex, u64>,
 }
 
 /// What is wanted of a container.
@@ -187,9 +190,6 @@ pub enum Phase {
     Removing {
         /// Whether its node has said that nothing is left.
         confirmed: bool,
-        /// Boards that must reach this network revision before the address is free: until then they may hold a rule
-        /// that lets the address through.
-        waits_for: BTreeMap<NodeIndex, u64>,
     },
 }
 

@@ -5,6 +5,7 @@ mod netns;
 use netns::{attempt, isolated, run};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 use wherry_net::address::Prefix;
 use wherry_net::firewall::{Board, Container, Ports, board, container, protect};
@@ -60,7 +61,7 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
         |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
     board(&Board {
         ports: Ports::Broker,
-        published: &BTreeSet::new(),
+        published: &[80].into(),
         uplink: Some("eth0"),
         lan: &["192.168.50.12/24".parse::<Prefix>().unwrap(), "203.0.113.9/27".parse().unwrap()],
         resolvers: &[address("192.168.50.1"), address("10.1.0.1")],
@@ -125,16 +126,18 @@ fn a_thousand_containers_fit_one_transaction() {
 #[test]
 fn a_broker_offers_its_ports_and_nothing_else() {
     isolated(|| {
-        protect(Ports::Broker, &BTreeSet::new()).unwrap();
+        protect(Ports::Broker, &[25].into()).unwrap();
         let router = netns::board_with_router();
         let board: Ipv4Addr = address(netns::BOARD);
         let _listening: Vec<_> =
-            [22, 2020, 2021].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap()).into();
+            [22, 25, 2020, 2021].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap()).into();
         let reach = |port| {
             let to = SocketAddr::from((board, port));
             router.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(300))).is_ok()
         };
-        assert!(reach(2020) && reach(2021) && !reach(22));
+        assert!(reach(2020) && reach(2021) && reach(25) && !reach(22));
+        protect(Ports::Broker, &BTreeSet::new()).unwrap();
+        assert!(!reach(25), "no longer published");
     });
 }
 
@@ -155,6 +158,27 @@ fn a_refused_transaction_changes_nothing_and_says_where() {
         // The socket is as good as before.
         socket.replace(&small(vec![Rule::new().drop()])).unwrap();
         assert!(run("nft list ruleset").contains("drop"));
+    });
+}
+
+#[test]
+fn changed_elements_are_all_that_is_sent() {
+    let containers =
+        |ids: &[u64]| ids.iter().map(|id| (ContainerId(*id), Ipv4Addr::new(10, 1, 0, *id as u8))).collect();
+    let (from, to) = (full_board(&containers(&[7, 8])), full_board(&containers(&[8, 9, 10])));
+    isolated(move || {
+        let handles = || run("nft -a list chain bridge wherry prerouting");
+        let mut socket = NftSocket::open().unwrap();
+        socket.replace(&from).unwrap();
+        let before = handles();
+        socket.change(&from, &to).unwrap();
+        assert_eq!(normal(&run("nft -s list ruleset")), normal(&to.to_string()));
+        assert_eq!(handles(), before, "the rules themselves were not touched");
+        // The kernel has `to`, not `from`: what cannot be a change becomes a replacement.
+        socket.change(&from, &to).unwrap();
+        assert_eq!(normal(&run("nft -s list ruleset")), normal(&to.to_string()));
+        socket.change(&to, &small(vec![Rule::new().accept()])).unwrap();
+        assert!(run("nft list chain inet wherry input").contains("accept"));
     });
 }
 
@@ -189,4 +213,14 @@ fn large_sets_are_split() {
         NftSocket::open().unwrap().replace(&Ruleset { tables: vec![table] }).unwrap();
         assert_eq!(run("nft list ruleset").matches("10.1.").count(), 5000);
     });
+}
+
+#[test]
+fn the_documentation_shows_the_rules_as_they_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("../docs/network.md")).unwrap();
+    for name in ["container-connected.nft", "board-node.nft", "board-broker.nft"] {
+        let rules = std::fs::read_to_string(root.join("tests/golden").join(name)).unwrap();
+        assert!(document.contains(&rules), "docs/network.md does not show {name} as it is");
+    }
 }

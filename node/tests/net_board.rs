@@ -46,7 +46,7 @@ fn uplink() -> Uplink {
 
 fn start(reconcile: Duration) -> (Runtime, Network) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let network = Network::new(NetConfig { reconcile, ..NetConfig::NODE }).unwrap();
+    let network = Network::new(NetConfig { reconcile }).unwrap();
     runtime.block_on(network.set_uplink(Some(uplink()))).unwrap();
     runtime.block_on(network.start(NodeIndex(1))).unwrap();
     (runtime, network)
@@ -198,11 +198,15 @@ fn the_board_stops_what_a_container_s_own_rules_no_longer_do() {
     isolated(|| {
         let mut world = World::new();
         let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
-        let _web = b.listen(80);
+        let web = b.listen(80);
+        world.apply(&[allow(&a, &b, Transport::Tcp, 80)], &[&a, &b]);
+        let mut client = a.dial(b.container.address, 80).unwrap();
+        let mut server = web.accept().unwrap().0;
         world.apply(&[], &[&a, &b]);
         a.break_out();
         b.break_out();
-        assert!(!a.reaches(&b, 80));
+        assert!(!a.reaches(&b, 80), "a new flow");
+        assert!(!says(&mut client, &mut server, b"x") && !says(&mut server, &mut client, b"x"), "a live one");
         let _session = TcpListener::bind("0.0.0.0:2020").unwrap();
         assert!(a.dial(address("10.1.0.1"), 2020).is_err(), "the board's address on the bridge");
         assert!(a.dial(address(BOARD), 2020).is_err(), "the board's address on its network");
@@ -212,6 +216,34 @@ fn the_board_stops_what_a_container_s_own_rules_no_longer_do() {
             TcpStream::connect_timeout(&format!("{ROUTER}:22").parse().unwrap(), SHORT).is_ok(),
             "which is there"
         );
+    });
+}
+
+#[test]
+fn a_container_s_own_rules_do_without_the_board_s() {
+    isolated(|| {
+        let mut world = World::new();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let (listener, _closed) = (b.listen(80), b.listen(81));
+        let connection = allow(&a, &b, Transport::Tcp, 80);
+        world.apply(&[connection], &[&a, &b]);
+        let mut client = a.dial(b.container.address, 80).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        run("nft delete table inet wherry");
+        assert!(says(&mut client, &mut server, b"x") && !a.reaches(&b, 81) && !b.reaches(&a, 81));
+        world.apply(&[], &[&a, &b]);
+        run("nft delete table inet wherry");
+        assert!(!says(&mut client, &mut server, b"x") && !says(&mut server, &mut client, b"x"));
+        // Also when only one of the two has been told yet.
+        world.apply(&[connection], &[&a, &b]);
+        run("nft delete table inet wherry");
+        a.break_out();
+        let mut client = a.dial(b.container.address, 80).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        world.apply(&[], &[&a, &b]);
+        run("nft delete table inet wherry");
+        a.break_out();
+        assert!(!says(&mut client, &mut server, b"x") && !says(&mut server, &mut client, b"x"));
     });
 }
 
@@ -319,15 +351,30 @@ fn a_restart_of_the_service_interrupts_nothing() {
         };
         let before = (devices(), run("nft -s list ruleset"), b.space.run("nft -s list ruleset"));
 
+        let outside = world.router.enter(|| TcpListener::bind((INTERNET, 80)).unwrap());
+        let mut download = a.dial(address(INTERNET), 80).unwrap();
+        let mut site = outside.accept().unwrap().0;
+
         drop(world.network);
-        (world.runtime, world.network) = start(Duration::from_millis(100));
+        world.network = Network::new(NetConfig { reconcile: Duration::from_millis(100) }).unwrap();
+        world.runtime.block_on(world.network.start(NodeIndex(1))).unwrap();
         assert!(says(&mut client, &mut server, b"between the lives"));
+        // The broker is back before the board knows its own address again.
+        let wanted = NetworkDesired { revision: 9, peers: vec![], connections: vec![connection] };
+        let told = world.runtime.block_on(world.network.apply(&wanted, &[a.container, b.container]));
+        assert_eq!(told, Err(NetError::NoUplink));
+        assert!(
+            says(&mut site, &mut download, b"goes on") && says(&mut client, &mut server, b"so does this")
+        );
+        world.runtime.block_on(world.network.set_uplink(Some(uplink()))).unwrap();
+        assert!(says(&mut site, &mut download, b"and on") && says(&mut client, &mut server, b"and this"));
         for cell in [&a, &b] {
             world.runtime.block_on(world.network.attach(cell.container, cell.space.fd())).unwrap();
         }
         assert!(says(&mut client, &mut server, b"attached again"));
         world.apply(&[connection], &[&a, &b]);
         assert!(says(&mut client, &mut server, b"and told again"));
+        assert!(says(&mut site, &mut download, b"and told again"));
         assert_eq!((devices(), run("nft -s list ruleset"), b.space.run("nft -s list ruleset")), before);
         // The new life is in charge: it can close what the old one opened.
         world.apply(&[], &[&a, &b]);

@@ -1,6 +1,7 @@
 //! The direction of dependencies between crates, where `unsafe` may stand, and how many packages we take in.
 //!
 //! The rules are data, the check is pure, and the last test shows that a broken rule is found.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -74,9 +74,10 @@ fn run_tool(project: &Project, name: &str, arguments: &[&str]) -> Result<(), Tas
     exec::watched(tool.env(ARTIFACTS, project.artifacts()).env(BINARIES, directory))
 }
 
-/// `cargo xtask deny`: with our own copy of the checker, offline.
+/// `cargo xtask deny`: with our own copy of the checker, offline once every platform's packages are there.
 pub(crate) fn deny(project: &Project) -> Result<(), TaskError> {
     let checker = cargo_tool(project, "cargo-deny", CARGO_DENY_VERSION)?;
+    exec::output(cargo(project).args(["fetch", "--locked"]))?;
     let mut command = Command::new(checker);
     command.current_dir(&project.root).args([
         "--offline",

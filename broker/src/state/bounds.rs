@@ -11,6 +11,8 @@ pub(crate) const AUTO_REMOVE_MS: u64 = 10_000;
 pub(crate) const NODE_SILENCE_MS: u64 = 30_000;
 /// Time for boards to apply a network revision, in milliseconds: it takes one a few.
 pub(crate) const NETWORK_MS: u64 = 15_000;
+/// Time until a board that could not apply its network is asked again, in milliseconds.
+pub(crate) const NETWORK_RETRY_MS: u64 = 10_000;
 /// Time for a board to stop or remove a container beyond the grace that was asked for, in milliseconds: unmounting on a
 /// slow SD card takes seconds.
 pub(crate) const SETTLE_MS: u64 = 30_000;

@@ -4,6 +4,7 @@ use super::ask::Now;
 use super::bounds::{AUTO_REMOVE_MS, MAX_DESIRED_BYTES, MAX_GRACE_SECONDS, SETTLE_MS};
 use super::legal::{Action, Verdict, legal, situation};
 use super::placement::{self, Candidate, Choice, Need};
+use super::tables::weight;
 use super::waiting::{Until, Waiter};
 use super::{Broker, Fresh, RequestId, SessionId, Timer, accounts, error, names, not_found, spec};
 use crate::record::{Container, Phase};
@@ -123,6 +124,7 @@ impl Broker {
             spec: run.spec,
             phase: Phase::Wanted,
             state: ContainerState::Pending,
+            exposed: std::collections::BTreeMap::new(),
         };
         self.admit(asker, id, container)
     }
@@ -176,7 +178,7 @@ impl Broker {
             image_bytes: blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.size)),
             memory_bytes: spec.resources.memory_bytes,
         };
-        let weight = weight(&(spec, &image.manifest));
+        let weight = weight(spec, &image.manifest);
         match wanted {
             Some(text) => {
                 let index = self.node_called(text)?;
@@ -209,8 +211,7 @@ impl Broker {
         let live = self.connected.get(&index)?;
         let node = self.tables.nodes.get(&index)?;
         let facts = node.facts.as_ref()?;
-        let used: usize =
-            self.tables.containers_on(index).map(|(_, c)| self::weight(&(&c.spec, &c.manifest))).sum();
+        let used = self.tables.desired_bytes(index);
         let count = self.tables.containers_on(index).count();
         Some(Candidate {
             index,
@@ -380,8 +381,8 @@ impl Broker {
         });
         self.owners.remove(&id);
         self.orphans.remove(&id);
-        let waits_for = self.cut_links(id);
-        self.set_phase(id, Phase::Removing { confirmed: false, waits_for });
+        self.cut_links(id);
+        self.set_phase(id, Phase::Removing { confirmed: false });
         self.release(account, blobs);
         self.waiters_lost(id);
         self.event(Some(account), Event::ContainerRemoved(id));
@@ -391,7 +392,7 @@ impl Broker {
     /// The board says that nothing is left.
     pub(super) fn removal_confirmed(&mut self, id: ContainerId) {
         if let Some(container) = self.tables.edit_container(id)
-            && let Phase::Removing { confirmed, .. } = &mut container.phase
+            && let Phase::Removing { confirmed } = &mut container.phase
         {
             *confirmed = true;
         }
@@ -402,10 +403,10 @@ impl Broker {
     /// Forgets a container for good once no rule can let its address through any more.
     pub(super) fn finish_removal(&mut self, id: ContainerId) {
         let free = self.tables.container(id).is_some_and(|c| match &c.phase {
-            Phase::Removing { confirmed: true, waits_for } => {
-                waits_for.iter().all(|(index, revision)| self.has_applied(*index, *revision))
+            Phase::Removing { confirmed: true } => {
+                c.exposed.iter().all(|(index, revision)| self.has_applied(*index, *revision))
             }
-            Phase::Removing { confirmed: false, .. } | Phase::Wanted | Phase::Stopping { .. } => false,
+            Phase::Removing { confirmed: false } | Phase::Wanted | Phase::Stopping { .. } => false,
         });
         if free {
             self.tables.remove_container(id);
@@ -470,11 +471,4 @@ pub(super) fn until_reached(until: WaitUntil, state: &ContainerState) -> bool {
             }
         },
     }
-}
-
-/// What a record takes in a message, in bytes, with a little for the rest of its [`ContainerDesired`].
-fn weight(value: &impl serde::Serialize) -> usize {
-    /// Id, generation, account, name, address and want.
-    const REST_BYTES: usize = 128;
-    postcard::experimental::serialized_size(value).unwrap_or(MAX_DESIRED_BYTES).saturating_add(REST_BYTES)
 }

@@ -235,6 +235,7 @@ enum Timer {
     AutoRemove(ContainerId),
     Silence(NodeIndex),
     Unnamed(AccountId, Digest),
+    Network(NodeIndex),
 }
 
 /// The broker's memory.
@@ -430,6 +431,7 @@ impl Broker {
                 Timer::AutoRemove(id) => self.auto_remove_due(id),
                 Timer::Silence(index) => self.silence_due(index),
                 Timer::Unnamed(account, digest) => self.unnamed_due(account, digest, at),
+                Timer::Network(board) => self.network_due(board),
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Allowed connections, and what follows from them for each board.
 use super::ask::Now;
-use super::bounds::{MAX_NETWORK_BYTES, NETWORK_MS};
+use super::bounds::{MAX_NETWORK_BYTES, NETWORK_MS, NETWORK_RETRY_MS};
 use super::containers::Asker;
 use super::waiting::{Goal, Waiter, still_open};
-use super::{Broker, error, not_found};
+use super::{Broker, Timer, error, not_found};
 use crate::record::{Link, Phase};
 use std::collections::{BTreeMap, BTreeSet};
 use wherry_protocol::message::{ConnectRequest, ConnectionInfo, NetworkDesired, Peer, Reply, ToNode};
@@ -158,47 +158,71 @@ impl Broker {
     }
 
     pub(super) fn unlink(&mut self, link: &Link) {
-        let boards = self.boards(link);
-        if self.tables.remove_link(link) {
-            self.refresh(&boards);
+        self.unlink_all(&[*link]);
+    }
+
+    /// Cuts all connections of a container.
+    pub(super) fn cut_links(&mut self, id: ContainerId) {
+        let links: Vec<Link> = self.tables.links_of(id).copied().collect();
+        self.unlink_all(&links);
+    }
+
+    /// Takes connections away, and notes for both ends which boards may still let their addresses through.
+    fn unlink_all(&mut self, links: &[Link]) {
+        let gone: Vec<Link> = links.iter().copied().filter(|link| self.tables.remove_link(link)).collect();
+        let boards: BTreeSet<NodeIndex> = gone.iter().flat_map(|link| self.boards(link)).collect();
+        self.refresh(&boards);
+        for link in &gone {
+            let revisions: Vec<(NodeIndex, u64)> =
+                self.boards(link).into_iter().map(|board| (board, self.revision(board))).collect();
+            for end in [link.from, link.to] {
+                self.expose(end, &revisions);
+            }
         }
     }
 
-    /// Cuts all connections of a container; says which other boards must apply which revision before its address may
-    /// be used again.
-    pub(super) fn cut_links(&mut self, id: ContainerId) -> BTreeMap<NodeIndex, u64> {
-        let links: Vec<Link> = self.tables.links_of(id).copied().collect();
-        let mut boards: BTreeSet<NodeIndex> = links.iter().flat_map(|link| self.boards(link)).collect();
-        for link in &links {
-            self.tables.remove_link(link);
+    fn expose(&mut self, id: ContainerId, revisions: &[(NodeIndex, u64)]) {
+        let Some(container) = self.tables.container(id) else { return };
+        let mut exposed = container.exposed.clone();
+        exposed.retain(|board, revision| !self.has_applied(*board, *revision));
+        exposed.extend(revisions.iter().copied());
+        if let Some(container) = self.tables.edit_container(id) {
+            container.exposed = exposed;
         }
-        self.refresh(&boards);
-        if let Some(container) = self.tables.container(id) {
-            boards.remove(&container.node);
-        }
-        boards.into_iter().map(|board| (board, self.revision(board))).collect()
     }
 
     pub(super) fn network_report(&mut self, board: NodeIndex, revision: u64, failure: Option<&str>) {
         if revision > self.revision(board) {
             return;
         }
-        if failure.is_none() {
-            let applied = self.applied.entry(board).or_default();
-            *applied = revision.max(*applied);
+        match failure {
+            None => {
+                let applied = self.applied.entry(board).or_default();
+                *applied = revision.max(*applied);
+            }
+            Some(_) => self.set_timer(self.after(NETWORK_RETRY_MS), Timer::Network(board)),
         }
         self.waiters_network(board, revision, failure);
         let held: Vec<ContainerId> = self
             .tables
             .containers()
             .filter(|(_, c)| match &c.phase {
-                Phase::Removing { confirmed: true, waits_for } => waits_for.contains_key(&board),
-                Phase::Removing { confirmed: false, .. } | Phase::Wanted | Phase::Stopping { .. } => false,
+                Phase::Removing { confirmed: true } => c.exposed.contains_key(&board),
+                Phase::Removing { confirmed: false } | Phase::Wanted | Phase::Stopping { .. } => false,
             })
             .map(|(id, _)| id)
             .collect();
         for id in held {
             self.finish_removal(id);
+        }
+    }
+
+    /// A board could not apply its network a while ago: once more, unless it has done so since.
+    pub(super) fn network_due(&mut self, board: NodeIndex) {
+        if !self.has_applied(board, self.revision(board))
+            && let Some(network) = self.networks.get(&board).cloned()
+        {
+            self.tell_node(board, ToNode::Network(network));
         }
     }
 

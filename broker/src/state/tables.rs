@@ -3,7 +3,7 @@ use crate::record::{
     Account, Change, Container, Hold, Image, Key, Link, Meta, Node, PendingToken, Record, Table,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use wherry_protocol::message::{ContainerState, ImageName};
+use wherry_protocol::message::{ContainerSpec, ContainerState, ImageManifest, ImageName};
 use wherry_protocol::{AccountId, ContainerId, Digest, NodeIndex, PublicKey};
 
 /// Why a set of records is not a broker's state.
@@ -36,6 +36,7 @@ pub(crate) struct Tables {
     // Derived from the above.
     keys: BTreeMap<PublicKey, AccountId>,
     on_node: BTreeMap<NodeIndex, BTreeSet<ContainerId>>,
+    desired_bytes: BTreeMap<NodeIndex, usize>,
     links_of: BTreeMap<ContainerId, BTreeSet<Link>>,
 }
 
@@ -81,6 +82,7 @@ impl Tables {
                 return Err(LoadError::Duplicate(Key::Container(*id)));
             }
             self.on_node.entry(container.node).or_default().insert(*id);
+            *self.desired_bytes.entry(container.node).or_default() += desired_bytes(container);
         }
         for (link, ()) in self.links.iter() {
             let present = |id| self.containers.get(id).is_some_and(Container::is_present);
@@ -132,7 +134,14 @@ impl Tables {
         ids.filter_map(|id| self.containers.get(id).map(|container| (*id, container)))
     }
 
+    /// Bytes that the containers of a board take in its list of what should be.
+    pub(crate) fn desired_bytes(&self, node: NodeIndex) -> usize {
+        self.desired_bytes.get(&node).copied().unwrap_or(0)
+    }
+
+    /// For a container that is not there yet. What it is never changes later, only what it does.
     pub(crate) fn insert_container(&mut self, id: ContainerId, container: Container) {
+        *self.desired_bytes.entry(container.node).or_default() += desired_bytes(&container);
         self.on_node.entry(container.node).or_default().insert(id);
         self.containers.insert(id, container);
     }
@@ -159,6 +168,9 @@ impl Tables {
         let container = self.containers.remove(&id)?;
         if let Some(ids) = self.on_node.get_mut(&container.node) {
             ids.remove(&id);
+        }
+        if let Some(bytes) = self.desired_bytes.get_mut(&container.node) {
+            *bytes = bytes.saturating_sub(desired_bytes(&container));
         }
         Some(container)
     }
@@ -268,4 +280,18 @@ fn durable(container: &Container) -> Container {
         | ContainerState::Failed(_) => {}
     }
     container
+}
+
+fn desired_bytes(container: &Container) -> usize {
+    weight(&container.spec, &container.manifest)
+}
+
+/// What a container takes in its board's list, in bytes.
+pub(crate) fn weight(spec: &ContainerSpec, manifest: &ImageManifest) -> usize {
+    /// Id, generation, account, name, address and want.
+    const REST_BYTES: usize = 128;
+    // Both are plain data; if one could not be measured it could not be sent either.
+    postcard::experimental::serialized_size(&(spec, manifest))
+        .unwrap_or(usize::MAX / 2)
+        .saturating_add(REST_BYTES)
 }

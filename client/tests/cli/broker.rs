@@ -194,7 +194,8 @@ impl Shared {
                 match found {
                     Err(error) => send(&mut stream, &Reply::Error(error)).await,
                     Ok(_) if spec.command[0] == "missing" => {
-                        let text = "cannot execute missing: no such file or directory";
+                        let text =
+                            "could not start: no such program 'missing' in the image, check the command";
                         send(&mut stream, &Reply::Error(refused(ErrorCode::StartFailed, text))).await
                     }
                     Ok(_) => {
@@ -420,7 +421,7 @@ impl State {
         let state = match request.spec.command.first().map(String::as_str) {
             Some("missing") => ContainerState::Failed(WireError::new(
                 ErrorCode::StartFailed,
-                "cannot execute missing: no such file or directory",
+                "could not start: no such program 'missing' in the image, check the command",
             )),
             Some("quick") => {
                 ContainerState::Exited { status: ExitStatus::Code(5), finished_ms: THEN_SECONDS * 1000 }

@@ -17,7 +17,7 @@ fn the_exit_code_is_the_container_s() {
     let split = world.line("run web err oops");
     assert_eq!((split.ok(), split.err.as_str()), ("", "oops"));
     world.line("run web hungry").fails(137, "it reached its memory limit");
-    world.line("run web missing").fails(127, "no such file or directory");
+    world.line("run web missing").fails(127, "no such program 'missing' in the image");
     world.line("run nothing").fails(125, "no image is called 'nothing:latest': push it first");
     world.line("run Bad!").fails(2, "is not an image name");
     world.line("run -it web sh").fails(125, "-it needs a terminal");
@@ -31,10 +31,10 @@ fn detached_containers_stay_and_foreground_ones_can_be_removed() {
     assert_eq!(world.line("run -d --name web web sleep").ok(), "c1\n");
     let shown = world.line("run -d --json web sleep").json();
     assert_eq!((&shown["id"], &shown["detached"]), (&"c2".into(), &true.into()));
-    world.line("run -d web missing").fails(127, "no such file");
+    world.line("run -d web missing").fails(127, "no such program");
     assert_eq!(world.broker.state().containers.len(), 3);
     world.line("run --rm web hello").ok();
-    world.line("run --rm web missing").fails(127, "no such file");
+    world.line("run --rm web missing").fails(127, "no such program");
     assert_eq!(world.line("run --rm web exit 3").code, Some(3));
     assert_eq!(world.broker.state().containers.len(), 3, "those with --rm are gone");
     world.line("run web hello").ok();
@@ -59,7 +59,7 @@ fn exec_has_docker_s_exit_codes() {
     assert_eq!(world.line("exec web hello").ok(), "hello\n");
     assert_eq!(world.line("exec web -- ls -l").ok(), "ls -l\n");
     assert_eq!(world.line("exec c1 exit 9").code, Some(9));
-    world.line("exec web missing").fails(127, "no such file");
+    world.line("exec web missing").fails(127, "no such program");
     world.line("exec nothing ls").fails(125, "no container is called 'nothing'");
     assert_eq!(world.line("exec web").code, Some(2));
     world.line("exec web --").fails(2, "no command");

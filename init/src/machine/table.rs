@@ -1,6 +1,8 @@
 //! The launched processes and what is kept for them.
 use super::{Action, Forbidden, Note, Phase, Supervisor};
-use crate::control::{Descriptors, EntryState, FromSupervisor, Launch, LaunchStep, ProcessKey, RawStatus};
+use crate::control::{
+    Descriptors, EntryState, FromSupervisor, Launch, LaunchStep, Namespaces, ProcessKey, RawStatus,
+};
 use nix::libc;
 
 /// Most processes known at a time, running or not yet released. A board runs tens; the bound keeps a mad service from
@@ -84,7 +86,9 @@ impl<D: Clone> Supervisor<D> {
             out.push(refuse(key, step, errno));
             return Ok(());
         }
-        let (kept, cgroup) = (descriptors.kept.clone(), descriptors.cgroup.clone());
+        // A process that joins a container shares its cgroup: ending one must not end the other.
+        let own = launch.namespaces.contains(Namespaces::PID);
+        let (kept, cgroup) = (descriptors.kept.clone(), descriptors.cgroup.clone().filter(|_| own));
         self.processes.insert(key, Process::Forking { started_ms: now, kept, cgroup });
         out.push(Action::Fork { launch, descriptors });
         Ok(())
@@ -295,7 +299,7 @@ impl<D: Clone> Supervisor<D> {
 
 fn kill<D: Clone>(live: &Live<D>, out: &mut Vec<Action<D>>) {
     out.push(Action::SignalProcess { pidfd: live.pidfd.clone(), signal: libc::SIGKILL });
-    // Without a pid namespace of its own it may have children that outlive it.
+    // What it has started goes with it.
     out.extend(live.cgroup.clone().map(Action::KillCgroup));
 }
 

@@ -320,6 +320,17 @@ fn a_running_process_is_killed_and_forgotten_on_release() {
 }
 
 #[test]
+fn the_cgroup_of_a_process_that_joined_it_is_spared() {
+    let mut machine = booted();
+    let Input::Launch { mut launch, descriptors } = launch(KEY) else { unreachable!("a launch") };
+    launch.namespaces = Namespaces::NONE;
+    let forked = Input::Forked { key: KEY, pid: CONTAINER, pidfd: 50 };
+    feed(&mut machine, 0, [Input::Launch { launch, descriptors }, forked, Input::Started(KEY)]);
+    let actions = feed(&mut machine, 0, [Input::Release(KEY)]);
+    assert!(matches!(actions[..], [Action::SignalProcess { pidfd: 50, signal: 9 }]), "{actions:?}");
+}
+
+#[test]
 fn signals_reach_only_what_exists() {
     let mut machine = with_container();
     let actions = feed(&mut machine, 0, [Input::Signal { key: KEY, signal: 15 }]);

@@ -272,7 +272,13 @@ mod tests {
     #[test]
     fn broker() {
         let containers = BTreeMap::new();
-        let of = Board { ports: Ports::Broker, uplink: Some("eth0"), ..closed(&containers) };
+        let published = [25, 8080].into();
+        let of = Board {
+            ports: Ports::Broker,
+            published: &published,
+            uplink: Some("eth0"),
+            ..closed(&containers)
+        };
         golden::check("board-broker.nft", &board(&of).to_string());
     }
 

@@ -16,6 +16,7 @@ const NEW_CHAIN: u16 = 3;
 const NEW_RULE: u16 = 6;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
+const DELETE_ELEMENTS: u16 = 14;
 pub(super) const NEW_GENERATION: u16 = 15;
 const GET_GENERATION: u16 = 16;
 
@@ -54,18 +55,47 @@ fn family_number(family: Family) -> u8 {
 /// The transaction that makes the tables of `ruleset` exactly what it says, whatever they were; other tables are not
 /// touched. Adding before deleting makes the deletion succeed whether or not the table was there.
 pub(super) fn replace(ruleset: &Ruleset, sequence: u32) -> Batch {
-    let mut writer = Writer { bytes: Vec::new(), newest: 0, newest_flags: 0, sequence };
-    writer.bare(BATCH_BEGIN, SUBSYSTEM);
+    let mut writer = Writer::begin(sequence);
     for table in &ruleset.tables {
         let name = || Attributes::default().text(1, table.name);
         writer.message(table.family, NEW_TABLE, CREATE, &name());
         writer.message(table.family, DELETE_TABLE, 0, &name());
         writer.table(table);
     }
-    let last = writer.sequence;
-    writer.ask_for_answer();
-    writer.bare(BATCH_END, SUBSYSTEM);
-    Batch { bytes: writer.bytes, first: sequence.wrapping_add(1), last }
+    writer.end()
+}
+
+/// The transaction that leads from `from`, which the kernel has, to `to`, if the two differ in the elements of sets only.
+/// It costs as much as what changes, not as much as what is there, and counters go on.
+pub(super) fn change(from: &Ruleset, to: &Ruleset, sequence: u32) -> Option<Batch> {
+    let mut writer = Writer::begin(sequence);
+    let changes = changed_sets(from, to)?;
+    for (table, before, after) in &changes {
+        let gone: Vec<_> = before.elements.difference(&after.elements).collect();
+        let new: Vec<_> = after.elements.difference(&before.elements).collect();
+        writer.elements(table, after, DELETE_ELEMENTS, 0, &gone);
+        writer.elements(table, after, NEW_ELEMENTS, CREATE, &new);
+    }
+    (!changes.is_empty()).then(|| writer.end())
+}
+
+type ChangedSet<'a> = (&'a Table, &'a Set, &'a Set);
+
+/// The sets whose elements differ; `None` if anything else does, too.
+fn changed_sets<'a>(from: &'a Ruleset, to: &'a Ruleset) -> Option<Vec<ChangedSet<'a>>> {
+    let mut changed = Vec::new();
+    (from.tables.len() == to.tables.len()).then_some(())?;
+    for (before, after) in from.tables.iter().zip(&to.tables) {
+        let same = (before.family, before.name, &before.chains) == (after.family, after.name, &after.chains);
+        (same && before.sets.len() == after.sets.len()).then_some(())?;
+        for (old, new) in before.sets.iter().zip(&after.sets) {
+            ((old.name, &old.key) == (new.name, &new.key)).then_some(())?;
+            if old.elements != new.elements {
+                changed.push((after, old, new));
+            }
+        }
+    }
+    Some(changed)
 }
 
 /// Asks which generation the namespace's rules are: it changes with every change of any of them.
@@ -86,6 +116,8 @@ pub(super) fn get_table(family: Family, name: &str, sequence: u32) -> Vec<u8> {
 
 struct Writer {
     bytes: Vec<u8>,
+    /// Number of the message that opens the transaction.
+    first: u32,
     /// Where the newest message begins.
     newest: usize,
     newest_flags: u16,
@@ -93,6 +125,20 @@ struct Writer {
 }
 
 impl Writer {
+    fn begin(sequence: u32) -> Self {
+        let mut writer =
+            Self { bytes: Vec::new(), first: sequence.wrapping_add(1), newest: 0, newest_flags: 0, sequence };
+        writer.bare(BATCH_BEGIN, SUBSYSTEM);
+        writer
+    }
+
+    fn end(mut self) -> Batch {
+        let last = self.sequence;
+        self.ask_for_answer();
+        self.bare(BATCH_END, SUBSYSTEM);
+        Batch { bytes: self.bytes, first: self.first, last }
+    }
+
     /// Makes the kernel answer the newest message: then all before it went well too.
     fn ask_for_answer(&mut self) {
         if let Some(flags) = self.bytes.get_mut(self.newest + 6..self.newest + 8) {
@@ -114,19 +160,18 @@ impl Writer {
         append(&mut self.bytes, SUBSYSTEM << 8 | kind, REQUEST | flags, self.sequence, &payload);
     }
 
+    fn elements(&mut self, table: &Table, set: &Set, kind: u16, flags: u16, elements: &[&Vec<Value>]) {
+        for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self.message(table.family, kind, flags, &elements_attributes(table, set, chunk));
+        }
+    }
+
     fn table(&mut self, table: &Table) {
         self.message(table.family, NEW_TABLE, CREATE, &Attributes::default().text(1, table.name));
         for (number, set) in (1u32..).zip(&table.sets) {
             self.message(table.family, NEW_SET, CREATE, &set_attributes(table, set, number));
             let elements: Vec<_> = set.elements.iter().collect();
-            for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
-                self.message(
-                    table.family,
-                    NEW_ELEMENTS,
-                    CREATE,
-                    &elements_attributes(table, set, number, chunk),
-                );
-            }
+            self.elements(table, set, NEW_ELEMENTS, CREATE, &elements);
         }
         // All chains first: a rule can only jump to a chain that is there.
         for chain in &table.chains {
@@ -168,12 +213,12 @@ fn set_attributes(table: &Table, set: &Set, number: u32) -> Attributes {
         .be32(10, number)
 }
 
-fn elements_attributes(table: &Table, set: &Set, number: u32, elements: &[&Vec<Value>]) -> Attributes {
+fn elements_attributes(table: &Table, set: &Set, elements: &[&Vec<Value>]) -> Attributes {
     let list = elements.iter().fold(Attributes::default(), |list, parts| {
         let value = Attributes::default().bytes(1, &element(parts));
         list.nest(1, Attributes::default().nest(1, value))
     });
-    Attributes::default().text(1, table.name).text(2, set.name).nest(3, list).be32(4, number)
+    Attributes::default().text(1, table.name).text(2, set.name).nest(3, list)
 }
 
 fn chain_attributes(table: &Table, chain: &Chain) -> Attributes {

@@ -4,16 +4,17 @@ use super::apply::{Namespaces, apply, tunnel};
 use super::error::NetError;
 use super::inside::{Inside, connect, prepare};
 use super::namespace::within;
-use super::network::{LocalContainer, NetConfig};
+use super::network::LocalContainer;
 use super::observe::{mtu_of, observe};
 use super::plan::{Desired, Facts, NetOp, desired, plan, tunnel_mtu};
 use super::route::RouteSocket;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+use nix::sys::stat::fstat;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wherry_net::address::{Prefix, gateway, port_name, tunnel_name, usable};
+use wherry_net::address::{CONTAINER_INTERFACE, Prefix, gateway, port_name, tunnel_name, usable};
 use wherry_net::firewall::{self, Ports};
 use wherry_net::nft::{Family, NftError, NftSocket, RulesGeneration, Ruleset};
 use wherry_net::setup::Uplink;
@@ -41,15 +42,25 @@ struct Rules {
 }
 
 impl Rules {
-    /// Makes the rules `wanted`, unless they are: the same were told, and nobody has changed anything since.
+    /// Rules that nothing is known of.
+    fn of(nft: NftSocket) -> Self {
+        Self { nft, told: None }
+    }
+
+    /// Rules that were just set.
+    fn told(mut nft: NftSocket, rules: Ruleset) -> Result<Self, NftError> {
+        let generation = nft.generation()?;
+        Ok(Self { nft, told: Some((rules, generation)) })
+    }
+
+    /// Makes the rules `wanted`. If nobody has changed anything since they were last told, only the difference is sent.
     fn ensure(&mut self, wanted: Ruleset) -> Result<(), NftError> {
-        let same = |(told, generation): &(Ruleset, RulesGeneration)| (*told == wanted).then_some(*generation);
-        if let Some(generation) = self.told.as_ref().and_then(same)
-            && self.nft.generation()? == generation
-        {
-            return Ok(());
+        let generation = self.nft.generation()?;
+        match self.told.take().filter(|(_, told)| *told == generation) {
+            Some((told, _)) if told == wanted => {}
+            Some((told, _)) => self.nft.change(&told, &wanted)?,
+            None => self.nft.replace(&wanted)?,
         }
-        self.nft.replace(&wanted)?;
         self.told = Some((wanted, self.nft.generation()?));
         Ok(())
     }
@@ -58,12 +69,14 @@ impl Rules {
 /// One board's network.
 #[derive(Debug)]
 pub(super) struct Board {
-    ports: Ports,
     uplink: Option<Uplink>,
     index: Option<NodeIndex>,
     wanted: NetworkDesired,
-    /// Whether the kernel's state is a former life's and what is wanted is not known yet: then it stays as it is.
+    /// Whether the kernel's state is a former life's, and not enough is known yet to say what it should be: then it stays
+    /// as it is.
     adopted: bool,
+    /// Whether the broker has said what it wants.
+    told: bool,
     listed: BTreeMap<ContainerId, Ipv4Addr>,
     attached: BTreeMap<ContainerId, Attached>,
     route: RouteSocket,
@@ -79,21 +92,21 @@ fn kernel(what: &'static str) -> impl Fn(Errno) -> NetError {
 
 impl Board {
     /// In the calling thread's network namespace.
-    pub(super) fn open(config: &NetConfig) -> Result<Self, NetError> {
+    pub(super) fn open() -> Result<Self, NetError> {
         let mut route = RouteSocket::open().map_err(kernel("reach rtnetlink"))?;
         let mut nft = NftSocket::open().map_err(NetError::Firewall)?;
         let adopted = nft.has_table(Family::Inet, firewall::TABLE).map_err(NetError::Firewall)?;
         let tunnels = can_tunnel(&mut route);
         let mut board = Self {
-            ports: config.ports,
             uplink: None,
             index: None,
             wanted: NetworkDesired::default(),
             adopted,
+            told: false,
             listed: BTreeMap::new(),
             attached: BTreeMap::new(),
             route,
-            rules: Rules { nft, told: None },
+            rules: Rules::of(nft),
             tunnels,
             mtu: DEFAULT_MTU,
         };
@@ -107,6 +120,7 @@ impl Board {
 
     pub(super) fn set_uplink(&mut self, uplink: Option<Uplink>) -> Result<(), NetError> {
         self.uplink = uplink;
+        self.take_charge();
         self.converge()
     }
 
@@ -126,17 +140,24 @@ impl Board {
             check(index, container, &listed)?;
             listed.insert(container.id, container.address);
         }
-        (self.wanted, self.listed, self.adopted) = (wanted, listed, false);
+        (self.wanted, self.listed, self.told) = (wanted, listed, true);
+        self.take_charge();
         self.converge()?;
         self.tunnels_missing()
+    }
+
+    /// After a restart the broker may be there before the uplink is known again. Rules and tunnels without it would cut
+    /// off what works, so the former life's stay until both are known.
+    fn take_charge(&mut self) {
+        self.adopted &= !self.told || self.uplink.is_none();
     }
 
     /// Said last, because everything else holds all the same.
     fn tunnels_missing(&self) -> Result<(), NetError> {
         match (self.wanted.peers.len(), self.tunnels, &self.uplink) {
-            (0, _, _) | (_, true, Some(_)) => Ok(()),
+            (peers, _, None) if self.adopted || peers > 0 => Err(NetError::NoUplink),
+            (0, _, _) | (_, true, _) => Ok(()),
             (peers, false, _) => Err(NetError::NoTunnels { peers }),
-            (peers, true, None) => Err(NetError::NoUplink { peers }),
         }
     }
 
@@ -151,7 +172,7 @@ impl Board {
     pub(super) fn converge(&mut self) -> Result<(), NetError> {
         if !self.adopted {
             self.rules.ensure(self.board_rules()).map_err(NetError::Firewall)?;
-            self.container_rules()?;
+            self.rules_within(None)?;
         }
         let Some(index) = self.index else { return Ok(()) };
         self.devices(index)?;
@@ -177,7 +198,7 @@ impl Board {
     fn board_rules(&self) -> Ruleset {
         let containers = self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect();
         firewall::board(&firewall::Board {
-            ports: self.ports,
+            ports: Ports::Node,
             published: &BTreeSet::new(),
             uplink: self.uplink.as_ref().map(|uplink| uplink.interface.as_str()),
             lan: &self.lan(),
@@ -207,17 +228,20 @@ impl Board {
         })
     }
 
-    fn container_rules(&mut self) -> Result<(), NetError> {
+    /// The rules of one container, or of all.
+    fn rules_within(&mut self, only: Option<ContainerId>) -> Result<(), NetError> {
         let wanted: Vec<_> = self
             .attached
             .iter()
-            .map(|(id, attached)| self.rules_of(LocalContainer { id: *id, address: attached.address }))
+            .filter(|(id, _)| only.is_none_or(|only| only == **id))
+            .map(|(id, attached)| (*id, self.rules_of(LocalContainer { id: *id, address: attached.address })))
             .collect();
         let mut result = Ok(());
-        for ((id, attached), wanted) in self.attached.iter_mut().zip(wanted) {
+        for (id, wanted) in wanted {
+            let Some(attached) = self.attached.get_mut(&id) else { continue };
             // One container's trouble must not leave another one open.
             let told = attached.rules.ensure(wanted);
-            result = result.and(told.map_err(|source| NetError::ContainerFirewall { id: *id, source }));
+            result = result.and(told.map_err(|source| NetError::ContainerFirewall { id, source }));
         }
         result
     }
@@ -234,9 +258,12 @@ impl Board {
     }
 
     fn devices(&mut self, index: NodeIndex) -> Result<(), NetError> {
-        self.follow_mtu()?;
+        let links = self.route.links().map_err(kernel("read devices"))?;
+        let uplink = self.uplink.as_ref().and_then(|uplink| mtu_of(&links, &uplink.interface));
+        self.mtu = uplink.unwrap_or(self.mtu);
         let mut desired = self.desired(index);
-        let observed = observe(&mut self.route, &desired).map_err(kernel("read devices and routes"))?;
+        let observed =
+            observe(&mut self.route, &links, &desired).map_err(kernel("read addresses and routes"))?;
         if self.adopted {
             let unknown = observed.links.keys().filter(|name| !desired.links.contains_key(*name));
             desired.keep.extend(unknown.cloned().collect::<Vec<_>>());
@@ -249,13 +276,6 @@ impl Board {
             .filter_map(|(id, attached)| Some((port_name(*id)?, attached.namespace.as_fd())))
             .collect();
         apply(&mut self.route, &namespaces, steps).map_err(NetError::Apply)
-    }
-
-    fn follow_mtu(&mut self) -> Result<(), NetError> {
-        let Some(uplink) = &self.uplink else { return Ok(()) };
-        let mtu = mtu_of(&mut self.route, &uplink.interface).map_err(kernel("read the MTU"))?;
-        self.mtu = mtu.unwrap_or(self.mtu);
-        Ok(())
     }
 
     /// A new pair's other end knows nothing yet.
@@ -279,18 +299,35 @@ impl Board {
         let others = self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect();
         check(index, &container, &others)?;
         let id = container.id;
-        let namespace = own_namespace(id, process)?;
-        let connected = inside(id, &namespace, || if_nametoindex("eth0").is_ok())?;
-        let nft = match connected {
-            true => inside(id, &namespace, NftSocket::open)?.map_err(NetError::Firewall)?,
+        let (namespace, connected) = look_into(id, process)?;
+        if self.is_attached(&container, &namespace) {
+            return Ok(());
+        }
+        let rules = match connected {
+            true => Rules::of(inside(id, &namespace, NftSocket::open)?.map_err(NetError::Firewall)?),
             false => self.prepare(container, &namespace)?,
         };
-        let rules = Rules { nft, told: None };
         self.attached.insert(id, Attached { address: container.address, namespace, rules, inside: None });
-        self.converge().inspect_err(|_| self.forget(id))
+        self.settle(id, index).inspect_err(|_| self.forget(id))
     }
 
-    fn prepare(&mut self, container: LocalContainer, namespace: &OwnedFd) -> Result<NftSocket, NetError> {
+    /// What the arrival of a container changes; the others' rules do not.
+    fn settle(&mut self, id: ContainerId, index: NodeIndex) -> Result<(), NetError> {
+        if !self.adopted {
+            self.rules.ensure(self.board_rules()).map_err(NetError::Firewall)?;
+            self.rules_within(Some(id))?;
+        }
+        self.devices(index)?;
+        self.insides(index)
+    }
+
+    fn is_attached(&self, container: &LocalContainer, namespace: &OwnedFd) -> bool {
+        self.attached.get(&container.id).is_some_and(|attached| {
+            attached.address == container.address && same_file(&attached.namespace, namespace)
+        })
+    }
+
+    fn prepare(&mut self, container: LocalContainer, namespace: &OwnedFd) -> Result<Rules, NetError> {
         let id = container.id;
         let port = port_name(id).ok_or(NetError::Id(id))?;
         // A former life's end of the pair, if its namespace has not gone yet.
@@ -299,7 +336,9 @@ impl Board {
             Err(errno) => return Err(kernel("remove a former life's port")(errno)),
         }
         let rules = self.rules_of(container);
-        inside(id, namespace, || prepare(&rules))?.map_err(|source| NetError::Inside { id, source })
+        let nft =
+            inside(id, namespace, || prepare(&rules))?.map_err(|source| NetError::Inside { id, source })?;
+        Rules::told(nft, rules).map_err(|source| NetError::ContainerFirewall { id, source })
     }
 
     /// After a failed attach: the error being reported is the first one, what this leaves is found by the next look.
@@ -356,14 +395,25 @@ fn inside<T: Send>(
     within(namespace.as_fd(), work).map_err(|errno| NetError::Namespace { id, errno })
 }
 
-/// The namespace itself: a pidfd would stop leading to it when the process ends.
-fn own_namespace(id: ContainerId, process: BorrowedFd<'_>) -> Result<OwnedFd, NetError> {
-    let open = || std::fs::File::open("/proc/thread-self/ns/net").map(OwnedFd::from);
+/// The namespace itself, for a pidfd would stop leading to it when the process ends; and whether it has its `eth0` already.
+fn look_into(id: ContainerId, process: BorrowedFd<'_>) -> Result<(OwnedFd, bool), NetError> {
+    let open = || {
+        let namespace = std::fs::File::open("/proc/thread-self/ns/net")?;
+        std::io::Result::Ok((OwnedFd::from(namespace), if_nametoindex(CONTAINER_INTERFACE).is_ok()))
+    };
     let opened = within(process, open).map_err(|errno| NetError::Namespace { id, errno })?;
-    opened.map_err(|error| NetError::Namespace {
-        id,
-        errno: Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+    opened.map_err(|error| {
+        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        NetError::Namespace { id, errno }
     })
+}
+
+/// Two descriptors of one namespace have the same inode (namespaces(7)).
+fn same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
+    match (fstat(one), fstat(other)) {
+        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
+        (Err(_), _) | (_, Err(_)) => false,
+    }
 }
 
 /// Whether the kernel has GRE, found out by making a tunnel that leads nowhere. Its name is one of ours, so one that

@@ -84,12 +84,9 @@ pub enum NetError {
         /// How many boards there should be tunnels to.
         peers: usize,
     },
-    /// Tunnels are wanted but the board has no address to lead them from.
-    #[error("the board has no address on its network yet, so there are no tunnels to {peers} other boards")]
-    NoUplink {
-        /// How many boards there should be tunnels to.
-        peers: usize,
-    },
+    /// The board has no address of its own.
+    #[error("the board has no address on its network yet; what is wanted will be made so when it has one")]
+    NoUplink,
     /// The thread that does the work is gone.
     #[error("the network's thread has ended: restart the service")]
     Stopped,

@@ -9,7 +9,6 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use wherry_net::firewall::Ports;
 use wherry_net::setup::Uplink;
 use wherry_protocol::message::NetworkDesired;
 use wherry_protocol::{ContainerId, NodeIndex};
@@ -17,17 +16,13 @@ use wherry_protocol::{ContainerId, NodeIndex};
 /// What does not change while the service runs.
 #[derive(Debug, Clone, Copy)]
 pub struct NetConfig {
-    /// What the board offers to its network.
-    pub ports: Ports,
     /// How often the kernel's state is compared with what is wanted, unasked.
     pub reconcile: Duration,
 }
 
 impl NetConfig {
     /// A node's: ten seconds until something that was deleted by hand is back.
-    pub const NODE: Self = Self { ports: Ports::Node, reconcile: Duration::from_secs(10) };
-    /// A broker's.
-    pub const BROKER: Self = Self { ports: Ports::Broker, ..Self::NODE };
+    pub const NODE: Self = Self { reconcile: Duration::from_secs(10) };
 }
 
 /// A container of this board.
@@ -67,7 +62,7 @@ impl Network {
         let (opened, result) = mpsc::sync_channel(1);
         // A new thread inherits the namespace of the one that makes it.
         let thread = std::thread::Builder::new().name("wherry-net".into()).spawn(move || {
-            let board = Board::open(&config);
+            let board = Board::open();
             let facts = board.as_ref().map(|board| NetFacts { overlay: board.can_tunnel() });
             let told = opened.send(facts.map_err(Clone::clone));
             if let (Ok(board), Ok(())) = (board, told) {

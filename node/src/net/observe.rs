@@ -13,8 +13,12 @@ use std::net::Ipv4Addr;
 use wherry_net::address::{BRIDGE, PORT_PREFIX, Prefix, TUNNEL_PREFIX};
 
 /// The board as far as it is ours, and the values of the settings that `desired` names.
-pub(crate) fn observe(route: &mut RouteSocket, desired: &Desired) -> Result<Observed, Errno> {
-    let links = route.links()?;
+/// `links` are all devices.
+pub(crate) fn observe(
+    route: &mut RouteSocket,
+    links: &[LinkMessage],
+    desired: &Desired,
+) -> Result<Observed, Errno> {
     let names: BTreeMap<u32, String> =
         links.iter().filter_map(|link| Some((link.header.index, name(link)?))).collect();
     let bridge = names.iter().find(|(_, name)| *name == BRIDGE).map(|(index, _)| *index);
@@ -36,9 +40,8 @@ pub(crate) fn observe(route: &mut RouteSocket, desired: &Desired) -> Result<Obse
 }
 
 /// The MTU of a device, in bytes, if there is such a device.
-pub(crate) fn mtu_of(route: &mut RouteSocket, device: &str) -> Result<Option<u32>, Errno> {
-    let links = route.links()?;
-    Ok(links.iter().find(|link| name(link).as_deref() == Some(device)).and_then(mtu))
+pub(crate) fn mtu_of(links: &[LinkMessage], device: &str) -> Option<u32> {
+    links.iter().find(|link| name(link).as_deref() == Some(device)).and_then(mtu)
 }
 
 fn is_ours(name: &str) -> bool {

@@ -51,8 +51,10 @@ fn start_code(error: &WireError) -> u8 {
     let text = error.message.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     match error.code {
-        ErrorCode::StartFailed if says(&["no such file", "not found", "enoent"]) => NOT_FOUND,
-        ErrorCode::StartFailed if says(&["permission denied", "exec format", "eacces", "enoexec"]) => {
+        ErrorCode::StartFailed if says(&["no such program"]) => NOT_FOUND,
+        ErrorCode::StartFailed
+            if says(&["is not executable", "is not a program for", "interpreter or loader"]) =>
+        {
             NOT_EXECUTABLE
         }
         _ => FAILED,
@@ -228,10 +230,18 @@ mod tests {
     #[test]
     fn failures_to_start_have_docker_s_codes() {
         for (code, text, expected) in [
-            (ErrorCode::StartFailed, "cannot execute /bin/x: No such file or directory", 127),
-            (ErrorCode::StartFailed, "program 'x' not found in PATH", 127),
-            (ErrorCode::StartFailed, "cannot execute /etc/motd: permission denied", 126),
-            (ErrorCode::StartFailed, "cannot execute /x: Exec format error", 126),
+            (
+                ErrorCode::StartFailed,
+                "could not start: no such program 'x' in the image, check the command",
+                127,
+            ),
+            (
+                ErrorCode::StartFailed,
+                "could not start: '/etc/passwd' is not executable, check the command",
+                126,
+            ),
+            (ErrorCode::StartFailed, "could not start: '/x' is not a program for this node's processor", 126),
+            (ErrorCode::StartFailed, "could not start: entering /x failed: No such file or directory", 125),
             (ErrorCode::StartFailed, "cannot mount /proc", 125),
             (ErrorCode::NotFound, "no image is called web: not found", 125),
         ] {

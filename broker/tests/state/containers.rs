@@ -1,0 +1,285 @@
+use crate::world::*;
+use wherry_broker::state::{Answer, Output};
+use wherry_protocol::message::*;
+use wherry_protocol::*;
+
+fn world() -> (World, User, Board) {
+    let mut world = World::new();
+    let user = world.user(10);
+    let board = world.board(100);
+    world.image(&user, "web");
+    (world, user, board)
+}
+
+#[test]
+fn run_is_answered_when_placed_and_wait_when_started() {
+    let (mut world, user, board) = world();
+    let (request, out) = world.ask(user.session, run("web", |_| {}));
+    let Some(Reply::Container(info)) = reply(&out, request) else { panic!("{out:?}") };
+    assert_eq!((info.state.clone(), info.generation), (ContainerState::Pending, Generation(1)));
+    assert_eq!(info.placement, "only node: 512 MiB free, load 0.00");
+    let orders = told(&out, board);
+    let [ToNode::Container(desired)] = orders.as_slice() else { panic!("{orders:?}") };
+    assert_eq!((desired.want, desired.address), (Want::Running, info.address));
+    let started = |until| Request::Wait { container: id(&info), until };
+    let (start, _) = world.ask(user.session, started(WaitUntil::Started));
+    let (end, _) = world.ask(user.session, started(WaitUntil::Ended));
+    assert_eq!(reply(&world.state(board, &info, ContainerState::Preparing), start), None);
+    let out = world.state(board, &info, RUNNING);
+    assert!(matches!(reply(&out, start), Some(Reply::Container(info)) if info.state == RUNNING));
+    let out = world.state(board, &info, EXITED);
+    assert!(matches!(reply(&out, end), Some(Reply::Container(info)) if info.state == EXITED));
+}
+
+#[test]
+fn names_are_made_up_and_unique_per_account() {
+    let (mut world, user, _board) = world();
+    let mut names: Vec<Name> =
+        (0..40).map(|_| world.info(&user, run("x", |run| run.name = None)).name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), 40);
+    world.run(&user, "web", "n1");
+    assert_eq!(world.refused(&user, run("web", |_| {})).code, ErrorCode::AlreadyExists);
+    let other = world.user(11);
+    world.image(&other, "web");
+    world.run(&other, "web", "host100");
+}
+
+#[test]
+fn stop_waits_for_the_end_and_start_begins_a_new_life() {
+    let (mut world, user, board) = world();
+    let info = world.running(&user, "web", board, "n1");
+    let stop = Request::Stop { container: id(&info), grace_seconds: 3 };
+    let (request, out) = world.ask(user.session, stop.clone());
+    let [ToNode::Container(desired)] = &told(&out, board)[..] else { panic!() };
+    assert_eq!(desired.want, Want::Stopped { signal: 15, grace_seconds: 3 });
+    assert_eq!(world.refused(&user, Request::Start(id(&info))).code, ErrorCode::WrongState);
+    let out = world.state(board, &info, EXITED);
+    assert!(matches!(reply(&out, request), Some(Reply::Container(_))));
+    assert_eq!(world.info(&user, stop).state, EXITED, "again is the same as once");
+    let again = world.info(&user, Request::Start(id(&info)));
+    assert_eq!((again.generation, again.state), (Generation(2), ContainerState::Pending));
+    world.state(board, &info, EXITED);
+    assert_eq!(
+        world.inspect(&user, info.id).state,
+        ContainerState::Pending,
+        "a late word about an earlier life"
+    );
+}
+
+#[test]
+fn a_stop_that_takes_too_long_says_so() {
+    let (mut world, user, board) = world();
+    let info = world.running(&user, "web", board, "n1");
+    let (request, _) = world.ask(user.session, Request::Stop { container: id(&info), grace_seconds: 3 });
+    let mut out = Vec::new();
+    for _ in 0..7 {
+        world.report(board, FromNode::Load(load()));
+        out.extend(world.wait(5_000));
+    }
+    assert!(matches!(reply(&out, request), Some(Reply::Error(error)) if error.code == ErrorCode::Timeout));
+}
+
+#[test]
+fn states_only_go_forward() {
+    let (mut world, user, board) = world();
+    let info = world.running(&user, "web", board, "n1");
+    world.state(board, &info, EXITED);
+    for late in [ContainerState::Pending, ContainerState::Preparing, RUNNING, failed()] {
+        world.state(board, &info, late);
+        assert_eq!(world.inspect(&user, info.id).state, EXITED);
+    }
+}
+
+#[test]
+fn an_address_is_free_only_when_its_board_says_so() {
+    let (mut world, user, board) = world();
+    let first = world.running(&user, "web", board, "n1");
+    let (request, out) = world.ask(user.session, Request::Remove { container: id(&first), force: true });
+    assert_eq!(reply(&out, request), None);
+    assert_eq!(told(&out, board), [ToNode::Remove(first.id)]);
+    assert_eq!(world.refused(&user, Request::Inspect(id(&first))).code, ErrorCode::NotFound);
+    let second = world.run(&user, "web", "n1");
+    assert_ne!(second.address, first.address);
+    assert_eq!(reply(&world.removed(board, first.id), request), Some(Reply::Done));
+    assert_eq!(world.run(&user, "third", "n1").address, first.address);
+}
+
+#[test]
+fn a_container_of_a_lost_session_goes_after_two_minutes() {
+    let (mut world, mut user, board) = world();
+    let bound = run("bound", |run| run.detached = false);
+    let info = world.info(&user, bound);
+    let kept = world.run(&user, "kept", "n1");
+    world.leave(user.session);
+    quiet(&mut world, board, 110_000);
+    world.back(&mut user);
+    quiet(&mut world, board, 300_000);
+    world.inspect(&user, info.id);
+    world.leave(user.session);
+    quiet(&mut world, board, 121_000);
+    world.back(&mut user);
+    assert_eq!(world.refused(&user, Request::Inspect(id(&info))).code, ErrorCode::NotFound);
+    world.inspect(&user, kept.id);
+}
+
+#[test]
+fn another_keys_session_does_not_keep_it_and_a_restart_begins_the_clock_anew() {
+    let (mut world, mut user, board) = world();
+    let mut other = world.user(11);
+    let info = world.info(&user, run("bound", |run| run.detached = false));
+    world.leave(user.session);
+    quiet(&mut world, board, 100_000);
+    world.back(&mut other);
+    world.restart();
+    world.wait(100_000);
+    world.back(&mut user);
+    world.inspect(&user, info.id);
+    world.leave(user.session);
+    world.wait(121_000);
+    world.back(&mut user);
+    assert_eq!(world.refused(&user, Request::Inspect(id(&info))).code, ErrorCode::NotFound);
+}
+
+/// Time passes while the board keeps reporting.
+fn quiet(world: &mut World, board: Board, milliseconds: u64) {
+    for _ in 0..milliseconds / 5_000 {
+        world.wait(5_000);
+        world.report(board, FromNode::Load(load()));
+    }
+}
+
+#[test]
+fn auto_remove_leaves_time_to_read_the_result() {
+    let (mut world, user, board) = world();
+    let info = world.info(&user, run("once", |run| run.spec.auto_remove = true));
+    world.state(board, &info, EXITED);
+    world.wait(9_000);
+    assert_eq!(world.inspect(&user, info.id).state, EXITED);
+    let out = world.wait(2_000);
+    assert_eq!(told(&out, board), [ToNode::Remove(info.id)]);
+    assert_eq!(world.refused(&user, Request::Inspect(id(&info))).code, ErrorCode::NotFound);
+}
+
+#[test]
+fn attach_waits_for_the_start_and_tells_of_a_failure() {
+    let (mut world, user, board) = world();
+    let info = world.run(&user, "web", "n1");
+    let (request, out) = world.ask(user.session, Request::Attach(id(&info)));
+    assert_eq!(answer(&out, request), None);
+    let out = world.state(board, &info, RUNNING);
+    let Some(Answer::Route { session, routed }) = answer(&out, request) else { panic!("{out:?}") };
+    assert_eq!(session, board.session);
+    assert_eq!(routed.account, user.account);
+    let other = world.run(&user, "bad", "n1");
+    let (request, _) = world.ask(user.session, Request::Attach(id(&other)));
+    let out = world.state(board, &other, failed());
+    assert!(
+        matches!(reply(&out, request), Some(Reply::Error(error)) if error.code == ErrorCode::StartFailed)
+    );
+}
+
+#[test]
+fn whoever_waits_for_a_removed_container_is_told() {
+    let (mut world, user, board) = world();
+    let info = world.running(&user, "web", board, "n1");
+    let (request, _) =
+        world.ask(user.session, Request::Wait { container: id(&info), until: WaitUntil::Ended });
+    let (_, out) = world.ask(user.session, Request::Remove { container: id(&info), force: true });
+    assert!(matches!(reply(&out, request), Some(Reply::Error(error)) if error.code == ErrorCode::NotFound));
+}
+
+#[test]
+fn a_question_that_was_taken_back_is_not_answered() {
+    let (mut world, user, board) = world();
+    let info = world.running(&user, "web", board, "n1");
+    let (request, _) =
+        world.ask(user.session, Request::Wait { container: id(&info), until: WaitUntil::Ended });
+    world.step(wherry_broker::state::Input::Abandon(request));
+    assert_eq!(answer(&world.state(board, &info, EXITED), request), None);
+}
+
+#[test]
+fn published_ports_belong_to_one_container_of_all_accounts() {
+    let (mut world, user, board) = world();
+    let publish = |name: &str| {
+        run(name, |run| run.spec.publish = vec![PublishedPort { port: 8080, container_port: 80 }])
+    };
+    let (request, out) = world.ask(user.session, publish("web"));
+    let Some(Reply::Container(info)) = reply(&out, request) else { panic!() };
+    assert!(out.contains(&Output::Publish([8080].into())));
+    let other = world.user(11);
+    world.image(&other, "web");
+    assert_eq!(world.refused(&other, publish("web")).code, ErrorCode::AlreadyExists);
+    let visit = wherry_broker::state::RequestId(world.number());
+    let out = world.step(wherry_broker::state::Input::Visit { request: visit, port: 8080 });
+    assert!(matches!(reply(&out, visit), Some(Reply::Error(_))), "it does not run yet");
+    world.state(board, &info, RUNNING);
+    let visit = wherry_broker::state::RequestId(world.number());
+    let out = world.step(wherry_broker::state::Input::Visit { request: visit, port: 8080 });
+    let Some(Answer::Route { routed, .. }) = answer(&out, visit) else { panic!("{out:?}") };
+    assert_eq!(routed.account, user.account);
+    world.restart();
+    assert_eq!(world.broker.published_ports(), [8080].into());
+    let mut user = user;
+    world.back(&mut user);
+    let (_, out) = world.ask(user.session, Request::Remove { container: id(&info), force: true });
+    assert!(out.contains(&Output::Publish([].into())));
+}
+
+#[test]
+fn a_burst_is_spread_before_the_boards_report() {
+    let (mut world, user, _board) = world();
+    world.board(101);
+    let nodes: Vec<NodeIndex> =
+        (0..4).map(|n| world.info(&user, run(&format!("web{n}"), |_| {})).node).collect();
+    assert_eq!(nodes, [NodeIndex(1), NodeIndex(2), NodeIndex(1), NodeIndex(2)]);
+}
+
+#[test]
+fn long_lists_and_full_boards_stay_within_a_message() {
+    let (mut world, user, _board) = world();
+    let big = |name: &str| run(name, |run| run.spec.command = vec!["x".repeat(60_000)]);
+    let mut count = 0;
+    let full = loop {
+        match world.reply(&user, big(&format!("web{count}"))) {
+            Reply::Container(_) => count += 1,
+            Reply::Error(error) => break error,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(full.code, ErrorCode::NoCapacity);
+    assert!(count >= 8, "{count}");
+    for number in 101..110 {
+        world.board(number);
+        while let Reply::Container(_) = world.reply(&user, big(&format!("web{count}"))) {
+            count += 1;
+        }
+    }
+    let list = world.reply(&user, Request::Containers { all_accounts: false });
+    assert!(postcard::to_stdvec(&list).unwrap().len() < Limits::DEFAULT.message_bytes);
+    let Reply::Containers(infos) = list else { panic!() };
+    assert_eq!(infos.len(), count);
+    let (_, told) = world.arrive(100, facts(100), Vec::new());
+    assert!(postcard::to_stdvec(&told[0]).unwrap().len() < Limits::DEFAULT.message_bytes);
+}
+
+#[test]
+fn what_costs_no_write() {
+    let (mut world, user, board) = world();
+    let info = world.run(&user, "web", "n1");
+    world.state(board, &info, RUNNING);
+    let before = world.commits;
+    for _ in 0..1000 {
+        world.report(board, FromNode::Load(load()));
+        world.wait(5_000);
+        world.state(board, &info, RUNNING);
+        world.reply(&user, Request::Status);
+        world.reply(&user, Request::Nodes);
+        world.reply(&user, Request::Containers { all_accounts: false });
+        world.reply(&user, Request::Ping);
+    }
+    world.open(10).unwrap();
+    assert_eq!(world.commits, before);
+}

@@ -1,0 +1,10 @@
+//! The broker's state without sockets, disk or clock: stories, the table of who may do what when, and random lives.
+mod accounts;
+mod containers;
+mod images;
+mod network;
+mod nodes;
+mod properties;
+mod stored;
+mod table;
+mod world;
