@@ -2,48 +2,24 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 mod support;
 
-use std::collections::HashMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use support::blobs::Blobs;
 use support::supervisor::Supervisor;
-use support::{busybox_root, eventually, spec};
+use support::{ARCHITECTURE, PROGRAM, cgroup_hierarchy, eventually, spec};
 use tokio::runtime::Runtime as Tokio;
 use tokio::sync::mpsc;
 use wherry_node::container::cgroup::Cgroups;
 use wherry_node::container::execute::Execution;
 use wherry_node::container::instance::Instance;
-use wherry_node::container::layers::{BlobReader, BlobSource};
 use wherry_node::container::runtime::{Exit, Runtime};
 use wherry_protocol::message::{
     ContainerDesired, ContainerReport, ContainerSpec, ContainerState, Descriptor, ExecSpec, ExitStatus,
     ImageManifest, Media,
 };
 use wherry_protocol::{ContainerId, ContainerRef, Digest, ErrorCode, Generation, WireError};
-
-const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
-/// Where the machine of the test has cgroup v2, if anywhere.
-const CGROUPS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-
-#[derive(Default)]
-struct Blobs(HashMap<Digest, Vec<u8>>);
-
-impl BlobSource for Blobs {
-    async fn fetch(&self, digest: Digest, _size: u64) -> Result<BlobReader, WireError> {
-        let missing = || WireError::new(ErrorCode::NotFound, "no such blob");
-        let bytes = self.0.get(&digest).cloned().ok_or_else(missing)?;
-        Ok(Box::new(futures_util::io::Cursor::new(bytes)))
-    }
-}
-
-impl Blobs {
-    fn add(&mut self, bytes: Vec<u8>, media: Media) -> Descriptor {
-        let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
-        self.0.insert(digest, bytes);
-        Descriptor { digest, size, media }
-    }
-}
 
 /// A node's disk, its supervisor, and an image.
 struct World {
@@ -58,26 +34,11 @@ impl World {
     fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests run as root, as the node does");
         let base = tempfile::tempdir().unwrap();
-        let root = base.path().join("root");
-        busybox_root(&root);
-        let mut archive = tar::Builder::new(Vec::new());
-        archive.follow_symlinks(false);
-        archive.append_dir_all(".", &root).unwrap();
-        let layer = archive.into_inner().unwrap();
-        let config = format!(
-            r#"{{"architecture":"{ARCHITECTURE}","os":"linux","config":{{"Env":["PATH=/bin"]}},"rootfs":{{"diff_ids":["{}"]}}}}"#,
-            Digest::of(&layer)
-        );
         let mut blobs = Blobs::default();
-        let layers = vec![blobs.add(layer, Media::LayerTar)];
-        let image = ImageManifest { config: blobs.add(config.into_bytes(), Media::Config), layers };
-        let hierarchy = CGROUPS
-            .map(Path::new)
-            .into_iter()
-            .find(|path| path.join("cgroup.procs").exists() && path.join("cgroup.controllers").exists());
+        let image = blobs.busybox(&base.path().join("root"));
         let name = format!("wherry-test-{}", base.path().file_name().unwrap().to_string_lossy());
-        let cgroup = hierarchy.expect("cgroup v2 is mounted").join(name);
-        Self { base, cgroup, supervisor: Supervisor::new(), blobs, image }
+        let cgroup = cgroup_hierarchy().join(name);
+        Self { base, cgroup, supervisor: Supervisor::new(PROGRAM.as_ref()), blobs, image }
     }
 
     fn data(&self) -> PathBuf {

@@ -3,6 +3,7 @@
 //! Runs as root: namespaces, mounts and ownership are what is tested.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+pub mod blobs;
 pub mod supervisor;
 
 use nix::sched::CloneFlags;
@@ -28,6 +29,10 @@ use wherry_sys::process::{End, Spawn, spawn, wait};
 
 /// How long a container of a test may take for anything.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The node's program.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_wherry-node");
+/// The processor of this machine in OCI's words.
+pub const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 24] = [
     "cat", "chmod", "chown", "cp", "echo", "env", "false", "grep", "id", "kill", "ls", "mkdir", "mknod",
@@ -161,7 +166,7 @@ fn pipe() -> (OwnedFd, File) {
 fn launch(argument: &str, plan: &[u8], fourth: OwnedFd, namespaces: CloneFlags, tty: bool) -> Running {
     let plan = wherry_sys::fd::sealed_memfd(c"plan", plan).unwrap();
     let (report, report_child) = pipe();
-    let program = CString::new(env!("CARGO_BIN_EXE_wherry-node")).unwrap();
+    let program = CString::new(PROGRAM).unwrap();
     let arguments = [program.clone(), CString::new(argument).unwrap()];
     let (stdin_child, stdin) = pipe();
     let (stdout, stdout_child) = pipe();
@@ -288,6 +293,12 @@ fn watchdog(pidfd: OwnedFd) -> std::sync::mpsc::Sender<()> {
         }
     });
     sender
+}
+
+/// Where this machine has cgroup v2.
+pub fn cgroup_hierarchy() -> &'static Path {
+    let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+    places.into_iter().find(|path| path.join("cgroup.controllers").exists()).expect("cgroup v2 is mounted")
 }
 
 /// Waits until `done`.

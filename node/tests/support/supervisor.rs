@@ -5,6 +5,8 @@ use nix::sched::CloneFlags;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use wherry_init::control::{
     ControlError, Descriptors, Endpoint, EntryState, FromSupervisor, Launch, LaunchStep, Namespaces,
@@ -25,9 +27,11 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    pub fn new() -> Self {
+    /// Starts what it is asked for with `program`.
+    pub fn new(program: &Path) -> Self {
+        let program = CString::new(program.as_os_str().as_bytes()).unwrap();
         let (endpoints, queue) = channel();
-        let thread = std::thread::spawn(move || Loop::default().run(&queue));
+        let thread = std::thread::spawn(move || Loop { program, known: BTreeMap::new() }.run(&queue));
         Self { endpoints: Some(endpoints), thread: Some(thread) }
     }
 
@@ -48,8 +52,8 @@ impl Drop for Supervisor {
     }
 }
 
-#[derive(Default)]
 struct Loop {
+    program: CString,
     known: BTreeMap<ProcessKey, Known>,
 }
 
@@ -154,13 +158,12 @@ impl Loop {
 
     fn launch(&mut self, endpoint: &Endpoint, launch: &Launch, attached: Vec<OwnedFd>) {
         let descriptors = Descriptors::split(launch, attached).unwrap();
-        let program = CString::new(env!("CARGO_BIN_EXE_wherry-node")).unwrap();
-        let arguments = [program.clone(), CString::new(launch.argument.as_str()).unwrap()];
+        let arguments = [self.program.clone(), CString::new(launch.argument.as_str()).unwrap()];
         let fixed = [&descriptors.plan, &descriptors.go, &descriptors.report];
         let fds: Vec<BorrowedFd<'_>> =
             descriptors.stdio.iter().chain(fixed).chain(&descriptors.extra).map(|fd| fd.as_fd()).collect();
         let spawned = spawn(&Spawn {
-            program: &program,
+            program: &self.program,
             arguments: &arguments,
             environment: &[],
             descriptors: &fds,
