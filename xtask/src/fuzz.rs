@@ -10,13 +10,13 @@ use crate::suites::cargo_tool;
 
 /// This version everywhere.
 const CARGO_FUZZ_VERSION: &str = "0.13.2";
-/// Seconds for each target: enough to notice that one has rotted or that a limit is gone.
-const SECONDS: u32 = 10;
+/// Seconds for each target among the tests: enough to notice that one has rotted or that a limit is gone.
+pub(crate) const SMOKE_SECONDS: u32 = 10;
 /// A target that wants more is a finding.
 const MEMORY_MIB: u32 = 1024;
 
-/// Runs them all.
-pub(crate) fn smoke(project: &Project) -> Result<(), TaskError> {
+/// Runs each for `seconds`.
+pub(crate) fn run(project: &Project, seconds: u32) -> Result<(), TaskError> {
     let nightly = exec::output(Command::new("rustup").args(["toolchain", "list"]));
     if !nightly.is_ok_and(|list| list.lines().any(|line| line.starts_with("nightly"))) {
         println!(
@@ -25,7 +25,7 @@ pub(crate) fn smoke(project: &Project) -> Result<(), TaskError> {
         return Ok(());
     }
     let tool = cargo_tool(project, "cargo-fuzz", CARGO_FUZZ_VERSION)?;
-    directories(project).iter().try_for_each(|directory| smoke_in(project, &tool, directory))
+    directories(project).iter().try_for_each(|directory| run_in(project, &tool, directory, seconds))
 }
 
 /// The crates' fuzz directories.
@@ -45,11 +45,11 @@ fn fuzz(project: &Project, tool: &Path, action: &str, directory: &Path) -> Comma
     command
 }
 
-fn smoke_in(project: &Project, tool: &Path, directory: &Path) -> Result<(), TaskError> {
+fn run_in(project: &Project, tool: &Path, directory: &Path, seconds: u32) -> Result<(), TaskError> {
     let list = exec::output(&mut fuzz(project, tool, "list", directory))?;
     for target in list.lines() {
-        println!("fuzz: {target} for {SECONDS} s");
-        let limits = [format!("-max_total_time={SECONDS}"), format!("-rss_limit_mb={MEMORY_MIB}")];
+        println!("fuzz: {target} for {seconds} s");
+        let limits = [format!("-max_total_time={seconds}"), format!("-rss_limit_mb={MEMORY_MIB}")];
         exec::output(fuzz(project, tool, "run", directory).arg(target).arg("--").args(limits))?;
     }
     Ok(())

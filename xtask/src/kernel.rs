@@ -54,7 +54,7 @@ const fn names(arch: Arch) -> Names {
         Arch::X86_64 => Names {
             arch: "x86",
             products: &[("vmlinux", "vmlinux"), ("bzImage", "arch/x86/boot/bzImage")],
-            steps: 1900,
+            steps: 2380,
         },
         Arch::Aarch64 => {
             Names { arch: "arm64", products: &[("Image", "arch/arm64/boot/Image")], steps: 1900 }

@@ -90,6 +90,12 @@ enum Task {
     },
     /// Measure
     Bench,
+    /// Run every fuzz target, where there is a nightly compiler
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = fuzz::SMOKE_SECONDS)]
+        seconds: u32,
+    },
     /// Check dependencies: bans, licences, sources
     Deny,
 }
@@ -124,6 +130,7 @@ fn run(task: Task) -> Result<(), TaskError> {
         Task::Demo { arch } => suites::demo(&project, arch),
         Task::Test { arguments } => suites::test(&project, &arguments),
         Task::Bench => suites::bench(&project),
+        Task::Fuzz { seconds } => fuzz::run(&project, seconds),
         Task::Deny => suites::deny(&project),
     }
 }

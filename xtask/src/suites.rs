@@ -53,7 +53,7 @@ pub(crate) fn test(project: &Project, arguments: &[String]) -> Result<(), TaskEr
         .args(arguments)
         .env(BINARIES, project.target.join("debug"));
     exec::watched(&mut tests)?;
-    fuzz::smoke(project)
+    fuzz::run(project, fuzz::SMOKE_SECONDS)
 }
 
 /// Builds and starts one of the programs in `tests`, with the real `wherry` beside it.
