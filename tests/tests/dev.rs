@@ -56,7 +56,7 @@ fn up_and_down() -> Result<(), Failure> {
     cli.refused(&["debug", "crash-node", "node1"], "test")?;
     cli.ok(&["dev", "down", "lab", "--keep"])?;
     gone(&pids)?;
-    cli.refused(&["dev", "status", "lab"], "not")?;
+    cli.refused(&["dev", "status", "lab"], "no cluster")?;
     cli.refused(&["dev", "up", "lab", "--nodes", "3", "--images", &images], "other options")?;
     cli.ok(&["dev", "up", "lab"])?;
     ensure(cli.ok(&["images"])?.contains("client"), || "the kept cluster lost its images".into())?;
