@@ -324,7 +324,7 @@ impl Service {
         let members = || std::fs::read_to_string(group.join("cgroup.procs")).unwrap().lines().count();
         let directory = File::open(&group).unwrap().into();
         let script = "sleep 1000 & sleep 1000 & echo ready; wait";
-        let mut output = self.launch_in(script, Namespaces::NONE, Some(directory));
+        let mut output = self.launch_in(script, Namespaces::PID, Some(directory));
         output.read_exact(&mut [0; 6]).unwrap();
         assert_eq!(members(), 3);
         self.send(&ToSupervisor::Release(KEY));
