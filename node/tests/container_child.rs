@@ -216,6 +216,20 @@ fn environment_directory_and_user() {
     );
 }
 
+/// As the images of nginx and many others do it.
+#[test]
+fn output_can_be_opened_by_name_whoever_it_runs_as() {
+    let world = World::new();
+    let script = "echo one > /dev/stdout; echo two > /dev/stderr; echo three >> /proc/self/fd/1";
+    let finished =
+        world.start(ContainerSpec { user: Some("ann".into()), ..spec(&["sh", "-c", script]) }).finish();
+    assert_eq!(
+        (finished.stdout.as_str(), finished.stderr.as_str()),
+        ("one\nthree\n", "two\n"),
+        "{finished:?}"
+    );
+}
+
 #[test]
 fn input_reaches_it() {
     let world = World::new();

@@ -397,6 +397,31 @@ fn exec_in_a_running_container() {
     assert_eq!(gone.map(drop).unwrap_err().code, ErrorCode::WrongState);
 }
 
+/// A terminal whose name means the same terminal inside; whoever uses it owns it.
+#[test]
+fn the_terminal_of_an_exec_is_the_container_s() {
+    let world = World::new();
+    let service = Service::new(&world);
+    let desired = world.desired(1, 1, spec(&["sleep", "1000"]));
+    let instance = service.start(&desired).unwrap();
+    let script = "tty; stty size; echo by name > $(tty); id -u; stat -c %u $(tty)";
+    let command = ["sh", "-c", script].map(str::to_owned).into();
+    let spec = ExecSpec { command, tty: Some((30, 90)), user: Some("ann".into()), ..ExecSpec::default() };
+    let text = service.tokio.block_on(async {
+        let execution =
+            Execution::start(service.runtime.supervisor(), &instance, &spec, false).await.unwrap();
+        let mut text = String::new();
+        let mut buffer = [0; 256];
+        while let Ok(length @ 1..) = execution.stdout.read(&mut buffer).await {
+            text.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+        }
+        assert_eq!(execution.wait().await, Ok(ExitStatus::Code(0)), "{text}");
+        text
+    });
+    assert_eq!(text, "/dev/pts/0\r\n30 90\r\nby name\r\n1000\r\n1000\r\n");
+    service.remove(desired.container);
+}
+
 #[test]
 fn many_at_once() {
     const COUNT: u64 = 24;

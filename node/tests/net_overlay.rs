@@ -1,5 +1,5 @@
-//! Two boards and the tunnel between them. GRE is a property of the kernel, so these are run with `--ignored`, in a guest
-//! with the boards' kernel: the test program built static, in an initramfs with `ip` and `nft`.
+//! Two boards and the tunnel between them. GRE is a property of the kernel: `tests/tests/overlay.rs` runs these, ignored
+//! here, in a guest with the boards' kernel.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 #[path = "../../net/tests/netns/mod.rs"]
 mod netns;
@@ -117,7 +117,7 @@ fn transfer(from: &Board, to: &Board, port: u16, bytes: usize) {
 }
 
 #[test]
-#[ignore = "needs a kernel with GRE, as the boards have: run with --ignored in a guest"]
+#[ignore = "needs a kernel with GRE, as the boards have: tests/overlay.rs runs it in a guest"]
 fn a_board_s_network_that_takes_smaller_packets_is_followed() {
     isolated(|| {
         let (one, two) = two_boards();
@@ -136,7 +136,7 @@ fn a_board_s_network_that_takes_smaller_packets_is_followed() {
 }
 
 #[test]
-#[ignore = "needs a kernel with GRE, as the boards have: run with --ignored in a guest"]
+#[ignore = "needs a kernel with GRE, as the boards have: tests/overlay.rs runs it in a guest"]
 fn containers_of_two_boards_reach_each_other_as_allowed() {
     isolated(|| {
         let (one, two) = two_boards();
@@ -160,7 +160,7 @@ fn containers_of_two_boards_reach_each_other_as_allowed() {
 }
 
 #[test]
-#[ignore = "needs a kernel with GRE, as the boards have: run with --ignored in a guest"]
+#[ignore = "needs a kernel with GRE, as the boards have: tests/overlay.rs runs it in a guest"]
 fn a_smaller_network_between_the_boards_is_noticed() {
     isolated(|| {
         let (one, two) = two_boards();
@@ -178,7 +178,7 @@ fn a_smaller_network_between_the_boards_is_noticed() {
 }
 
 #[test]
-#[ignore = "needs a kernel with GRE, as the boards have: run with --ignored in a guest"]
+#[ignore = "needs a kernel with GRE, as the boards have: tests/overlay.rs runs it in a guest"]
 fn a_tunnel_carries_its_own_board_s_addresses_only() {
     isolated(|| {
         let (one, two) = two_boards();
@@ -204,7 +204,7 @@ fn a_tunnel_carries_its_own_board_s_addresses_only() {
 }
 
 #[test]
-#[ignore = "needs a kernel with GRE, as the boards have: run with --ignored in a guest"]
+#[ignore = "needs a kernel with GRE, as the boards have: tests/overlay.rs runs it in a guest"]
 fn a_board_that_gets_another_address_gets_other_tunnels() {
     isolated(|| {
         let (one, two) = two_boards();

@@ -1,5 +1,6 @@
 //! The real `wherry` command, as one person with a home of their own uses it.
 use crate::failure::Failure;
+use crate::terminal::Terminal;
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -109,6 +110,13 @@ impl Wherry {
             return Err(outcome.failure("should have failed with a sentence for people"));
         }
         Ok(outcome)
+    }
+
+    /// Starts a command in a terminal of so many rows and columns.
+    pub fn in_terminal(&self, arguments: &[&str], rows: u16, columns: u16) -> Result<Terminal, Failure> {
+        let mut command = self.command(arguments);
+        command.env("TERM", "xterm");
+        Terminal::start(command, rows, columns)
     }
 
     /// Starts a command that goes on.

@@ -41,6 +41,21 @@ pub fn wherry() -> Result<PathBuf, Failure> {
     found.ok_or(Failure::Missing { path: program.with_file_name("wherry") })
 }
 
+/// A test program of another crate, which `cargo test --workspace` has built beside the running one. Of several builds the
+/// newest is meant.
+pub fn test_program(name: &str) -> Result<PathBuf, Failure> {
+    let program = std::env::current_exe().map_err(Failure::io("find the running program"))?;
+    let directory = program.parent().unwrap_or(&program);
+    let entries = std::fs::read_dir(directory).map_err(Failure::file("read", directory))?;
+    let is_it = |path: &PathBuf| {
+        let stem = path.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+        stem.strip_prefix(name).is_some_and(|rest| rest.starts_with('-') && !rest.contains('.'))
+    };
+    let candidates = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_it);
+    let built = |path: &PathBuf| path.metadata().and_then(|meta| meta.modified()).ok();
+    candidates.max_by_key(built).ok_or(Failure::Missing { path: directory.join(name) })
+}
+
 /// The kernel that the images of `arch` are booted with.
 pub fn kernel(arch: Arch) -> Result<PathBuf, Failure> {
     let name: Name = "kernel".parse().map_err(|error| Failure::Unexpected(format!("{error}")))?;

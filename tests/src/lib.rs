@@ -5,7 +5,8 @@
 //! world      what a scenario may ask of its cluster
 //! vm         … in virtual machines, from real images
 //! netns      … as processes in network namespaces
-//! cli, wait, given, http, tar, guest   tools
+//! cli, terminal   a person at a keyboard
+//! wait, given, http, tar, noise, guest   tools
 //! ```
 pub mod cli;
 pub mod failure;
@@ -13,8 +14,10 @@ pub mod given;
 pub mod guest;
 pub mod http;
 pub mod netns;
+pub mod noise;
 pub mod scenario;
 pub mod tar;
+pub mod terminal;
 pub mod vm;
 pub mod wait;
 pub mod world;
@@ -22,5 +25,6 @@ pub mod world;
 pub use cli::{Background, Outcome, Wherry};
 pub use failure::{Failure, ensure};
 pub use netns::Netns;
+pub use terminal::Terminal;
 pub use vm::Vm;
 pub use world::{Abilities, World};

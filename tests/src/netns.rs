@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::given;
 use crate::vm::BOOT;
 use crate::wait::until;
-use crate::world::{Abilities, World};
+use crate::world::{Abilities, DATA_MIB, World};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -140,6 +140,7 @@ pub struct Netns {
     arch: Arch,
     token: String,
     address: Ipv4Addr,
+    limits: bool,
     _directory: TempDir,
 }
 
@@ -157,13 +158,15 @@ impl Netns {
         for (board, text) in plan.iter().zip(texts) {
             let root = directory.path().join(&board.name);
             write_config(&root, text)?;
+            limit_disk(&root)?;
             plug_in(&board.name, board.address)?;
             let program = given::board_binary(arch, &format!("wherry-{}", board.role.name()))?;
             boards.push(Board { name: board.name.clone(), program, root, supervisor: None });
         }
         let admin = Wherry::new(given::wherry()?, directory.path().join("admin"));
         let token = seed.admin_token.to_string();
-        let mut world = Self { boards, admin, arch, token, address, _directory: directory };
+        let mut world =
+            Self { boards, admin, arch, token, address, limits: has_limits(), _directory: directory };
         match world.up() {
             Ok(()) => Ok(world),
             Err(failure) => Err(Failure::Unexpected(format!("{failure}\n{}", world.report()))),
@@ -214,6 +217,12 @@ impl Drop for Netns {
     }
 }
 
+/// Whether the kernel's cgroup v2 hierarchy, where this process sees it, has the controllers for bounds.
+fn has_limits() -> bool {
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    ["memory", "cpu", "pids"].iter().all(|wanted| controllers.split_whitespace().any(|word| word == *wanted))
+}
+
 fn seed(nodes: u8, broker: Ipv4Addr) -> Result<ClusterSeed, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::Unexpected(error.to_string());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -230,6 +239,13 @@ fn write_config(root: &Path, text: &str) -> Result<(), Failure> {
     let config = root.join("config");
     fs::create_dir_all(&config).map_err(Failure::file("make", &config))?;
     fs::write(config.join("wherry.toml"), text).map_err(Failure::file("write", &config))
+}
+
+/// A data partition that can be filled.
+fn limit_disk(root: &Path) -> Result<(), Failure> {
+    let data = root.join("data");
+    fs::create_dir_all(&data).map_err(Failure::file("make", &data))?;
+    system(&format!("mount -t tmpfs -o size={DATA_MIB}m,mode=700 data {}", data.display()))
 }
 
 /// A bridge in this process's namespace, with the laptop's address on it.
@@ -266,7 +282,7 @@ impl World for Netns {
     fn abilities(&self) -> Abilities {
         let gre = Path::new("/sys/module/ip_gre").exists()
             || system("ip link add gre-trial type gre local 127.0.0.1 remote 127.0.0.2").is_ok();
-        Abilities { overlay: gre }
+        Abilities { overlay: gre, limits: self.limits }
     }
 
     fn arch(&self) -> Arch {

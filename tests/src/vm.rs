@@ -3,7 +3,7 @@ use crate::cli::Wherry;
 use crate::failure::Failure;
 use crate::given;
 use crate::wait::until;
-use crate::world::{Abilities, World};
+use crate::world::{Abilities, DATA_MIB, World};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,7 +50,12 @@ impl Vm {
             .map_err(Failure::io("start a runtime"))?;
         let place = Place::at(directory.path().join("cluster"));
         let name = "test".parse().map_err(|error| Failure::Unexpected(format!("{error}")))?;
-        let options = Options { nodes, test_image: true, ..Options::new(name, arch, given::artifacts()?) };
+        let options = Options {
+            nodes,
+            data_mib: DATA_MIB,
+            test_image: true,
+            ..Options::new(name, arch, given::artifacts()?)
+        };
         let sockets = directory.path().join("lan");
         let (record, cluster) = runtime.block_on(async {
             let record = Cluster::create(&place, options).await?;
@@ -94,7 +99,7 @@ impl Drop for Vm {
 
 impl World for Vm {
     fn abilities(&self) -> Abilities {
-        Abilities { overlay: true }
+        Abilities { overlay: true, limits: true }
     }
 
     fn arch(&self) -> Arch {

@@ -10,7 +10,12 @@ use wherry_images::disk::Arch;
 pub struct Abilities {
     /// The boards' kernel has GRE, so containers of two boards can be connected.
     pub overlay: bool,
+    /// The boards' kernel has cgroup v2 controllers, so bounds of containers are enforced.
+    pub limits: bool,
 }
+
+/// Size of a board's data partition, in MiB: small, so that it can be filled.
+pub const DATA_MIB: u64 = 64;
 
 /// A broker and some nodes, joined by an administrator.
 pub trait World {

@@ -89,7 +89,10 @@ enum Task {
         arguments: Vec<String>,
     },
     /// Measure
-    Bench,
+    Bench {
+        /// Which: session, container_start, sizes, machines, link, namespaces; all of them otherwise
+        parts: Vec<String>,
+    },
     /// Run every fuzz target, where there is a nightly compiler
     Fuzz {
         /// Seconds for each target
@@ -129,7 +132,7 @@ fn run(task: Task) -> Result<(), TaskError> {
         Task::Fixtures { arch } => fixtures::run(&project, arch),
         Task::Demo { arch } => suites::demo(&project, arch),
         Task::Test { arguments } => suites::test(&project, &arguments),
-        Task::Bench => suites::bench(&project),
+        Task::Bench { parts } => suites::bench(&project, &parts),
         Task::Fuzz { seconds } => fuzz::run(&project, seconds),
         Task::Deny => suites::deny(&project),
     }

@@ -41,7 +41,7 @@ const PACKAGES: [(&str, &[&str]); 7] = [
     ("checking disk images", &["cryptsetup-bin", "dosfstools", "erofs-utils", "fdisk", "mtools"]),
     ("running virtual machines", &["qemu-system-arm", "qemu-system-x86"]),
     ("networks in tests", &["curl", "iproute2", "iperf3", "nftables"]),
-    ("comparing with other container tools", &["busybox-static", "crun", "skopeo", "umoci"]),
+    ("comparing with other container tools", &["busybox-static", "crun", "runc", "skopeo", "umoci"]),
 ];
 
 /// What the machine is.

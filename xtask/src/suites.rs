@@ -6,8 +6,8 @@ use wherry_images::disk::Arch;
 
 use crate::error::TaskError;
 use crate::exec;
-use crate::project::{HOST_ARCH, Project};
-use crate::{fixtures, fuzz, images, parse_arch, setup};
+use crate::project::Project;
+use crate::{fixtures, fuzz, images, setup};
 
 /// Tells the programs started here where the images are: the parent of `<arch>/{images,fixtures,bin}`.
 const ARTIFACTS: &str = "WHERRY_ARTIFACTS";
@@ -22,10 +22,6 @@ fn prepare(project: &Project, arch: Arch) -> Result<(), TaskError> {
     fixtures::run(project, arch)
 }
 
-fn host_arch() -> Result<Arch, TaskError> {
-    parse_arch(HOST_ARCH).map_err(|_| TaskError::Say(format!("Wherry does not run on {HOST_ARCH} machines")))
-}
-
 /// `make demo`.
 pub(crate) fn demo(project: &Project, arch: Arch) -> Result<(), TaskError> {
     setup::run(project)?;
@@ -33,11 +29,26 @@ pub(crate) fn demo(project: &Project, arch: Arch) -> Result<(), TaskError> {
     run_tool(project, "demo", &["--arch", arch.name()])
 }
 
-/// `make bench`.
-pub(crate) fn bench(project: &Project) -> Result<(), TaskError> {
+/// The benchmarks that are programs of one crate: package, name.
+const CRATE_BENCHES: [(&str, &str); 2] = [("wherry-protocol", "session"), ("wherry-node", "container_start")];
+
+/// `make bench`: all of it, or the named parts.
+pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError> {
     setup::run(project)?;
-    prepare(project, host_arch()?)?;
-    run_tool(project, "bench", &[])
+    let is_crate_bench = |part: &&String| CRATE_BENCHES.iter().any(|(_, name)| name == part);
+    let (of_crates, of_clusters): (Vec<&String>, Vec<&String>) = parts.iter().partition(is_crate_bench);
+    for (package, name) in CRATE_BENCHES {
+        if parts.is_empty() || of_crates.iter().any(|part| *part == name) {
+            let mut bench = cargo(project);
+            bench.args(["bench", "--locked", "--profile", "tools", "--package", package, "--bench", name]);
+            exec::watched(&mut bench)?;
+        }
+    }
+    if parts.is_empty() || !of_clusters.is_empty() {
+        [Arch::X86_64, Arch::Aarch64].into_iter().try_for_each(|arch| prepare(project, arch))?;
+        run_tool(project, "bench", &of_clusters.iter().map(|part| part.as_str()).collect::<Vec<_>>())?;
+    }
+    Ok(())
 }
 
 /// `make test`: every tier. The virtual machines of both processors boot in it.

@@ -230,8 +230,8 @@ fn live(running: &mut Option<Running>) -> Option<&Running> {
 fn seed(options: &Options, address: Ipv4Addr) -> Result<ClusterSeed, DevError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let network = StaticNetwork { interface: "eth0".to_owned(), address: plan::broker_cidr(), gateway: None };
+    // The nodes look for the broker on their LAN, as flashed boards do.
     let wanted = SeedOptions {
-        broker_address: Some(plan::broker_address().to_string()),
         admin_address: Some(address.to_string()),
         broker_network: Some(network),
         test_image: options.test_image,

@@ -5,6 +5,7 @@ use super::plan::{self, Process};
 use super::pump::{AsyncDescriptor, END_OF_TRANSMISSION};
 use super::report::{self, Report};
 use super::supervisor::{ExitWatch, Supervisor};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,7 +14,7 @@ use tokio::sync::Mutex;
 use wherry_init::control::{Descriptors, Launch, Namespaces, ProcessKey};
 use wherry_protocol::message::{ExecSpec, ExitStatus};
 use wherry_protocol::{ErrorCode, WireError};
-use wherry_sys::terminal::{WindowSize, open_pty, set_window_size};
+use wherry_sys::terminal::{Pty, WindowSize, open_pty_of, set_window_size};
 
 /// Ids of exec'd processes have this bit, which no container's has; a restarted service ends what it finds of them,
 /// because whoever asked for them is gone.
@@ -57,7 +58,7 @@ impl Execution {
         } else {
             None
         };
-        let ends = Ends::open(spec, &process, pidfd, cgroup).map_err(unusable)?;
+        let ends = Ends::open(spec, &process, (instance.pid, pidfd), cgroup).map_err(unusable)?;
         // From here on the id is taken; a supervisor that lives long enough to see 2^63 of them would be a wonder.
         let key = ProcessKey {
             id: EXEC_BIT | NEXT.fetch_add(1, Ordering::Relaxed),
@@ -156,15 +157,19 @@ struct Ends {
 }
 
 impl Ends {
-    fn open(spec: &ExecSpec, process: &Process, pidfd: OwnedFd, cgroup: Option<OwnedFd>) -> io::Result<Self> {
+    fn open(
+        spec: &ExecSpec,
+        process: &Process,
+        (pid, pidfd): (u32, OwnedFd),
+        cgroup: Option<OwnedFd>,
+    ) -> io::Result<Self> {
         let bytes = postcard::to_stdvec(process).map_err(io::Error::other)?;
         let plan = wherry_sys::fd::sealed_memfd(c"wherry-exec", &bytes)
             .map_err(|error| io::Error::from(error.errno()))?;
         let (report, report_child) = pipe()?;
         let (stdio, stdin, stdout, stderr) = match spec.tty {
             Some((rows, columns)) => {
-                let pty =
-                    open_pty(WindowSize { rows, columns }).map_err(|error| io::Error::from(error.errno()))?;
+                let pty = inside_terminal(pid, &pidfd, WindowSize { rows, columns })?;
                 let inside = [pty.terminal.try_clone()?, pty.terminal.try_clone()?, pty.terminal];
                 (inside, None, AsyncDescriptor::new(pty.controller)?, None)
             }
@@ -188,6 +193,17 @@ impl Ends {
         };
         Ok(Self { child, stdin, stdout, stderr, report: AsyncDescriptor::new(report)? })
     }
+}
+
+/// A terminal of the container's own /dev/pts, so that its programs find it there by name (ttyname(3)).
+fn inside_terminal(pid: u32, pidfd: &OwnedFd, size: WindowSize) -> io::Result<Pty> {
+    const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+    let root = rustix::fs::openat(CWD, format!("/proc/{pid}/root"), PATH, Mode::empty())?;
+    // It has not ended, so the number has meant it and nobody else.
+    wherry_sys::process::pidfd_send_signal(pidfd, 0).map_err(|error| io::Error::from(error.errno()))?;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let multiplexer = rustix::fs::openat2(root, "dev/pts/ptmx", PATH, Mode::empty(), inside)?;
+    open_pty_of(multiplexer, size).map_err(|error| io::Error::from(error.errno()))
 }
 
 fn input(wanted: bool) -> io::Result<(OwnedFd, Option<AsyncDescriptor>)> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use wherry_images::disk::{Arch, BoardRole};
 use wherry_qemu::{Accelerator, Host, Lan, Mac, Machine, Running, Segment};
 use wherry_tests::guest::initrd;
+use wherry_tests::noise::noise;
 use wherry_tests::scenario::{container, wait_for_state};
 use wherry_tests::{Failure, Netns, Vm, Wherry, World, given, netns, tar, vm, wait};
 
@@ -188,7 +189,7 @@ fn run_once(admin: &Wherry, node: &str) -> Result<Duration, Failure> {
 fn push_noise(world: &dyn World) -> Result<(u64, Duration), Failure> {
     let directory = tempfile::tempdir().map_err(Failure::io("make a temporary directory"))?;
     let path = directory.path().join("noise.tar");
-    let layer = tar::Tar::new().file("noise", &noise(PUSH_MIB << 20)).finish();
+    let layer = tar::Tar::new().file("noise", &noise(PUSH_MIB << 20, 0)).finish();
     let archive = tar::docker_archive("noise", world.arch(), &layer);
     fs::write(&path, archive).map_err(Failure::file("write", &path))?;
     let started = Instant::now();
@@ -196,19 +197,6 @@ fn push_noise(world: &dyn World) -> Result<(u64, Duration), Failure> {
     let took = started.elapsed();
     world.admin().ok(&["rmi", "noise"])?;
     Ok((layer.len() as u64, took))
-}
-
-/// A xorshift sequence (Marsaglia 2003): cheap, and incompressible.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut out = Vec::with_capacity(bytes);
-    while out.len() < bytes {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out
 }
 
 /// One TCP stream between containers of two boards.

@@ -90,3 +90,59 @@ pub(super) fn confinement(world: &mut dyn World) -> Result<(), Failure> {
     let tight = privileges.stdout.contains("NoNewPrivs:\t1") && privileges.stdout.contains("Seccomp:\t2");
     ensure(tight, || format!("a container has {}", privileges.stdout))
 }
+
+/// A shell in a terminal, as people use it.
+pub(super) fn terminal(world: &mut dyn World) -> Result<(), Failure> {
+    let admin = world.admin();
+    let mut shell = admin.in_terminal(&["run", "-it", "--rm", "--name", "shell", "client", "sh"], 33, 99)?;
+    shell.expect("# ", SOON)?;
+    // The words of the answers must not be in the questions: the terminal shows both.
+    shell.press("busybox stty size; echo over$((6 * 7))there\r")?;
+    shell.expect("33 99", SOON)?;
+    shell.expect("over42there", SOON)?;
+    shell.resize(44, 111)?;
+    until("the new size", SOON, || {
+        shell.press("busybox stty size\r").map_err(|error| error.to_string())?;
+        shell.expect("44 111", Duration::from_secs(2)).map_err(|error| error.to_string())
+    })?;
+    // Ctrl-C reaches the program in front, not the shell and not `wherry`.
+    shell.press("sleep 1000; echo inter$((1 + 1))rupted\r")?;
+    std::thread::sleep(Duration::from_secs(1));
+    shell.press("\x03")?;
+    shell.press("echo still$((2 + 2))here\r")?;
+    shell.expect("still4here", SOON)?;
+    let mut second = admin.in_terminal(&["exec", "-it", "shell", "sh"], 20, 80)?;
+    second.expect("# ", SOON)?;
+    second.press("tty; exit 9\r")?;
+    second.expect("/dev/", SOON)?;
+    second.expect_code(9, SOON)?;
+    shell.press("exit 7\r")?;
+    shell.expect_code(7, SOON)
+}
+
+/// Bounds hold, and who exceeds them is told which one it was.
+pub(super) fn limits(world: &mut dyn World) -> Result<(), Failure> {
+    let admin = world.admin();
+    let inside = |flags: &[&str], script: &str| {
+        admin.run(&[&["run", "--rm"], flags, &["client", "sh", "-c", script]].concat())
+    };
+    let forks = "i=0; while [ $i -lt 60 ]; do sleep 3 & i=$((i+1)); done; echo all; wait";
+    if !world.abilities().limits {
+        // Without controllers the node says so (see `resources`), and bounds are not enforced.
+        return inside(&["--memory", "32m", "--pids-limit", "20"], forks)?.expect_stdout("all").map(drop);
+    }
+    let read = "cd /sys/fs/cgroup; cat memory.max pids.max; cat cpu.max";
+    inside(&["--memory", "32m", "--pids-limit", "20", "--cpus", "0.5"], read)?
+        .expect_stdout("33554432\n20\n50000 100000\n")?;
+    let many = inside(&["--pids-limit", "20"], forks)?;
+    ensure(many.code != 0 && !many.stdout.contains("all"), || format!("60 processes of 20: {many:?}"))?;
+    let grow = "x=0123456789abcdef; while true; do x=$x$x; done";
+    let command = ["run", "--name", "greedy", "--memory", "16m", "client", "sh", "-c", grow];
+    let grown = admin.run(&command)?.expect_code(137)?;
+    ensure(grown.stderr.contains("memory"), || format!("it does not say why: {grown:?}"))?;
+    let listed = admin.ok(&["ps", "-a"])?;
+    ensure(listed.contains("out of memory"), || format!("`wherry ps -a`: {listed}"))?;
+    admin.ok(&["rm", "greedy"])?;
+    // The board itself has lost nothing.
+    admin.run(&["run", "--rm", "client", "true"])?.expect_code(0).map(drop)
+}

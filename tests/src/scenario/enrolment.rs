@@ -5,6 +5,7 @@ use crate::failure::{Failure, ensure};
 use crate::vm::BOOT;
 use crate::world::World;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 pub(super) fn resources(world: &mut dyn World) -> Result<(), Failure> {
     wait_for_nodes(world, BOOT)?;
@@ -19,7 +20,8 @@ pub(super) fn resources(world: &mut dyn World) -> Result<(), Failure> {
             && number("cpus") >= 1
             && number("memory_bytes") > number("memory_available_bytes")
             && number("memory_available_bytes") > 0
-            && node["overlay"] == world.abilities().overlay;
+            && node["overlay"] == world.abilities().overlay
+            && node["limits"] == world.abilities().limits;
         ensure(sane, || format!("`wherry --json resources` says {node}"))?;
     }
     let table = world.admin().ok(&["resources"])?;
@@ -33,9 +35,9 @@ fn person(world: &dyn World, name: &str) -> Wherry {
     world.admin().with_home(homes.join(name))
 }
 
-/// A fresh one-time token, made by the administrator.
-pub(super) fn new_token(world: &dyn World) -> Result<String, Failure> {
-    let made = world.admin().ok(&["token", "create", "--role", "user"])?;
+/// A fresh one-time token, made by the administrator, good for so long.
+fn token_for(world: &dyn World, time: &str) -> Result<String, Failure> {
+    let made = world.admin().ok(&["token", "create", "--role", "user", "--expires", time])?;
     let token = made.split_whitespace().find(|word| word.starts_with("wry1-user-"));
     let token = token
         .ok_or_else(|| Failure::Unexpected(format!("`wherry token create` printed no token: {made}")))?;
@@ -46,7 +48,7 @@ pub(super) fn new_token(world: &dyn World) -> Result<String, Failure> {
 /// Somebody who has joined as a user.
 pub(super) fn new_user(world: &dyn World, name: &str) -> Result<Wherry, Failure> {
     let who = person(world, name);
-    who.ok(&["join", &new_token(world)?])?;
+    who.ok(&["join", &token_for(world, "1h")?])?;
     Ok(who)
 }
 
@@ -55,7 +57,8 @@ pub(super) fn tokens(world: &mut dyn World) -> Result<(), Failure> {
     carol.refused(&["join", "wry1-user-nonsense"], "token")?;
     carol.refused(&["join", "hello"], "token")?;
     carol.refused(&["join", world.used_token()], "token")?;
-    let token = new_token(world)?;
+    let expired = token_for(world, "1s")?;
+    let token = token_for(world, "1h")?;
     // One character changed: the text itself shows it.
     let damaged = token.replacen("wry1-user-a", "wry1-user-b", 1);
     let damaged = if damaged == token { token.replacen("wry1-user-", "wry1-user-a", 1) } else { damaged };
@@ -63,6 +66,8 @@ pub(super) fn tokens(world: &mut dyn World) -> Result<(), Failure> {
     carol.ok(&["join", &token])?;
     person(world, "dave").refused(&["join", &token], "token")?;
     private_files(&carol)?;
+    std::thread::sleep(Duration::from_secs(2));
+    person(world, "dave").refused(&["join", &expired], "expired")?;
     let stopped = format!("{}@{}:9", token.split('@').next().unwrap_or_default(), world.broker());
     person(world, "erin").refused(&["join", &stopped], "cannot reach").map(drop)
 }

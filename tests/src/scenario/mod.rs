@@ -3,6 +3,7 @@
 mod bad_input;
 mod containers;
 mod crashes;
+mod disks;
 mod enrolment;
 mod images;
 mod network;
@@ -42,6 +43,8 @@ pub const ALL: &[Scenario] = &[
     scenario("run, logs, exec, stop and rm give the right exit codes", containers::lifecycle),
     scenario("output, arguments, environment and signals arrive", containers::streams),
     scenario("containers start with few rights", containers::confinement),
+    scenario("a terminal is a terminal, from here to the program", containers::terminal),
+    scenario("bounds of memory, processes and CPU hold", containers::limits),
     scenario("unknown and taken names are refused in one sentence", bad_input::names),
     scenario(
         "what is not connected cannot talk, what is connected can, until it is taken back",
@@ -52,6 +55,9 @@ pub const ALL: &[Scenario] = &[
     scenario("a broker that comes back knows everything", crashes::broker),
     scenario("a node that was cut off comes back with its containers", crashes::partition),
     scenario("garbage on the ports harms nobody", bad_input::garbage),
+    scenario("a full disk of a node is told, and is well again", disks::full_node),
+    scenario("a full disk of the broker is told, and is well again", disks::full_broker),
+    scenario("a push survives power cuts of the broker", disks::cut_push),
 ];
 
 /// Those that need the boards' processes within reach.

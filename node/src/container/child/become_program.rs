@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use wherry_sys::capability::{CapabilitySet, ThreadSets};
 
 /// Used to find the program when the environment has no PATH (execvp(3) uses the same two).
@@ -162,6 +162,20 @@ fn executable(path: &str) -> Result<(), Errno> {
     if file && stat.st_mode & ANY_EXECUTE != 0 { Ok(()) } else { Err(Errno::EACCES) }
 }
 
+/// Images let their programs open /dev/stdout and /dev/stderr by name: whoever they run as must be allowed to. Only pipes
+/// and terminals, which are this process's own; /dev/null is everybody's.
+fn own_streams(uid: Uid) {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        let pipe = rustix::fs::fstat(stream)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        if pipe || rustix::termios::isatty(stream) {
+            // A program that never opens them needs nothing of this.
+            nix::unistd::fchown(stream, Some(uid), None).ok();
+        }
+    }
+}
+
 /// Bounding set while there is the right to change it, then groups, group and user, then what root would still have.
 fn drop_privileges(identity: &Identity, capabilities: u64) -> Result<(), Failure> {
     let sys = |detail: &'static str| {
@@ -178,6 +192,9 @@ fn drop_privileges(identity: &Identity, capabilities: u64) -> Result<(), Failure
     let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
     setgroups(&groups).map_err(id("groups"))?;
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    if !uid.is_root() {
+        own_streams(uid);
+    }
     setresgid(gid, gid, gid).map_err(id("group"))?;
     setresuid(uid, uid, uid).map_err(id("user"))?;
     let kept = if uid.is_root() { keep } else { CapabilitySet::EMPTY };
