@@ -98,10 +98,12 @@ pub(super) fn cut_push(world: &mut dyn World) -> Result<(), Failure> {
     let directory = directory()?;
     let path = noisy(world, &directory, "interrupted", MIB_TO_PUSH)?;
     let before = world.admin().json(&["images"])?;
+    let whole = world.admin().run(&["image", "push", &path])?.expect_code(0)?.took;
+    world.admin().ok(&["rmi", "interrupted"])?;
     let mut noticed = 0;
-    // At different moments of the push.
-    for milliseconds in [400, 700, 1000] {
-        noticed += u32::from(push_with_cut(world, &path, Duration::from_millis(milliseconds))?);
+    // At different moments of the push, whose first part is spent reading the archive.
+    for percent in [50, 65, 80] {
+        noticed += u32::from(push_with_cut(world, &path, whole * percent / 100)?);
         let admin = world.admin();
         admin.run(&["run", "--rm", "interrupted", "true"])?.expect_code(0)?;
         admin.ok(&["rmi", "interrupted"])?;

@@ -4,6 +4,7 @@ use crate::pump::{self, End, Wiring};
 use crate::run_flags::{Environment, Run};
 use crate::{output, terminal, view};
 use clap::Args;
+use std::time::Duration;
 use wherry_client::{ClientError, Container};
 use wherry_protocol::message::{ContainerInfo, ContainerState, ExecSpec, ExitStatus, LogQuery};
 use wherry_protocol::{ErrorCode, WireError};
@@ -12,6 +13,8 @@ use wherry_protocol::{ErrorCode, WireError};
 const FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
+/// How long the broker may take to hear of an end that we know of.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// `wherry exec`
 #[derive(Debug, Args)]
@@ -130,9 +133,15 @@ async fn stay(container: &Container, started: &ContainerInfo, wiring: Wiring) ->
     if !started.state.is_finished() {
         match container.attach().await {
             Ok(process) => {
-                return match pump::connect(process, wiring).await? {
+                let end = pump::connect(process, wiring).await?;
+                return match end {
                     End::Closed => ended(container).await,
-                    end => Ok(end),
+                    End::Exited(_) => {
+                        // The node told us first; whoever looks after us must not see it running. It may be gone by now.
+                        tokio::time::timeout(SETTLING, container.wait_ended()).await.ok();
+                        Ok(end)
+                    }
+                    End::Detached | End::Interrupted(_) => Ok(end),
                 };
             }
             Err(error) if error.code() == Some(ErrorCode::WrongState) => {}
