@@ -1,7 +1,7 @@
 //! From "start this" to "it has ended", for a program that does nothing: the node's runtime next to Debian's crun and
 //! runc with the same root directory, and next to what the kernel alone takes (`bare.c`). In turns, so that whatever else
 //! the machine does disturbs all alike. Then what many idle containers cost.
-//! `cargo bench -p wherry-node --bench container_start [-- RUNS]`, as root.
+//! `cargo bench -p wherry-node --bench container_start [-- RUNS] [bare|wherry|crun|runc|many …]`, as root.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run fails")]
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -21,6 +21,8 @@ use wherry_node::container::runtime::{Exit, Runtime};
 use wherry_protocol::message::{ContainerDesired, ExecSpec, ExitStatus, ImageManifest};
 use wherry_protocol::{ContainerId, ContainerRef, Generation};
 
+/// Bare is the kernel alone.
+const NAMES: [&str; 4] = ["bare", "wherry", "crun", "runc"];
 const RUNS: u64 = 100;
 /// So many idle containers at once.
 const MANY: u64 = 200;
@@ -33,23 +35,32 @@ fn main() {
     }
     only_cgroup_v2();
     let runs = words.iter().find_map(|word| word.parse().ok()).unwrap_or(RUNS);
+    let named = || words.iter().filter(|word| NAMES.contains(&word.as_str()) || *word == "many");
+    let wanted = |name: &str| named().count() == 0 || named().any(|word| word == name);
     let base = tempfile::tempdir().unwrap();
     let mut blobs = Blobs::default();
     let image = blobs.busybox(&base.path().join("root"));
     let cgroup = cgroup_hierarchy().join("wherry-bench");
     let bundle = bundle(base.path());
     let mut bare = Bare::start(base.path());
-    with_runtime(&base.path().join("data"), &cgroup, |tokio, runtime, exits| {
+    with_runtime(base.path(), &cgroup, |tokio, runtime, exits| {
         let mut times: [Vec<Duration>; 4] = Default::default();
         for id in 1..=runs {
-            times[0].push(bare.once());
-            times[1].push(tokio.block_on(wherry(runtime, exits, &blobs, &image, id)));
-            times[2].push(oci("crun", &["--cgroup-manager=disabled"], &bundle, id));
-            times[3].push(oci("runc", &[], &bundle, id));
+            let mut once = |place: usize, run: &mut dyn FnMut() -> Duration| {
+                if wanted(NAMES[place]) {
+                    times[place].push(run());
+                }
+            };
+            once(0, &mut || bare.once());
+            once(1, &mut || tokio.block_on(wherry(runtime, exits, &blobs, &image, id)));
+            once(2, &mut || oci("crun", &["--cgroup-manager=disabled"], &bundle, id));
+            once(3, &mut || oci("runc", &[], &bundle, id));
         }
         starts(times);
-        let many = Many { runtime, blobs: &blobs, image: &image };
-        tokio.block_on(many.measure(exits));
+        if wanted("many") {
+            let many = Many { runtime, blobs: &blobs, image: &image };
+            tokio.block_on(many.measure(exits));
+        }
     });
     fs::remove_dir(&cgroup).unwrap();
 }
@@ -64,14 +75,13 @@ fn at(times: &[Duration], part: usize) -> f64 {
 
 fn starts(mut times: [Vec<Duration>; 4]) {
     times.iter_mut().for_each(|times| times.sort_unstable());
-    let ours = at(&times[1], 50);
-    for (name, times) in ["bare kernel", "wherry", "crun", "runc"].into_iter().zip(&times) {
+    let ours = times[1].get(times[1].len() / 2).copied();
+    for (name, times) in NAMES.into_iter().zip(&times).filter(|(_, times)| !times.is_empty()) {
+        let [middle, low, high] = [50, 10, 90].map(|part| at(times, part));
+        let ratio = ours.map(|ours| format!("; {:5.2} x wherry", middle / milliseconds(ours)));
         println!(
-            "{name:12} start to end of `true`: median {:6.2} ms, 10 % {:6.2}, 90 % {:6.2}; {:5.2} x wherry",
-            at(times, 50),
-            at(times, 10),
-            at(times, 90),
-            at(times, 50) / ours,
+            "{name:7} start to end of `true`: median {middle:6.2} ms, 10 % {low:6.2}, 90 % {high:6.2}{}",
+            ratio.unwrap_or_default()
         );
     }
 }
@@ -187,16 +197,34 @@ fn only_cgroup_v2() {
     mount("cgroup", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
 }
 
+/// The boards' static program if it has been built (`cargo xtask bench` does), on a read-only mount as on a board.
+fn program(base: &Path) -> PathBuf {
+    use rustix::mount::{MountFlags, mount_bind, mount_remount};
+    let artifacts = std::env::var_os("WHERRY_ARTIFACTS").map(PathBuf::from).unwrap_or_default();
+    let built = artifacts.join(std::env::consts::ARCH).join("bin/wherry-node");
+    let from = if built.exists() { built } else { PROGRAM.into() };
+    println!("the node's program: {}", from.strip_prefix(artifacts).unwrap_or(&from).display());
+    let root = base.join("board");
+    fs::create_dir(&root).unwrap();
+    fs::copy(from, root.join("wherry-node")).unwrap();
+    mount_bind(&root, &root).unwrap();
+    mount_remount(&root, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+    root.join("wherry-node")
+}
+
 fn with_runtime(
-    data: &Path,
+    base: &Path,
     cgroup: &Path,
     body: impl FnOnce(&tokio::runtime::Runtime, &Runtime, &mut mpsc::UnboundedReceiver<Exit>),
 ) {
-    let supervisor = Supervisor::new(PROGRAM.as_ref());
+    let supervisor = Supervisor::new(&program(base));
     let tokio = tokio::runtime::Runtime::new().unwrap();
     let cgroups = Cgroups::open(cgroup.to_owned(), 64 << 20).unwrap();
     let (sender, mut exits) = mpsc::unbounded_channel();
-    let opened = Runtime::open(data, cgroups, ARCHITECTURE, supervisor.connect(), sender);
+    let data = base.join("data");
+    // In memory, as a board's /run.
+    let run = tempfile::tempdir_in("/dev/shm").unwrap();
+    let opened = Runtime::open((&data, run.path()), cgroups, ARCHITECTURE, supervisor.connect(), sender);
     let (runtime, _) = tokio.block_on(opened).unwrap();
     body(&tokio, &runtime, &mut exits);
 }

@@ -113,7 +113,7 @@ async fn serve(environment: &Environment) -> Result<(), ServeError> {
     let cgroups = Cgroups::open(dirs.cgroup.clone(), memory)
         .map_err(|error| ServeError::Io { what: "cannot use cgroups", source: io::Error::other(error) })?;
     let (runtime, adopted) =
-        Runtime::open(&dirs.data, cgroups, facts::architecture(), Endpoint::from_env()?, exits)
+        Runtime::open((&dirs.data, &dirs.run), cgroups, facts::architecture(), Endpoint::from_env()?, exits)
             .await
             .map_err(ServeError::Runtime)?;
     let (current, watching) = watch::channel(None);

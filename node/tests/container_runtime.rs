@@ -75,7 +75,8 @@ impl<'a> Service<'a> {
         let endpoint = world.supervisor.connect();
         let cgroups = Cgroups::open(world.cgroup.clone(), 64 << 20).unwrap();
         let (sender, exits) = mpsc::unbounded_channel();
-        let opened = tokio.block_on(Runtime::open(&world.data(), cgroups, ARCHITECTURE, endpoint, sender));
+        let (data, run) = (world.data(), world.base.path().join("run"));
+        let opened = tokio.block_on(Runtime::open((&data, &run), cgroups, ARCHITECTURE, endpoint, sender));
         let (runtime, adopted) = opened.unwrap();
         Self { world, tokio, runtime, adopted, exits }
     }

@@ -6,8 +6,8 @@ use wherry_images::disk::Arch;
 
 use crate::error::TaskError;
 use crate::exec;
-use crate::project::Project;
-use crate::{fixtures, fuzz, images, setup};
+use crate::project::{HOST_ARCH, Project};
+use crate::{build, fixtures, fuzz, images, parse_arch, setup};
 
 /// Tells the programs started here where the images are: the parent of `<arch>/{images,fixtures,bin}`.
 const ARTIFACTS: &str = "WHERRY_ARTIFACTS";
@@ -29,6 +29,10 @@ pub(crate) fn demo(project: &Project, arch: Arch) -> Result<(), TaskError> {
     run_tool(project, "demo", &["--arch", arch.name()])
 }
 
+fn host_arch() -> Result<Arch, TaskError> {
+    parse_arch(HOST_ARCH).map_err(|_| TaskError::Say(format!("Wherry does not run on {HOST_ARCH} machines")))
+}
+
 /// The benchmarks that are programs of one crate: package, name.
 const CRATE_BENCHES: [(&str, &str); 2] = [("wherry-protocol", "session"), ("wherry-node", "container_start")];
 
@@ -37,6 +41,7 @@ pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError
     setup::run(project)?;
     let is_crate_bench = |part: &&String| CRATE_BENCHES.iter().any(|(_, name)| name == part);
     let (of_crates, of_clusters): (Vec<&String>, Vec<&String>) = parts.iter().partition(is_crate_bench);
+    build::run(project, host_arch()?)?;
     for (package, name) in CRATE_BENCHES {
         if parts.is_empty() || of_crates.iter().any(|part| *part == name) {
             let mut bench = cargo(project);

@@ -1,6 +1,6 @@
 //! What the child will do, decided beforehand and without touching anything.
 use super::rootfs::ContainerDir;
-use super::seccomp::Filters;
+use super::seccomp::Filter;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use wherry_protocol::message::{ContainerDesired, ExecSpec};
 use wherry_protocol::{ErrorCode, WireError, limits};
 use wherry_sys::capability::CapabilitySet;
 
-/// Longest serialised plan, in bytes: arguments and environment (64 KiB), paths of 128 layers, the filters.
+/// Longest serialised plan, in bytes: arguments and environment (64 KiB), paths of 128 layers, the filter.
 pub const MAX_BYTES: usize = 256 * 1024;
 /// Volumes of one container.
 const MAX_VOLUMES: usize = 64;
@@ -83,7 +83,7 @@ pub struct Plan {
 /// An overlay (Documentation/filesystems/overlayfs.rst).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
-    /// The image's layers, lowest first; at least one.
+    /// Lowest first: the skeleton, then the image's.
     pub layers: Vec<PathBuf>,
     /// What the container writes.
     pub upper: PathBuf,
@@ -164,7 +164,7 @@ pub struct Process {
     /// Bounding set, and what root has.
     pub capabilities: u64,
     /// System calls.
-    pub filters: Filters,
+    pub filter: Filter,
     /// Resource limits.
     pub limits: Vec<Limit>,
     /// Signal that asks it to stop.
@@ -202,8 +202,8 @@ pub struct Surroundings<'a> {
     pub dir: &'a ContainerDir,
     /// The node's directory of this account's volumes.
     pub volumes: &'a Path,
-    /// Compiled filters.
-    pub filters: &'a Filters,
+    /// The compiled filter.
+    pub filter: &'a Filter,
 }
 
 /// Decides everything for one life of a container.
@@ -224,7 +224,8 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
     let mut mounts = kernel_mounts();
     mounts.extend(generated_files(around.dir, spec.read_only));
     mounts.extend(volumes(desired, around.volumes)?);
-    let layers = if around.layers.is_empty() { vec![around.dir.empty()] } else { around.layers.to_vec() };
+    // Below the image, so that its own files and directories win.
+    let layers = std::iter::once(around.dir.skeleton()).chain(around.layers.iter().cloned()).collect();
     Ok(Plan {
         root: Root {
             layers,
@@ -247,7 +248,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
             user: settings.user,
             tty: spec.tty,
             capabilities: capabilities()?,
-            filters: around.filters.clone(),
+            filter: around.filter.clone(),
             limits: limits_of_process(),
             stop_signal: settings.stop_signal,
         },

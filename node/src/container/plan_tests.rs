@@ -22,13 +22,13 @@ fn make(spec: ContainerSpec, layers: &[PathBuf]) -> Result<Plan, PlanError> {
     let json =
         br#"{"config":{"Env":["PATH=/bin","A=1"],"Entrypoint":["/entry"],"User":"www","WorkingDir":"/srv"}}"#;
     let image = ImageConfig::parse(json).unwrap();
-    let base = crate::container::rootfs::DataDir::at(Path::new("/data/node"));
+    let base = crate::container::rootfs::DataDir::at(Path::new("/data/node"), Path::new("/run/wherry"));
     let around = Surroundings {
         image: &image,
         layers,
         dir: &base.container(ContainerId(7)),
         volumes: &base.volumes_of(AccountId(3)),
-        filters: &Filters::compile().unwrap(),
+        filter: &Filter::compile(),
     };
     plan(&desired(spec), &around)
 }
@@ -101,7 +101,7 @@ fn the_plan_is_as_recorded() {
 #[test]
 fn an_image_without_layers_still_has_a_root() {
     let plan = make(ContainerSpec::default(), &[]).unwrap();
-    assert_eq!(plan.root.layers, [PathBuf::from("/data/node/containers/7/empty")]);
+    assert_eq!(plan.root.layers, [PathBuf::from("/data/node/skeleton")]);
 }
 
 #[test]

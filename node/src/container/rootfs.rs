@@ -1,4 +1,4 @@
-//! Directories of containers and volumes on the data partition.
+//! Directories of containers and volumes: what must last on the data partition, what is made anew in memory.
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -27,47 +27,77 @@ impl RootfsError {
     }
 }
 
-/// The node's part of the data partition.
+/// Where the runtime mounts something in every container; files are empty.
+const SKELETON_DIRECTORIES: [&str; 4] = ["proc", "sys", "dev", "etc"];
+const SKELETON_FILES: [&str; 3] = ["etc/hosts", "etc/hostname", "etc/resolv.conf"];
+
+/// The node's part of the data partition, and of the directory in memory (/run) that goes with each boot.
 #[derive(Debug, Clone)]
-pub struct DataDir(PathBuf);
+pub struct DataDir {
+    data: PathBuf,
+    run: PathBuf,
+}
 
 impl DataDir {
-    /// Makes what is missing below `path`. Only root looks inside: layers hold set-id programs.
+    /// Makes what is missing below both. Only root looks inside: layers hold set-id programs.
     ///
     /// # Errors
     /// When a directory cannot be made.
-    pub fn open(path: &Path) -> Result<Self, RootfsError> {
-        let this = Self::at(path);
-        for directory in [this.layers(), this.configs(), this.containers(), this.volumes()] {
+    pub fn open(data: &Path, run: &Path) -> Result<Self, RootfsError> {
+        let this = Self::at(data, run);
+        for directory in
+            [this.layers(), this.configs(), this.containers(), this.volumes(), this.run_containers()]
+        {
             make_private(&directory)?;
         }
+        make(&mount_point(&this.run), 0o700)?;
+        this.make_skeleton()?;
         Ok(this)
     }
 
     /// The same paths, with nothing made.
     #[must_use]
-    pub fn at(path: &Path) -> Self {
-        Self(path.into())
+    pub fn at(data: &Path, run: &Path) -> Self {
+        Self { data: data.into(), run: run.into() }
+    }
+
+    /// A layer with nothing but places to mount at: what an image lacks of them needs not be made, file by file, for
+    /// every container.
+    fn make_skeleton(&self) -> Result<(), RootfsError> {
+        let skeleton = skeleton(&self.data);
+        make(&skeleton, 0o755)?;
+        for directory in SKELETON_DIRECTORIES {
+            make(&skeleton.join(directory), 0o755)?;
+        }
+        SKELETON_FILES
+            .iter()
+            .map(|file| skeleton.join(file))
+            .filter(|path| !path.exists())
+            .try_for_each(|path| write(&path, "").map_err(RootfsError::at(&path)))
     }
 
     /// Unpacked layers.
     #[must_use]
     pub fn layers(&self) -> PathBuf {
-        self.0.join("layers")
+        self.data.join("layers")
     }
 
     /// Image configurations, by digest.
     #[must_use]
     pub fn configs(&self) -> PathBuf {
-        self.0.join("configs")
+        self.data.join("configs")
     }
 
     fn containers(&self) -> PathBuf {
-        self.0.join("containers")
+        self.data.join("containers")
+    }
+
+    fn run_containers(&self) -> PathBuf {
+        self.run.join("containers")
     }
 
     fn volumes(&self) -> PathBuf {
-        self.0.join("volumes")
+        self.data.join("volumes")
     }
 
     /// Volumes of one account.
@@ -86,10 +116,15 @@ impl DataDir {
         make(&path, 0o755)
     }
 
-    /// The directory of one container.
+    /// The directories of one container.
     #[must_use]
     pub fn container(&self, id: ContainerId) -> ContainerDir {
-        ContainerDir(self.containers().join(id.0.to_string()))
+        ContainerDir {
+            disk: self.containers().join(id.0.to_string()),
+            memory: self.run_containers().join(id.0.to_string()),
+            mount_point: mount_point(&self.run),
+            skeleton: skeleton(&self.data),
+        }
     }
 
     /// Every container that has a directory.
@@ -104,39 +139,52 @@ impl DataDir {
     }
 }
 
-/// Everything one container has on the disk, besides volumes.
+fn skeleton(data: &Path) -> PathBuf {
+    data.join("skeleton")
+}
+
+fn mount_point(run: &Path) -> PathBuf {
+    run.join("root")
+}
+
+/// Everything one container has, besides volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerDir(PathBuf);
+pub struct ContainerDir {
+    disk: PathBuf,
+    memory: PathBuf,
+    mount_point: PathBuf,
+    skeleton: PathBuf,
+}
 
 impl ContainerDir {
     /// What it wrote; stays from one of its lives to the next.
     #[must_use]
     pub fn upper(&self) -> PathBuf {
-        self.0.join("upper")
+        self.disk.join("upper")
     }
 
     /// Scratch space of overlayfs.
     #[must_use]
     pub fn work(&self) -> PathBuf {
-        self.0.join("work")
+        self.disk.join("work")
     }
 
-    /// Where the child mounts the overlay, in its own mount namespace only.
+    /// Where the child mounts the overlay, in its own mount namespace: all containers use the same.
     #[must_use]
     pub fn mount_point(&self) -> PathBuf {
-        self.0.join("root")
+        self.mount_point.clone()
     }
 
-    /// Stands for the layers of an image that has none.
+    /// The lowest layer of every container.
     #[must_use]
-    pub fn empty(&self) -> PathBuf {
-        self.0.join("empty")
+    pub fn skeleton(&self) -> PathBuf {
+        self.skeleton.clone()
     }
 
     /// A generated file of /etc.
     #[must_use]
     pub fn generated(&self, name: &str) -> PathBuf {
-        self.0.join("etc").join(name)
+        self.memory.join(name)
     }
 
     /// Makes the directories and writes the generated files. What an earlier life wrote is kept.
@@ -144,12 +192,11 @@ impl ContainerDir {
     /// # Errors
     /// When something cannot be made or written.
     pub fn prepare(&self, files: &[(&'static str, String)]) -> Result<(), RootfsError> {
-        make_private(&self.0)?;
-        for directory in [self.work(), self.mount_point(), self.empty(), self.0.join("etc")] {
-            make(&directory, 0o700)?;
-        }
+        make(&self.disk, 0o700)?;
+        make(&self.work(), 0o700)?;
         // The root directory of the container has the mode of this one.
         make(&self.upper(), 0o755)?;
+        make(&self.memory, 0o700)?;
         files.iter().try_for_each(|(name, text)| {
             let path = self.generated(name);
             write(&path, text).map_err(RootfsError::at(&path))
@@ -161,16 +208,21 @@ impl ContainerDir {
     /// # Errors
     /// When something resists.
     pub fn remove(&self) -> Result<(), RootfsError> {
-        match fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootfsError::at(&self.0)(error)),
-            Ok(()) | Err(_) => Ok(()),
+        for path in [&self.disk, &self.memory] {
+            match fs::remove_dir_all(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(RootfsError::at(path)(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
         }
+        Ok(())
     }
 
     /// Whether there is something.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.0.exists()
+        self.disk.exists()
     }
 }
 
@@ -200,7 +252,7 @@ mod tests {
     #[test]
     fn directories_come_and_go() {
         let base = tempfile::tempdir().unwrap();
-        let data = DataDir::open(&base.path().join("node")).unwrap();
+        let data = DataDir::open(&base.path().join("node"), &base.path().join("run")).unwrap();
         let dir = data.container(ContainerId(7));
         dir.prepare(&[("hosts", "127.0.0.1 localhost\n".into())]).unwrap();
         fs::write(dir.upper().join("kept"), "x").unwrap();
@@ -210,15 +262,18 @@ mod tests {
         assert_eq!(data.container_ids().unwrap(), [ContainerId(7)]);
         assert_eq!(fs::metadata(data.layers()).unwrap().permissions().mode() & 0o777, 0o700);
         assert_eq!(fs::metadata(dir.upper()).unwrap().permissions().mode() & 0o777, 0o755);
+        assert!(dir.skeleton().join("etc/hosts").is_file() && dir.mount_point().is_dir());
         dir.remove().unwrap();
         dir.remove().unwrap();
-        assert!(!dir.exists() && data.container_ids().unwrap().is_empty());
+        assert!(
+            !dir.generated("hosts").exists() && !dir.exists() && data.container_ids().unwrap().is_empty()
+        );
     }
 
     #[test]
     fn volumes_are_apart_by_account() {
         let base = tempfile::tempdir().unwrap();
-        let data = DataDir::open(base.path()).unwrap();
+        let data = DataDir::open(base.path(), &base.path().join("run")).unwrap();
         let name: Name = "db".parse().unwrap();
         data.make_volume(AccountId(1), &name).unwrap();
         fs::write(data.volumes_of(AccountId(1)).join("db/file"), "x").unwrap();

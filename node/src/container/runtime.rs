@@ -11,7 +11,7 @@ use super::plan::{self, Plan, Surroundings};
 use super::pump::{AsyncDescriptor, unix_ms};
 use super::report::{self, Failure, Report, Step};
 use super::rootfs::{DataDir, RootfsError};
-use super::seccomp::Filters;
+use super::seccomp::Filter;
 use super::supervisor::{Launched, Supervisor, Survivor};
 use std::collections::HashMap;
 use std::fs::File;
@@ -65,7 +65,7 @@ struct Inner {
     data: DataDir,
     layers: Layers,
     cgroups: Cgroups,
-    filters: Filters,
+    filter: Filter,
     architecture: &'static str,
     supervisor: Supervisor,
     exits: mpsc::UnboundedSender<Exit>,
@@ -73,13 +73,13 @@ struct Inner {
 }
 
 impl Runtime {
-    /// Opens the runtime on `data`, and takes over the containers that outlived a former life of this service. `exits`
+    /// Opens the runtime on `data` and, for what need not outlive the board's power, `run`; and takes over the containers that outlived a former life of this service. `exits`
     /// hears of each end once.
     ///
     /// # Errors
     /// One sentence when the node cannot run containers at all.
     pub async fn open(
-        data: &Path,
+        (data, run): (&Path, &Path),
         cgroups: Cgroups,
         architecture: &'static str,
         endpoint: Endpoint,
@@ -87,10 +87,10 @@ impl Runtime {
     ) -> Result<(Self, Vec<ContainerReport>), WireError> {
         let (supervisor, survivors) = Supervisor::connect(endpoint).await.map_err(control_error)?;
         let inner = Inner {
-            data: DataDir::open(data).map_err(rootfs_error)?,
+            data: DataDir::open(data, run).map_err(rootfs_error)?,
             layers: Layers::open(data)?,
             cgroups,
-            filters: Filters::compile().map_err(|error| internal(error.to_string()))?,
+            filter: Filter::compile(),
             architecture,
             supervisor,
             exits,
@@ -219,7 +219,7 @@ impl Runtime {
                 layers: &image.layers,
                 dir: &dir,
                 volumes: &inner.data.volumes_of(desired.account),
-                filters: &inner.filters,
+                filter: &inner.filter,
             },
         )?;
         dir.prepare(&plan::etc_files(&plan.hostname, desired.address, nameservers)).map_err(rootfs_error)?;

@@ -28,6 +28,10 @@ impl Blobs {
     /// Adds an image of busybox, whose files are made at `root` first.
     pub fn busybox(&mut self, root: &Path) -> ImageManifest {
         busybox_root(root);
+        // As most images have them.
+        for name in ["proc", "sys", "dev"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
         let mut archive = tar::Builder::new(Vec::new());
         archive.follow_symlinks(false);
         archive.append_dir_all(".", root).unwrap();

@@ -19,7 +19,7 @@ use wherry_images::oci::ImageConfig;
 use wherry_node::container::plan::{self, Plan, Process, Surroundings};
 use wherry_node::container::report::{self, Failure, Report};
 use wherry_node::container::rootfs::DataDir;
-use wherry_node::container::seccomp::Filters;
+use wherry_node::container::seccomp::Filter;
 use wherry_node::container::{child, exec};
 use wherry_protocol::message::{
     ContainerDesired, ContainerSpec, Descriptor, ExecSpec, ImageManifest, Media, Want,
@@ -45,7 +45,7 @@ pub struct World {
     pub data: DataDir,
     pub layers: Vec<PathBuf>,
     pub image: ImageConfig,
-    filters: Filters,
+    filter: Filter,
 }
 
 impl World {
@@ -53,12 +53,12 @@ impl World {
         assert!(nix::unistd::geteuid().is_root(), "these tests run as root, as the node does");
         assert!(Path::new(BUSYBOX).exists(), "install busybox-static");
         let base = tempfile::tempdir().unwrap();
-        let data = DataDir::open(&base.path().join("data")).unwrap();
+        let data = DataDir::open(&base.path().join("data"), &base.path().join("run")).unwrap();
         let layer = data.layers().join("busybox");
         busybox_root(&layer);
         let json = br#"{"config":{"Env":["PATH=/bin","FROM=image"],"Cmd":["/bin/sh"]}}"#;
         let image = ImageConfig::parse(json).unwrap();
-        Self { base, data, layers: vec![layer], image, filters: Filters::compile().unwrap() }
+        Self { base, data, layers: vec![layer], image, filter: Filter::compile() }
     }
 
     /// The one layer, to be changed before something is started.
@@ -78,7 +78,7 @@ impl World {
             layers: &self.layers,
             dir: &dir,
             volumes: &self.data.volumes_of(desired.account),
-            filters: &self.filters,
+            filter: &self.filter,
         };
         let plan = plan::plan(&desired, &around).unwrap();
         dir.prepare(&plan::etc_files(&plan.hostname, desired.address, &[Ipv4Addr::new(9, 9, 9, 9)])).unwrap();

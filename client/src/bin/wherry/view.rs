@@ -128,6 +128,8 @@ struct NodeFacts<'a> {
     memory_bytes: u64,
     kernel: &'a str,
     software: &'a str,
+    /// New at each boot.
+    boot_id: String,
     underlay: String,
     overlay: bool,
     limits: bool,
@@ -157,6 +159,7 @@ impl<'a> Node<'a> {
                 memory_bytes: facts.memory_bytes,
                 kernel: &facts.kernel,
                 software: &facts.software,
+                boot_id: facts.boot_id.iter().map(|byte| format!("{byte:02x}")).collect(),
                 underlay: facts.underlay.to_string(),
                 overlay: facts.overlay,
                 limits: facts.limits,

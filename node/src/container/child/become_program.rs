@@ -2,7 +2,7 @@
 //! filter, exec, in this order. Shared by a container's first process and those that exec adds.
 use super::super::plan::{Limit, Process, Resource};
 use super::super::report::{Failure, Step};
-use super::super::seccomp::Filters;
+use super::super::seccomp::Filter;
 use super::super::user::{self, Identity};
 use super::mounts::make_directory;
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICL
 
 /// Everything that can fail has been done, except for the last two steps.
 pub(in super::super) struct Prepared<'a> {
-    filters: &'a Filters,
+    filter: &'a Filter,
     program: CString,
     shown: &'a str,
     arguments: Vec<CString>,
@@ -39,7 +39,7 @@ pub(in super::super) fn prepare(process: &Process) -> Result<Prepared<'_>, Failu
     process.limits.iter().try_for_each(set_limit)?;
     let program = find_program(process)?;
     let prepared = Prepared {
-        filters: &process.filters,
+        filter: &process.filter,
         program: c_string(&program)?,
         shown: process.argv.first().map_or("", String::as_str),
         arguments: process.argv.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
@@ -53,7 +53,7 @@ impl Prepared<'_> {
     /// Becomes the program.
     pub(in super::super) fn execute(self) -> Result<Infallible, Failure> {
         wherry_sys::child::restore_broken_pipe_signal();
-        self.filters.install().map_err(|error| Failure::new(Step::Seccomp, "", seccomp_errno(&error)))?;
+        self.filter.install().map_err(|error| Failure::new(Step::Seccomp, "", seccomp_errno(&error)))?;
         nix::unistd::execve(&self.program, &self.arguments, &self.environment)
             .map_err(|errno| Failure::new(Step::Exec, self.shown, errno))
     }
