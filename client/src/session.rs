@@ -1,6 +1,8 @@
 //! One session with a broker: dialled when first needed, dialled again when it broke.
 use crate::address::Address;
 use crate::error::ClientError;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_util::compat::TokioAsyncReadCompatExt as _;
@@ -16,8 +18,36 @@ const CONNECT_SECONDS: u64 = 10;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Connects to a port of the broker and exchanges versions.
+/// A first packet that came before its broker was up is repeated by TCP only after 1, 3 and 7 s (RFC 6298 §5.5): so another
+/// attempt is made beside one that says nothing for so long. A session on a LAN is ready within milliseconds.
+const PATIENCE_OF_ONE: Duration = Duration::from_millis(800);
+/// Attempts at the same time.
+const MOST_ATTEMPTS: usize = 4;
+
+/// Connects to a port of the broker and exchanges versions. The first of several attempts that succeeds counts.
 pub(crate) async fn dial(
+    address: &Address,
+    port: u16,
+    me: &SecretKey,
+    broker: &PublicKey,
+) -> Result<(Mux, HelloReply), ClientError> {
+    let mut attempts = FuturesUnordered::from_iter([attempt(address, port, me, broker)]);
+    let mut started = attempts.len();
+    loop {
+        tokio::select! {
+            Some(result) = attempts.next() => match result {
+                Err(_) if !attempts.is_empty() => {}
+                result => return result,
+            },
+            () = tokio::time::sleep(PATIENCE_OF_ONE), if started < MOST_ATTEMPTS => {
+                attempts.push(attempt(address, port, me, broker));
+                started += 1;
+            }
+        }
+    }
+}
+
+async fn attempt(
     address: &Address,
     port: u16,
     me: &SecretKey,
@@ -134,6 +164,44 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::net::TcpListener;
+
+    /// As QEMU's port forwarding does while the guest boots: it takes the connection and says nothing.
+    #[tokio::test]
+    async fn a_silent_start_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (broker, me) = (SecretKey::generate(&mut OsRandom), SecretKey::generate(&mut OsRandom));
+        let public = broker.public();
+        let server = tokio::spawn(async move {
+            let (_silent, _) = listener.accept().await.unwrap();
+            let (second, _) = listener.accept().await.unwrap();
+            let keys = io::ServerKeys::new(broker, &mut OsRandom);
+            let secure = io::accept(second.compat(), &keys, &mut OsRandom).await.unwrap();
+            let (mux, mut incoming, driver) = io::multiplex(secure, Side::Accepted, &Limits::DEFAULT);
+            tokio::spawn(driver);
+            let (stream, hello) = io::read_hello(&mut incoming).await.unwrap();
+            io::answer_hello(stream, &hello, "test", Ok(None)).await.unwrap();
+            std::future::pending::<()>().await;
+            drop(mux);
+        });
+        let address: Address = format!("127.0.0.1:{port}").parse().unwrap();
+        let before = std::time::Instant::now();
+        dial(&address, port, &me, &public).await.unwrap();
+        assert!(before.elapsed() >= PATIENCE_OF_ONE);
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let address: Address = format!("127.0.0.1:{port}").parse().unwrap();
+        let (me, broker) = (SecretKey::generate(&mut OsRandom), SecretKey::generate(&mut OsRandom).public());
+        let error = dial(&address, port, &me, &broker).await.unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    }
 
     #[test]
     fn the_systems_words_are_made_to_fit_a_sentence() {
