@@ -59,8 +59,10 @@ pub enum Record {
 /// A record with its version, as it is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stored {
-    /// The first version.
-    V1(Record),
+    /// Before the first release; nobody has it, and it is no longer read.
+    V1,
+    /// Since containers have settings and restarts.
+    V2(Record),
 }
 
 /// One change to the store.
@@ -167,8 +169,11 @@ pub struct Container {
     pub spec: ContainerSpec,
     /// Whether it is wanted.
     pub phase: Phase,
-    /// What was last seen. `Preparing` is kept in memory only and is `Pending` on disk.
+    /// What was last seen. `Preparing` and `Restarting` are kept in memory; on disk the former is
+    /// `Pending`.
     pub state: ContainerState,
+    /// How often it was started again in this life.
+    pub restarts: u32,
     /// Boards that had a rule with its address, and the network revision in which it is gone. Until they have applied
     /// that, nobody else may get the address.
     pub exposed: BTreeMap<NodeIndex, u64>,

@@ -198,7 +198,7 @@ fn encode_value(key: &[u8], body: &[u8]) -> Vec<u8> {
 }
 
 fn encode(record: &Record, path: &Path) -> Result<Vec<u8>, StoreError> {
-    postcard::to_stdvec(&Stored::V1(record.clone())).map_err(|e| refused(path, e))
+    postcard::to_stdvec(&Stored::V2(record.clone())).map_err(|e| refused(path, e))
 }
 
 fn decode(key: &[u8], value: &[u8]) -> Result<(Key, Record), String> {
@@ -212,11 +212,12 @@ fn decode(key: &[u8], value: &[u8]) -> Result<(Key, Record), String> {
         postcard::from_bytes(key).map_err(|e| format!("{} has an unknown key: {e}", name()))?;
     let (stored, rest) = postcard::take_from_bytes::<Stored>(body)
         .map_err(|e| format!("{decoded:?} cannot be decoded: {e}"))?;
-    if !rest.is_empty() {
-        return Err(format!("{decoded:?} has {} bytes too many", rest.len()));
-    }
     match stored {
-        Stored::V1(record) => Ok((decoded, record)),
+        Stored::V1 => Err(format!(
+            "{decoded:?} was written by a broker from before the first release, which this one does not read"
+        )),
+        Stored::V2(_) if !rest.is_empty() => Err(format!("{decoded:?} has {} bytes too many", rest.len())),
+        Stored::V2(record) => Ok((decoded, record)),
     }
 }
 

@@ -4,8 +4,8 @@ use crate::location::{Location, fitting};
 use crate::process::{Output, Process};
 use wherry_protocol::io::{Stream, recv};
 use wherry_protocol::message::{
-    ConnectRequest, ContainerInfo, ContainerSelector, Event, ExecSpec, LogQuery, Reply, Request, Transport,
-    WaitUntil,
+    ConnectRequest, ContainerInfo, ContainerSelector, ContainerStats, Event, ExecSpec, LogQuery, ProcessInfo,
+    Reply, Request, Transport, WaitUntil,
 };
 use wherry_protocol::{ContainerId, Limits, Name};
 
@@ -66,14 +66,31 @@ impl Container {
         self.ask_info(Request::Wait { container: self.selector.clone(), until }).await
     }
 
-    /// Stops it: its stop signal, then SIGKILL after the grace. Gives its state once it has ended.
-    pub async fn stop(&self, grace_seconds: u16) -> Result<ContainerInfo, ClientError> {
+    /// Stops it: its stop signal, then SIGKILL after the grace (its own setting if `None`). Gives its state once it has ended.
+    pub async fn stop(&self, grace_seconds: Option<u16>) -> Result<ContainerInfo, ClientError> {
         self.ask_info(Request::Stop { container: self.selector.clone(), grace_seconds }).await
     }
 
     /// Starts it again.
     pub async fn start(&self) -> Result<ContainerInfo, ClientError> {
         self.ask_info(Request::Start(self.selector.clone())).await
+    }
+
+    /// Gives it another name.
+    pub async fn rename(&self, name: Name) -> Result<ContainerInfo, ClientError> {
+        self.ask_info(Request::Rename { container: self.selector.clone(), name }).await
+    }
+
+    /// What it uses now.
+    pub async fn stats(&self) -> Result<ContainerStats, ClientError> {
+        let reply = self.location.ask(Request::Stats(self.selector.clone())).await?;
+        fitting!("statistics", reply, Reply::Stats(stats) => stats)
+    }
+
+    /// What runs in it now.
+    pub async fn processes(&self) -> Result<Vec<ProcessInfo>, ClientError> {
+        let reply = self.location.ask(Request::Processes(self.selector.clone())).await?;
+        fitting!("processes", reply, Reply::Processes(processes) => processes)
     }
 
     /// Removes it; also if it runs, with `force`.

@@ -222,6 +222,9 @@ fn repeatable(request: &Request) -> bool {
         | Request::Attach(_)
         | Request::Logs { .. }
         | Request::Tunnel { .. }
+        | Request::Rename { .. }
+        | Request::Stats(_)
+        | Request::Processes(_)
         | Request::Accounts
         | Request::Events => true,
         Request::RemoveImage(_)

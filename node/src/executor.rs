@@ -72,7 +72,7 @@ impl Executor {
             Output::Signal { container, signal } => {
                 let runtime = self.runtime.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = runtime.signal(container, signal).await {
+                    if let Err(error) = runtime.ask_to_stop(container, signal).await {
                         tracing::debug!(%container, "signal {signal}: {error}");
                     }
                 });

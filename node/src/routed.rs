@@ -1,16 +1,17 @@
 //! Requests of users that the broker routed here, one stream each.
 use crate::container::execute::Execution;
 use crate::container::instance::Instance;
-use crate::container::logs::Batch;
-use crate::container::pump::AsyncDescriptor;
+use crate::container::logs::{Batch, Entry};
+use crate::container::pump::{AsyncDescriptor, unix_ms};
 use crate::container::runtime::Runtime;
+use crate::container::usage;
 use crate::net::Network;
 use crate::session::ServeStream;
 use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use std::sync::Arc;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 use wherry_protocol::io::{self, SessionError, Stream};
-use wherry_protocol::message::{Channel, ExecSpec, Frame, LogQuery, Reply, Routed, RoutedRequest};
+use wherry_protocol::message::{Channel, ExecSpec, Frame, LogQuery, LogSince, Reply, Routed, RoutedRequest};
 use wherry_protocol::{ContainerRef, ErrorCode, Limits, WireError};
 
 /// Log bytes read at once for one follower.
@@ -45,6 +46,8 @@ impl Router {
             RoutedRequest::Attach { container } => self.attach(&mut stream, container).await,
             RoutedRequest::Logs { container, query } => self.logs(&mut stream, container, query).await,
             RoutedRequest::Tunnel { container, port } => self.tunnel(&mut stream, container, port).await,
+            RoutedRequest::Stats { container } => self.stats(&mut stream, container).await,
+            RoutedRequest::Processes { container } => self.processes(&mut stream, container).await,
             RoutedRequest::Signal { container, signal } => self.signal(&mut stream, container, signal).await,
             RoutedRequest::Crash => self.crash(&mut stream).await,
         };
@@ -82,7 +85,7 @@ impl Router {
         io::send(stream, &Reply::Done).await?;
         let (mut reader, mut writer) = stream.split();
         let shown = async {
-            show_log(&mut writer, &instance, LogQuery { follow: true, tail_lines: None }).await?;
+            show_log(&mut writer, &instance, LogQuery { follow: true, ..LogQuery::default() }).await?;
             let ended = instance.wait().await;
             io::send(&mut writer, &Frame::Exit(ended.status)).await
         };
@@ -120,6 +123,18 @@ impl Router {
     async fn signal(&self, stream: &mut Stream, container: ContainerRef, signal: u8) -> Result<(), Failure> {
         self.runtime.signal(container, signal).await?;
         Ok(io::send(stream, &Reply::Done).await?)
+    }
+
+    async fn stats(&self, stream: &mut Stream, container: ContainerRef) -> Result<(), Failure> {
+        let stats = usage::stats(&*self.instance(container)?)?;
+        Ok(io::send(stream, &Reply::Stats(stats)).await?)
+    }
+
+    async fn processes(&self, stream: &mut Stream, container: ContainerRef) -> Result<(), Failure> {
+        let instance = self.instance(container)?;
+        let found = tokio::task::spawn_blocking(move || usage::processes(&instance)).await;
+        let found = found.map_err(|error| WireError::new(ErrorCode::Internal, error.to_string()))??;
+        Ok(io::send(stream, &Reply::Processes(found)).await?)
     }
 
     async fn crash(&self, stream: &mut Stream) -> Result<(), Failure> {
@@ -274,23 +289,35 @@ async fn show_log(
         Some(lines) => log.tail(lines),
         None => log.read(log.start(), BATCH_BYTES),
     };
-    let mut position = show(writer, first.map_err(SessionError::Io)?).await?;
+    let mut position = show(writer, first.map_err(SessionError::Io)?, query).await?;
     loop {
         let seen = *progress.borrow_and_update();
         let batch = log.read(position, BATCH_BYTES).map_err(SessionError::Io)?;
         if !batch.entries.is_empty() {
-            position = show(writer, batch).await?;
+            position = show(writer, batch, query).await?;
         } else if seen.closed || !query.follow || progress.changed().await.is_err() {
             return Ok(());
         }
     }
 }
 
-async fn show(writer: &mut (impl AsyncWrite + Unpin), batch: Batch) -> Result<u64, SessionError> {
+async fn show(
+    writer: &mut (impl AsyncWrite + Unpin),
+    batch: Batch,
+    query: LogQuery,
+) -> Result<u64, SessionError> {
     if batch.dropped > 0 {
         io::send(writer, &Frame::Dropped { bytes: batch.dropped }).await?;
     }
-    for entry in batch.entries {
+    let since_ms = query.since.map_or(0, |since| match since {
+        LogSince::Time(time) => time,
+        LogSince::Age(age) => unix_ms().saturating_sub(age),
+    });
+    let wanted = |entry: &Entry| entry.time_ms >= since_ms;
+    for entry in batch.entries.into_iter().filter(wanted) {
+        if query.times {
+            io::send(writer, &Frame::Time(entry.time_ms)).await?;
+        }
         io::send(writer, &Frame::Data { channel: entry.channel, bytes: entry.bytes }).await?;
     }
     Ok(batch.next)

@@ -11,6 +11,20 @@ use wherry_protocol::{ContainerId, ContainerRef, NodeIndex, WireError};
 /// SIGKILL (signal(7)); the only signal that the state decides on by itself.
 const SIGKILL: u8 = 9;
 
+/// First pause before a container is started again, in milliseconds; it doubles with each end that comes soon, up to the
+/// longest. As docker does it.
+const FIRST_PAUSE_MS: u64 = 100;
+const LONGEST_PAUSE_MS: u64 = 60_000;
+/// A container that ran so long did not end soon after its start, in milliseconds.
+const LONG_LIFE_MS: u64 = 10_000;
+/// Told of a container that could not be started again: what docker exits with when it fails.
+const START_FAILED: ExitStatus = ExitStatus::Code(125);
+
+fn pause_ms(quick_ends: u32) -> u64 {
+    // 2^10 of the first pause is beyond the longest.
+    (FIRST_PAUSE_MS << quick_ends.saturating_sub(1).min(10)).min(LONGEST_PAUSE_MS)
+}
+
 /// Milliseconds of a monotonic clock.
 pub type MonoMs = u64;
 
@@ -94,7 +108,15 @@ enum Phase {
     Running {
         pid: u32,
         started_ms: u64,
+        /// By our own clock.
+        since: MonoMs,
         ending: Ending,
+    },
+    /// Ended by itself, and about to start again.
+    Waiting {
+        status: ExitStatus,
+        finished_ms: u64,
+        until: MonoMs,
     },
     Ended(ContainerState),
     Removing,
@@ -125,6 +147,10 @@ struct Entry {
     container: ContainerRef,
     wish: Wish,
     phase: Phase,
+    /// How often it was started again in this generation.
+    restarts: u32,
+    /// How often in a row it ended soon after its start.
+    quick_ends: u32,
 }
 
 /// The node's memory.
@@ -141,7 +167,7 @@ impl State {
             Input::Broker(message) => self.broker(now, message, out),
             Input::Adopted(report) => self.adopt(report),
             Input::Started { container, pid, started_ms } => {
-                let phase = Phase::Running { pid, started_ms, ending: Ending::No };
+                let phase = Phase::Running { pid, started_ms, since: now, ending: Ending::No };
                 self.advance(now, container, phase, out);
             }
             Input::StartFailed { container, error } => {
@@ -171,7 +197,7 @@ impl State {
     /// When [`Input::Tick`] is due.
     #[must_use]
     pub fn poll_at(&self) -> Option<MonoMs> {
-        self.containers.values().filter_map(Entry::kill_at).min()
+        self.containers.values().filter_map(Entry::due_at).min()
     }
 
     /// What the broker is told when a session begins.
@@ -195,19 +221,27 @@ impl State {
     fn adopt(&mut self, report: ContainerReport) {
         let phase = match report.state {
             ContainerState::Running { pid, started_ms } => {
-                Phase::Running { pid, started_ms, ending: Ending::No }
+                Phase::Running { pid, started_ms, since: 0, ending: Ending::No }
             }
             ended @ (ContainerState::Exited { .. } | ContainerState::Failed(_)) => Phase::Ended(ended),
-            ContainerState::Pending | ContainerState::Preparing => Phase::Idle,
+            ContainerState::Pending | ContainerState::Preparing | ContainerState::Restarting { .. } => {
+                Phase::Idle
+            }
         };
         let container = report.container;
-        self.containers.insert(container.id, Entry { container, wish: Wish::Unknown, phase });
+        let entry = Entry { phase, restarts: report.restarts, ..Entry::new(container) };
+        self.containers.insert(container.id, entry);
     }
 
     /// A fact about the process of `container`; facts about earlier generations are late and change nothing.
     fn advance(&mut self, now: MonoMs, container: ContainerRef, phase: Phase, out: &mut Vec<Output>) {
         let Some(entry) = self.entry(container) else { return };
+        if let Phase::Running { since, .. } = entry.phase {
+            let soon = now.saturating_sub(since) < LONG_LIFE_MS;
+            entry.quick_ends = if soon { entry.quick_ends.saturating_add(1) } else { 0 };
+        }
         entry.phase = phase;
+        entry.consider_restart(now);
         entry.report_to(out);
         settle(now, entry, out);
     }
@@ -256,18 +290,21 @@ impl State {
 
     fn desire(&mut self, now: MonoMs, desired: ContainerDesired, out: &mut Vec<Output>) {
         let container = desired.container;
-        let entry = self.containers.entry(container.id).or_insert_with(|| Entry {
-            container,
-            wish: Wish::Unknown,
-            phase: Phase::Idle,
-        });
+        let entry = self.containers.entry(container.id).or_insert_with(|| Entry::new(container));
         if matches!(entry.wish, Wish::Remove) || container.generation < entry.container.generation {
             return;
         }
         entry.wish = if container.generation > entry.container.generation {
             Wish::Replace(Box::new(desired))
         } else {
-            Wish::Keep(Box::new(desired))
+            // A service that has just started learns how often its containers were restarted, and may say so now.
+            let learnt = desired.restarts > entry.restarts;
+            entry.restarts = entry.restarts.max(desired.restarts);
+            entry.wish = Wish::Keep(Box::new(desired));
+            if entry.consider_restart(now) || learnt {
+                entry.report_to(out);
+            }
+            return settle(now, entry, out);
         };
         settle(now, entry, out);
     }
@@ -279,9 +316,34 @@ fn gone(id: ContainerId) -> ContainerRef {
 }
 
 impl Entry {
-    fn kill_at(&self) -> Option<MonoMs> {
+    fn new(container: ContainerRef) -> Self {
+        Self { container, wish: Wish::Unknown, phase: Phase::Idle, restarts: 0, quick_ends: 0 }
+    }
+
+    /// What has ended by itself and should start again does not end, it waits. Whether that is so.
+    fn consider_restart(&mut self, now: MonoMs) -> bool {
+        let Wish::Keep(desired) = &self.wish else { return false };
+        let (status, finished_ms) = match &self.phase {
+            Phase::Ended(ContainerState::Exited { status, finished_ms }) => (*status, *finished_ms),
+            // It has run before: what keeps it from starting now (a full disk, say) may pass.
+            Phase::Ended(ContainerState::Failed(_)) if self.restarts > 0 => (START_FAILED, 0),
+            Phase::Ended(_) | Phase::Idle | Phase::Preparing | Phase::Running { .. } | Phase::Removing => {
+                return false;
+            }
+            Phase::Waiting { .. } => return false,
+        };
+        let again = desired.want == Want::Running && desired.spec.restart().applies(status, self.restarts);
+        if again {
+            let until = now.saturating_add(pause_ms(self.quick_ends));
+            self.phase = Phase::Waiting { status, finished_ms, until };
+        }
+        again
+    }
+
+    fn due_at(&self) -> Option<MonoMs> {
         match self.phase {
             Phase::Running { ending: Ending::Asked { kill_at }, .. } => Some(kill_at),
+            Phase::Waiting { until, .. } => Some(until),
             Phase::Running { ending: Ending::No | Ending::Killed, .. }
             | Phase::Idle
             | Phase::Preparing
@@ -297,12 +359,16 @@ impl Entry {
             Phase::Running { pid, started_ms, .. } => {
                 Some(ContainerState::Running { pid: *pid, started_ms: *started_ms })
             }
+            Phase::Waiting { status, finished_ms, .. } => {
+                Some(ContainerState::Restarting { status: *status, finished_ms: *finished_ms })
+            }
             Phase::Ended(state) => Some(state.clone()),
         }
     }
 
     fn report(&self) -> Option<ContainerReport> {
-        self.state().map(|state| ContainerReport { container: self.container, state })
+        let restarts = self.restarts;
+        self.state().map(|state| ContainerReport { container: self.container, state, restarts })
     }
 
     fn report_to(&self, out: &mut Vec<Output>) {
@@ -324,9 +390,8 @@ fn settle(now: MonoMs, entry: &mut Entry, out: &mut Vec<Output>) {
         Wish::Keep(desired) => settle_kept(now, entry, &desired, out),
         Wish::Replace(desired) => match entry.phase {
             Phase::Running { .. } => kill(entry, out),
-            Phase::Idle | Phase::Ended(_) => {
-                entry.container = desired.container;
-                entry.phase = Phase::Idle;
+            Phase::Idle | Phase::Waiting { .. } | Phase::Ended(_) => {
+                *entry = Entry::new(desired.container);
                 entry.wish = Wish::Keep(desired.clone());
                 settle_kept(now, entry, &desired, out);
             }
@@ -334,7 +399,7 @@ fn settle(now: MonoMs, entry: &mut Entry, out: &mut Vec<Output>) {
         },
         Wish::Remove => match entry.phase {
             Phase::Running { .. } => kill(entry, out),
-            Phase::Idle | Phase::Ended(_) => {
+            Phase::Idle | Phase::Waiting { .. } | Phase::Ended(_) => {
                 entry.phase = Phase::Removing;
                 out.push(Output::Remove(entry.container));
             }
@@ -355,6 +420,16 @@ fn settle_kept(now: MonoMs, entry: &mut Entry, desired: &ContainerDesired, out: 
             Ending::Asked { kill_at } if now >= kill_at => kill(entry, out),
             Ending::Asked { .. } | Ending::Killed => {}
         },
+        (Want::Running, &mut Phase::Waiting { until, .. }) => {
+            if now >= until {
+                entry.restarts = entry.restarts.saturating_add(1);
+                entry.prepare(desired, out);
+            }
+        }
+        (Want::Stopped { .. }, &mut Phase::Waiting { status, finished_ms, .. }) => {
+            entry.phase = Phase::Ended(ContainerState::Exited { status, finished_ms });
+            entry.report_to(out);
+        }
         // One start per generation: what has ended stays ended until the broker asks for a new life.
         (Want::Running, Phase::Preparing | Phase::Running { .. } | Phase::Ended(_) | Phase::Removing)
         | (Want::Stopped { .. }, Phase::Idle | Phase::Preparing | Phase::Ended(_) | Phase::Removing) => {}
@@ -374,7 +449,7 @@ fn kill(entry: &mut Entry, out: &mut Vec<Output>) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use wherry_protocol::message::{ContainerSpec, Descriptor, ImageManifest, Media};
+    use wherry_protocol::message::{ContainerSpec, Descriptor, ImageManifest, Media, RestartPolicy, Setting};
     use wherry_protocol::{AccountId, Digest, ErrorCode, Generation};
 
     fn reference(id: u64, generation: u32) -> ContainerRef {
@@ -393,7 +468,149 @@ mod tests {
             },
             address: std::net::Ipv4Addr::new(10, 1, 0, 2),
             want,
+            restarts: 0,
         }
+    }
+
+    fn restarting(policy: RestartPolicy, want: Want) -> ContainerDesired {
+        let settings = vec![Setting::Restart(policy)];
+        ContainerDesired {
+            spec: ContainerSpec { settings, ..ContainerSpec::default() },
+            ..desired(1, 1, want)
+        }
+    }
+
+    fn ended(code: u8) -> Input {
+        Input::Exited { container: reference(1, 1), status: ExitStatus::Code(code), finished_ms: 2 }
+    }
+
+    fn reported(out: &[Output]) -> Vec<(ContainerState, u32)> {
+        out.iter()
+            .filter_map(|output| match output {
+                Output::Report(FromNode::Container(report)) => Some((report.state.clone(), report.restarts)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn starts(out: &[Output]) -> bool {
+        out.iter().any(|output| matches!(output, Output::Start(_)))
+    }
+
+    fn waits(code: u8) -> ContainerState {
+        ContainerState::Restarting { status: ExitStatus::Code(code), finished_ms: 2 }
+    }
+
+    fn gone_for_good(code: u8) -> ContainerState {
+        ContainerState::Exited { status: ExitStatus::Code(code), finished_ms: 2 }
+    }
+
+    #[test]
+    fn what_should_always_run_is_started_again_after_a_growing_pause() {
+        let mut state = State::default();
+        step(&mut state, 0, put(restarting(RestartPolicy::Always, Want::Running)));
+        let mut now = 0;
+        for (restarts, pause) in (0..).zip([100, 200, 400, 800]) {
+            step(&mut state, now, started(1, 1));
+            assert_eq!(reported(&step(&mut state, now, ended(0))), [(waits(0), restarts)]);
+            assert_eq!(state.poll_at(), Some(now + pause));
+            assert!(!starts(&step(&mut state, now + pause - 1, Input::Tick)));
+            now += pause;
+            let out = step(&mut state, now, Input::Tick);
+            assert!(starts(&out));
+            assert_eq!(reported(&out), [(ContainerState::Preparing, restarts + 1)]);
+        }
+        // A long life makes the next pause short again.
+        step(&mut state, now, started(1, 1));
+        step(&mut state, now + LONG_LIFE_MS, ended(0));
+        assert_eq!(state.poll_at(), Some(now + LONG_LIFE_MS + FIRST_PAUSE_MS));
+        assert!((0..100).all(|ends| (FIRST_PAUSE_MS..=LONGEST_PAUSE_MS).contains(&pause_ms(ends))));
+    }
+
+    #[test]
+    fn only_failures_count_where_only_failures_should() {
+        let policy = RestartPolicy::OnFailure { most: Some(1) };
+        let mut state = State::default();
+        step(&mut state, 0, put(restarting(policy, Want::Running)));
+        step(&mut state, 0, started(1, 1));
+        assert_eq!(reported(&step(&mut state, 0, ended(1))), [(waits(1), 0)]);
+        assert!(starts(&step(&mut state, 1000, Input::Tick)));
+        step(&mut state, 1000, started(1, 1));
+        assert_eq!(reported(&step(&mut state, 1000, ended(1))), [(gone_for_good(1), 1)], "once is enough");
+        assert_eq!(state.poll_at(), None);
+        let mut state = State::default();
+        step(&mut state, 0, put(restarting(RestartPolicy::OnFailure { most: None }, Want::Running)));
+        step(&mut state, 0, started(1, 1));
+        assert_eq!(reported(&step(&mut state, 0, ended(0))), [(gone_for_good(0), 0)], "that was no failure");
+    }
+
+    #[test]
+    fn what_somebody_stopped_stays_stopped() {
+        let mut state = State::default();
+        step(&mut state, 0, put(restarting(RestartPolicy::Always, Want::Running)));
+        step(&mut state, 0, started(1, 1));
+        step(&mut state, 0, put(restarting(RestartPolicy::Always, STOP)));
+        assert_eq!(reported(&step(&mut state, 0, ended(0))), [(gone_for_good(0), 0)]);
+        // Also in the pause between two lives.
+        let mut state = State::default();
+        step(&mut state, 0, put(restarting(RestartPolicy::Always, Want::Running)));
+        step(&mut state, 0, started(1, 1));
+        step(&mut state, 0, ended(3));
+        let out = step(&mut state, 0, put(restarting(RestartPolicy::Always, STOP)));
+        assert_eq!(reported(&out), [(gone_for_good(3), 0)]);
+        assert_eq!(state.poll_at(), None);
+    }
+
+    #[test]
+    fn a_restart_that_fails_is_tried_again_and_a_start_that_fails_is_not() {
+        let failed = || Input::StartFailed {
+            container: reference(1, 1),
+            error: WireError::new(ErrorCode::DiskFull, "full"),
+        };
+        let mut state = State::default();
+        step(&mut state, 0, put(restarting(RestartPolicy::Always, Want::Running)));
+        assert!(matches!(
+            reported(&step(&mut state, 0, failed())).as_slice(),
+            [(ContainerState::Failed(_), 0)]
+        ));
+        assert_eq!(state.poll_at(), None);
+        let mut state = State::default();
+        step(&mut state, 0, put(restarting(RestartPolicy::Always, Want::Running)));
+        step(&mut state, 0, started(1, 1));
+        step(&mut state, 0, ended(0));
+        assert!(starts(&step(&mut state, 1000, Input::Tick)));
+        let out = step(&mut state, 1000, failed());
+        assert!(matches!(reported(&out).as_slice(), [(ContainerState::Restarting { .. }, 1)]));
+        assert!(starts(&step(&mut state, 100_000, Input::Tick)));
+    }
+
+    #[test]
+    fn a_new_service_goes_on_counting_and_restarts_what_ended_meanwhile() {
+        let mut state = State::default();
+        let report = ContainerReport { container: reference(1, 1), state: gone_for_good(1), restarts: 0 };
+        step(&mut state, 0, Input::Adopted(report));
+        let known = ContainerDesired { restarts: 7, ..restarting(RestartPolicy::Always, Want::Running) };
+        let out = step(&mut state, 0, sync(vec![known]));
+        assert_eq!(reported(&out), [(waits(1), 7)]);
+        let out = step(&mut state, 1000, Input::Tick);
+        assert!(starts(&out));
+        assert_eq!(reported(&out), [(ContainerState::Preparing, 8)]);
+    }
+
+    #[test]
+    fn a_pause_ends_with_removal_or_a_new_life() {
+        let waiting = || {
+            let mut state = State::default();
+            step(&mut state, 0, put(restarting(RestartPolicy::Always, Want::Running)));
+            step(&mut state, 0, started(1, 1));
+            step(&mut state, 0, ended(0));
+            state
+        };
+        let out = step(&mut waiting(), 0, Input::Broker(ToNode::Remove(ContainerId(1))));
+        assert_eq!(out, [Output::Remove(reference(1, 1))]);
+        let out = step(&mut waiting(), 0, put(desired(1, 2, Want::Running)));
+        assert!(matches!(out.last(), Some(Output::Start(start)) if start.container == reference(1, 2)));
+        assert_eq!(reported(&out), [(ContainerState::Preparing, 0)]);
     }
 
     fn sync(containers: Vec<ContainerDesired>) -> Input {
@@ -485,6 +702,7 @@ mod tests {
         let report = ContainerReport {
             container: reference(1, 3),
             state: ContainerState::Running { pid: 7, started_ms: 1 },
+            restarts: 0,
         };
         step(&mut state, 0, Input::Adopted(report.clone()));
         assert_eq!(state.inventory(), [report]);

@@ -8,7 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use support::{World, eventually, spec};
 use wherry_node::container::report::Step;
-use wherry_protocol::message::{ContainerSpec, VolumeMount};
+use wherry_protocol::message::{ContainerSpec, Setting, VolumeMount};
 use wherry_sys::process::End;
 
 #[test]
@@ -228,6 +228,62 @@ fn output_can_be_opened_by_name_whoever_it_runs_as() {
         ("one\nthree\n", "two\n"),
         "{finished:?}"
     );
+}
+
+fn with(settings: Vec<Setting>, command: &[&str]) -> ContainerSpec {
+    ContainerSpec { settings, ..spec(command) }
+}
+
+#[test]
+fn capabilities_are_added_and_dropped() {
+    let world = World::new();
+    let bounding = |settings: Vec<Setting>| {
+        let text = world.start(with(settings, &["cat", "/proc/self/status"])).finish().stdout;
+        status(&text)["CapBnd"].to_owned()
+    };
+    let drop = |name: &str| Setting::DropCapability(name.into());
+    let add = |name: &str| Setting::AddCapability(name.into());
+    assert_eq!(bounding(vec![drop("ALL")]), "0000000000000000");
+    // CAP_NET_RAW is 13 (linux/capability.h).
+    assert_eq!(bounding(vec![drop("ALL"), add("NET_RAW")]), "0000000000002000");
+    assert_eq!(bounding(vec![drop("CHOWN")]), "00000000000005fa");
+    let chown = |settings| world.start(with(settings, &["chown", "ann", "/tmp"])).finish().end;
+    assert_eq!((chown(vec![]), chown(vec![drop("CHOWN")])), (End::Code(0), End::Code(1)));
+}
+
+#[test]
+fn limits_parameters_and_memory_are_as_wished() {
+    let world = World::new();
+    let limit = |name: &str, soft, hard| Setting::Limit { name: name.into(), soft, hard };
+    let sysctl = |name: &str, value: &str| Setting::Sysctl { name: name.into(), value: value.into() };
+    let tmpfs = Setting::Tmpfs { path: "/var/cache".into(), size_bytes: 1 << 20 };
+    let settings = vec![
+        limit("nofile", 100, 200),
+        limit("stack", 1 << 20, u64::MAX),
+        sysctl("net.core.somaxconn", "77"),
+        sysctl("kernel.msgmax", "4096"),
+        tmpfs,
+        Setting::Host { name: "db".into(), address: [10, 9, 0, 9].into() },
+        Setting::Nameserver([9, 8, 7, 6].into()),
+    ];
+    let script = "ulimit -n; ulimit -Hn; ulimit -s; ulimit -Hs
+cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax
+grep -o '/var/cache tmpfs rw,nosuid,nodev,noexec.*size=1024k' /proc/mounts
+grep db /etc/hosts; cat /etc/resolv.conf";
+    let text = world.start(with(settings, &["sh", "-c", script])).finish().stdout;
+    let mut lines: Vec<&str> = text.lines().collect();
+    let mount = lines.remove(6);
+    assert!(mount.starts_with("/var/cache tmpfs"), "{text}");
+    let expected = ["100", "200", "1024", "unlimited", "77", "4096", "10.9.0.9\tdb", "nameserver 9.8.7.6"];
+    assert_eq!(lines, expected, "{text}");
+}
+
+#[test]
+fn a_parameter_that_this_kernel_does_not_have_is_an_error_if_somebody_wants_it() {
+    let world = World::new();
+    let missing = Setting::Sysctl { name: "net.ipv4.tcp_no_such_thing".into(), value: "1".into() };
+    let failure = world.start(with(vec![missing], &["true"])).finish().failure();
+    assert_eq!((failure.step, failure.errno), (Step::Sysctl, Errno::ENOENT as i32));
 }
 
 #[test]

@@ -15,9 +15,10 @@ use wherry_node::container::cgroup::Cgroups;
 use wherry_node::container::execute::Execution;
 use wherry_node::container::instance::Instance;
 use wherry_node::container::runtime::{Exit, Runtime};
+use wherry_node::container::usage;
 use wherry_protocol::message::{
     ContainerDesired, ContainerReport, ContainerSpec, ContainerState, Descriptor, ExecSpec, ExitStatus,
-    ImageManifest, Media,
+    ImageManifest, Media, ProcessInfo, Setting,
 };
 use wherry_protocol::{ContainerId, ContainerRef, Digest, ErrorCode, Generation, WireError};
 
@@ -396,6 +397,58 @@ fn exec_in_a_running_container() {
     let gone =
         service.tokio.block_on(Execution::start(service.runtime.supervisor(), &instance, &spec, false));
     assert_eq!(gone.map(drop).unwrap_err().code, ErrorCode::WrongState);
+}
+
+/// The same life goes on: the same files, the same log.
+#[test]
+fn a_restart_keeps_the_log() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    let desired = world.desired(1, 1, sh("echo again >> /count; cat /count | wc -l; exit 3"));
+    for expected in ["1\n", "1\n2\n", "1\n2\n3\n"] {
+        assert_eq!(service.run(&desired), (expected.to_owned(), ExitStatus::Code(3)));
+    }
+    let anew = world.desired(1, 2, desired.spec.clone());
+    assert_eq!(service.run(&anew).0, "4\n", "a new life has a log of its own");
+    service.remove(anew.container);
+}
+
+#[test]
+fn its_own_stop_signal_is_used() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    let script = "trap 'exit 5' USR1; echo ready; while :; do sleep 0.01; done";
+    let spec = ContainerSpec { settings: vec![Setting::StopSignal(10)], ..sh(script) };
+    let desired = world.desired(1, 1, spec);
+    let instance = service.start(&desired).unwrap();
+    eventually("it is ready", || output(&instance) == "ready\n");
+    service.tokio.block_on(service.runtime.ask_to_stop(desired.container, 15)).unwrap();
+    assert_eq!(service.exit().ended.status, ExitStatus::Code(5));
+    service.remove(desired.container);
+}
+
+#[test]
+fn what_runs_and_what_it_uses_is_told() {
+    let world = World::new();
+    let service = Service::new(&world);
+    let desired = world.desired(1, 1, sh("sleep 1000 & sleep 1000 & wait"));
+    let instance = service.start(&desired).unwrap();
+    let shown = || {
+        let processes = usage::processes(&instance).unwrap();
+        let line = |p: &ProcessInfo| format!("{} {} {} {}", p.pid, p.parent, p.uid, p.command);
+        processes.iter().map(line).collect::<Vec<_>>()
+    };
+    eventually("all of it runs", || shown().iter().filter(|line| line.ends_with(" sleep 1000")).count() == 2);
+    let lines = shown();
+    assert!(lines[0].starts_with("1 0 0 sh -c sleep 1000 & sleep"), "{lines:?}");
+    assert!(lines.iter().any(|line| line == "2 1 0 sleep 1000"), "{lines:?}");
+    let stats = usage::stats(&instance).unwrap();
+    assert!(stats.time_ms > 1_700_000_000_000);
+    // Whether the rest is counted depends on the cgroups of the machine; what is counted is right.
+    assert!(stats.pids.is_none_or(|pids| pids == 3), "{stats:?}");
+    service.remove(desired.container);
+    assert_eq!(usage::stats(&instance).unwrap_err().code, ErrorCode::WrongState);
+    assert_eq!(usage::processes(&instance).unwrap_err().code, ErrorCode::WrongState);
 }
 
 /// A terminal whose name means the same terminal inside; whoever uses it owns it.

@@ -20,6 +20,7 @@ pub mod io;
 pub mod key;
 pub mod limits;
 pub mod message;
+pub mod policy;
 pub mod session;
 pub mod token;
 

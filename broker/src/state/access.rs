@@ -36,6 +36,8 @@ fn rule(request: &Request) -> Rule {
         | Request::Run(_)
         | Request::Containers { all_accounts: false }
         | Request::Start(_)
+        | Request::Rename { .. }
+        | Request::Processes(_)
         | Request::Signal { .. }
         | Request::Connect(_)
         | Request::Disconnect(_)
@@ -47,6 +49,7 @@ fn rule(request: &Request) -> Rule {
         Request::Inspect(_)
         | Request::Wait { .. }
         | Request::Stop { .. }
+        | Request::Stats(_)
         | Request::Remove { .. }
         | Request::Events => ADMIN_ANY,
         Request::Containers { all_accounts: true }

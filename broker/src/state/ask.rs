@@ -40,6 +40,7 @@ impl Broker {
             Request::Inspect(container) => self.inspect(&asker, &container).map(Some),
             Request::Wait { container, until } => self.wait(&asker, &container, until),
             Request::Stop { container, grace_seconds } => self.stop(&asker, &container, grace_seconds),
+            Request::Rename { container, name } => self.rename(&asker, &container, name).map(Some),
             Request::Start(container) => self.start(&asker, &container).map(Some),
             Request::Remove { container, force } => self.remove(&asker, &container, force),
             Request::Connect(link) => self.connect(&asker, &link),
@@ -55,6 +56,8 @@ impl Broker {
             | Request::Attach(_)
             | Request::Logs { .. }
             | Request::Tunnel { .. }
+            | Request::Stats(_)
+            | Request::Processes(_)
             | Request::CrashNode(_) => self.route(&asker, body),
         }
     }
@@ -83,6 +86,12 @@ impl Broker {
                 let port = *port;
                 self.enter(asker, container, |container| RoutedRequest::Tunnel { container, port })
             }
+            Request::Stats(container) => {
+                self.enter(asker, container, |container| RoutedRequest::Stats { container })
+            }
+            Request::Processes(container) => {
+                self.enter(asker, container, |container| RoutedRequest::Processes { container })
+            }
             Request::Attach(container) => {
                 self.watch(asker, container, &body, |container| RoutedRequest::Attach { container })
             }
@@ -108,6 +117,7 @@ impl Broker {
             | Request::Inspect(_)
             | Request::Wait { .. }
             | Request::Stop { .. }
+            | Request::Rename { .. }
             | Request::Start(_)
             | Request::Remove { .. }
             | Request::Connect(_)

@@ -1,7 +1,7 @@
 //! The life of containers, from `run` to the moment when nothing is left of one.
 use super::access::Reach;
 use super::ask::Now;
-use super::bounds::{AUTO_REMOVE_MS, MAX_DESIRED_BYTES, MAX_GRACE_SECONDS, SETTLE_MS};
+use super::bounds::{AUTO_REMOVE_MS, MAX_DESIRED_BYTES, SETTLE_MS};
 use super::legal::{Action, Verdict, legal, situation};
 use super::placement::{self, Candidate, Choice, Need};
 use super::tables::weight;
@@ -83,6 +83,7 @@ impl Broker {
                 ContainerState::Pending
                 | ContainerState::Preparing
                 | ContainerState::Running { .. }
+                | ContainerState::Restarting { .. }
                 | ContainerState::Exited { .. } => {
                     Err(error(ErrorCode::WrongState, format!("container '{}' did not start", container.name)))
                 }
@@ -124,6 +125,7 @@ impl Broker {
             spec: run.spec,
             phase: Phase::Wanted,
             state: ContainerState::Pending,
+            restarts: 0,
             exposed: std::collections::BTreeMap::new(),
         };
         self.admit(asker, id, container)
@@ -298,12 +300,15 @@ impl Broker {
         Ok(None)
     }
 
-    pub(super) fn stop(&mut self, asker: &Asker, selector: &ContainerSelector, grace_seconds: u16) -> Now {
-        if grace_seconds > MAX_GRACE_SECONDS {
-            let text = format!("a grace of {grace_seconds} s is too long, the limit is {MAX_GRACE_SECONDS}");
-            return Err(error(ErrorCode::Invalid, text));
-        }
+    pub(super) fn stop(
+        &mut self,
+        asker: &Asker,
+        selector: &ContainerSelector,
+        grace_seconds: Option<u16>,
+    ) -> Now {
         let (id, container) = self.find(asker, selector)?;
+        let grace_seconds = grace_seconds.unwrap_or_else(|| container.spec.stop_seconds());
+        spec::check_grace(grace_seconds)?;
         let node = container.node;
         match self.permitted(id, Action::Stop)? {
             Step::Already => Ok(Some(self.container_reply(self.present(id)?, id))),
@@ -321,6 +326,25 @@ impl Broker {
                 Ok(None)
             }
         }
+    }
+
+    pub(super) fn rename(
+        &mut self,
+        asker: &Asker,
+        selector: &ContainerSelector,
+        name: Name,
+    ) -> Result<Reply, WireError> {
+        let (id, container) = self.find(asker, selector)?;
+        let (account, same) = (container.account, container.name == name);
+        if let Some((other, _)) = self.by_name(account, &name).filter(|_| !same) {
+            let text = format!("the name '{name}' is taken by {other}: choose another, or remove that one");
+            return Err(error(ErrorCode::AlreadyExists, text));
+        }
+        if let Some(container) = self.tables.edit_container(id).filter(|_| !same) {
+            container.name = name;
+            self.container_event(id);
+        }
+        Ok(self.container_reply(self.present(id)?, id))
     }
 
     pub(super) fn start(&mut self, asker: &Asker, selector: &ContainerSelector) -> Result<Reply, WireError> {
@@ -348,6 +372,7 @@ impl Broker {
             container.generation = Generation(container.generation.0.saturating_add(1));
             container.phase = Phase::Wanted;
             container.state = ContainerState::Pending;
+            container.restarts = 0;
         }
     }
 
@@ -458,6 +483,7 @@ pub(super) fn desired(id: ContainerId, container: &Container) -> Option<Containe
         image: container.manifest.clone(),
         address: container.address,
         want,
+        restarts: container.restarts,
     })
 }
 
@@ -466,9 +492,10 @@ pub(super) fn until_reached(until: WaitUntil, state: &ContainerState) -> bool {
         WaitUntil::Ended => state.is_finished(),
         WaitUntil::Started => match state {
             ContainerState::Pending | ContainerState::Preparing => false,
-            ContainerState::Running { .. } | ContainerState::Exited { .. } | ContainerState::Failed(_) => {
-                true
-            }
+            ContainerState::Running { .. }
+            | ContainerState::Restarting { .. }
+            | ContainerState::Exited { .. }
+            | ContainerState::Failed(_) => true,
         },
     }
 }

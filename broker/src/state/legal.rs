@@ -22,6 +22,8 @@ pub(crate) enum Situation {
     /// On the way to running.
     Starting,
     Running,
+    /// Ended, and about to start again by itself.
+    Restarting,
     /// Asked to end, has not ended.
     Stopping,
     /// Its process ended.
@@ -56,38 +58,45 @@ pub(crate) fn situation(container: &Container) -> Situation {
         (Phase::Wanted | Phase::Stopping { .. }, ContainerState::Failed(_)) => Situation::Failed,
         (Phase::Wanted, ContainerState::Pending | ContainerState::Preparing) => Situation::Starting,
         (Phase::Wanted, ContainerState::Running { .. }) => Situation::Running,
+        (Phase::Wanted, ContainerState::Restarting { .. }) => Situation::Restarting,
         (
             Phase::Stopping { .. },
-            ContainerState::Pending | ContainerState::Preparing | ContainerState::Running { .. },
+            ContainerState::Pending
+            | ContainerState::Preparing
+            | ContainerState::Running { .. }
+            | ContainerState::Restarting { .. },
         ) => Situation::Stopping,
     }
 }
 
 pub(crate) fn legal(action: Action, situation: Situation) -> Verdict {
     use Action::{Enter, Remove, Start, Stop, Watch};
-    use Situation::{Ended, Failed, Removing, Running, Starting, Stopping};
+    use Situation::{Ended, Failed, Removing, Restarting, Running, Starting, Stopping};
     match (action, situation) {
         (Stop | Start | Remove { .. } | Enter | Watch, Removing) => Verdict::NotThere,
 
-        (Stop, Starting | Running | Stopping) => Verdict::Go,
+        (Stop, Starting | Running | Restarting | Stopping) => Verdict::Go,
         (Stop, Ended | Failed) => Verdict::Already,
 
-        (Start, Starting | Running) => Verdict::Already,
+        (Start, Starting | Running | Restarting) => Verdict::Already,
         (Start, Stopping) => Verdict::Refuse("is being stopped: wait until it has ended, then start it"),
         (Start, Ended | Failed) => Verdict::Go,
 
-        (Remove { force: true }, Starting | Running | Stopping | Ended | Failed) => Verdict::Go,
+        (Remove { force: true }, Starting | Running | Restarting | Stopping | Ended | Failed) => Verdict::Go,
         (Remove { force: false }, Ended | Failed) => Verdict::Go,
-        (Remove { force: false }, Starting | Running | Stopping) => {
+        (Remove { force: false }, Starting | Running | Restarting | Stopping) => {
             Verdict::Refuse("is running: stop it first, or remove it by force")
         }
 
         (Enter, Starting) => Verdict::Refuse("has not started yet: wait for it, or look at its state"),
         (Enter, Running | Stopping) => Verdict::Go,
+        (Enter, Restarting) => {
+            Verdict::Refuse("has ended and is about to start again: wait for it, or look at its log")
+        }
         (Enter, Ended) => Verdict::Refuse("is not running: start it first"),
         (Enter | Watch, Failed) => Verdict::TellFailure,
 
         (Watch, Starting) => Verdict::WhenStarted,
-        (Watch, Running | Stopping | Ended) => Verdict::Go,
+        (Watch, Running | Restarting | Stopping | Ended) => Verdict::Go,
     }
 }

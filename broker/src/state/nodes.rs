@@ -29,13 +29,14 @@ impl Connected {
     }
 }
 
-/// How far a container has come in one generation; it only ever goes forward.
+/// How far a container has come between two starts; within one generation it only ever goes forward.
 fn progress(state: &ContainerState) -> u8 {
     match state {
         ContainerState::Pending => 0,
         ContainerState::Preparing => 1,
         ContainerState::Running { .. } => 2,
-        ContainerState::Exited { .. } | ContainerState::Failed(_) => 3,
+        ContainerState::Restarting { .. } => 3,
+        ContainerState::Exited { .. } | ContainerState::Failed(_) => 4,
     }
 }
 
@@ -108,7 +109,9 @@ impl Broker {
                 }
                 Fate::Killed => {
                     let finished_ms = self.now.unix_ms;
-                    self.new_state(id, ContainerState::Exited { status: ExitStatus::Signal(9), finished_ms });
+                    let restarts = container.restarts;
+                    let state = ContainerState::Exited { status: ExitStatus::Signal(9), finished_ms };
+                    self.new_state(id, state, restarts);
                 }
             }
         }
@@ -160,7 +163,8 @@ impl Broker {
             None => self.tell_node(index, ToNode::Remove(id)),
             Some(container) => {
                 let current = container.is_present() && container.generation == report.container.generation;
-                let forward = match progress(&report.state).cmp(&progress(&container.state)) {
+                let reported = (report.restarts, progress(&report.state));
+                let forward = match reported.cmp(&(container.restarts, progress(&container.state))) {
                     std::cmp::Ordering::Greater => true,
                     std::cmp::Ordering::Equal => {
                         !container.state.is_finished() && container.state != report.state
@@ -168,19 +172,19 @@ impl Broker {
                     std::cmp::Ordering::Less => false,
                 };
                 if current && forward {
-                    self.new_state(id, report.state);
+                    self.new_state(id, report.state, report.restarts);
                 }
             }
         }
     }
 
-    fn new_state(&mut self, id: ContainerId, mut state: ContainerState) {
+    fn new_state(&mut self, id: ContainerId, mut state: ContainerState, restarts: u32) {
         if let ContainerState::Failed(failure) = &mut state {
             // A sentence, not a place to store things in the broker's memory.
             failure.message = failure.message.chars().take(500).collect();
         }
         let finished = state.is_finished();
-        self.tables.set_state(id, state);
+        self.tables.set_state(id, state, restarts);
         self.container_event(id);
         self.waiters_state(id);
         if finished {
@@ -195,7 +199,8 @@ impl Broker {
             Phase::Wanted | Phase::Stopping { .. } if container.state.is_finished() => {}
             Phase::Wanted | Phase::Stopping { .. } => {
                 let text = format!("{} has removed the container without being asked", self.node_name(index));
-                self.new_state(id, ContainerState::Failed(error(ErrorCode::Internal, text)));
+                let restarts = container.restarts;
+                self.new_state(id, ContainerState::Failed(error(ErrorCode::Internal, text)), restarts);
             }
         }
     }
@@ -261,7 +266,7 @@ enum Fate {
 
 fn fate(container: &Container, seen: Option<&ContainerState>, rebooted: bool) -> Fate {
     let runs = |state: &ContainerState| match state {
-        ContainerState::Running { .. } => true,
+        ContainerState::Running { .. } | ContainerState::Restarting { .. } => true,
         ContainerState::Pending
         | ContainerState::Preparing
         | ContainerState::Exited { .. }

@@ -4,6 +4,7 @@ use super::error;
 use std::collections::BTreeSet;
 use wherry_protocol::limits::MAX_ARGUMENT_BYTES;
 use wherry_protocol::message::{ContainerSpec, ExecSpec};
+use wherry_protocol::policy::{self, MAX_STOP_SECONDS};
 use wherry_protocol::{ErrorCode, Name, WireError};
 
 fn invalid<T>(message: impl Into<String>) -> Result<T, WireError> {
@@ -16,7 +17,16 @@ pub(super) fn check(spec: &ContainerSpec) -> Result<(), WireError> {
     check_arguments(entrypoint.chain(&spec.command), &spec.env)?;
     check_texts(spec)?;
     check_lists(spec)?;
-    check_publish(spec)
+    check_publish(spec)?;
+    policy::check(spec).or_else(|refused| invalid(refused.to_string()))
+}
+
+/// Checks the seconds between stop signal and SIGKILL.
+pub(super) fn check_grace(seconds: u16) -> Result<(), WireError> {
+    if seconds > MAX_STOP_SECONDS {
+        return invalid(format!("a grace of {seconds} s is too long, the limit is {MAX_STOP_SECONDS}"));
+    }
+    Ok(())
 }
 
 /// Checks the form of a process to start in a container.

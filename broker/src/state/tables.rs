@@ -150,10 +150,12 @@ impl Tables {
         self.containers.edit(&id)
     }
 
-    /// Sets the state last seen. Whether it costs a write: `Preparing` does not.
-    pub(crate) fn set_state(&mut self, id: ContainerId, state: ContainerState) {
+    /// Sets the state last seen. What is on the way to something else costs no write.
+    pub(crate) fn set_state(&mut self, id: ContainerId, state: ContainerState, restarts: u32) {
         let container = match state {
-            ContainerState::Preparing => self.containers.edit_in_memory(&id),
+            ContainerState::Preparing | ContainerState::Restarting { .. } => {
+                self.containers.edit_in_memory(&id)
+            }
             ContainerState::Pending
             | ContainerState::Running { .. }
             | ContainerState::Exited { .. }
@@ -161,6 +163,7 @@ impl Tables {
         };
         if let Some(container) = container {
             container.state = state;
+            container.restarts = restarts;
         }
     }
 
@@ -276,6 +279,7 @@ fn durable(container: &Container) -> Container {
         ContainerState::Preparing => container.state = ContainerState::Pending,
         ContainerState::Pending
         | ContainerState::Running { .. }
+        | ContainerState::Restarting { .. }
         | ContainerState::Exited { .. }
         | ContainerState::Failed(_) => {}
     }

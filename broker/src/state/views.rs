@@ -19,6 +19,7 @@ impl Broker {
             placement: container.placement.clone(),
             address: container.address,
             state: container.state.clone(),
+            restarts: container.restarts,
             created_seconds: container.created_seconds,
             detached: container.detached,
             publish: container.spec.publish.clone(),

@@ -15,7 +15,7 @@ async fn run_ps_stop_start_rm() {
         panic!()
     };
     assert_eq!(all, std::slice::from_ref(&info));
-    let stop = Request::Stop { container: by_name("web"), grace_seconds: 1 };
+    let stop = Request::Stop { container: by_name("web"), grace_seconds: Some(1) };
     let stopped = user.container(stop).await;
     assert!(matches!(stopped.state, ContainerState::Exited { status: ExitStatus::Signal(15), .. }));
     let again = user.container(Request::Start(by_name("web"))).await;
@@ -65,7 +65,7 @@ async fn accounts_do_not_see_one_another() {
     assert!(seen.is_empty());
     for request in [
         Request::Inspect(id.clone()),
-        Request::Stop { container: id.clone(), grace_seconds: 0 },
+        Request::Stop { container: id.clone(), grace_seconds: Some(0) },
         Request::Remove { container: id.clone(), force: true },
         Request::Exec {
             container: id.clone(),

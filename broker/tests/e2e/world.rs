@@ -387,7 +387,7 @@ fn settle(have: &mut BTreeMap<ContainerId, ContainerReport>, desired: &Container
         }
         _ => return None,
     };
-    let report = ContainerReport { container: desired.container, state };
+    let report = ContainerReport { container: desired.container, state, restarts: 0 };
     have.insert(desired.container.id, report.clone());
     Some(FromNode::Container(report))
 }
@@ -417,6 +417,9 @@ async fn routed(mut stream: Stream) {
             drop(send(&mut stream, &Frame::Exit(ExitStatus::Code(0))).await);
             drop(stream.close().await);
         }
-        RoutedRequest::Signal { .. } | RoutedRequest::Crash => drop(stream.close().await),
+        RoutedRequest::Signal { .. }
+        | RoutedRequest::Stats { .. }
+        | RoutedRequest::Processes { .. }
+        | RoutedRequest::Crash => drop(stream.close().await),
     }
 }

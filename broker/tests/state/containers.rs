@@ -50,7 +50,7 @@ fn names_are_made_up_and_unique_per_account() {
 fn stop_waits_for_the_end_and_start_begins_a_new_life() {
     let (mut world, user, board) = world();
     let info = world.running(&user, "web", board, "n1");
-    let stop = Request::Stop { container: id(&info), grace_seconds: 3 };
+    let stop = Request::Stop { container: id(&info), grace_seconds: Some(3) };
     let (request, out) = world.ask(user.session, stop.clone());
     let [ToNode::Container(desired)] = &told(&out, board)[..] else { panic!() };
     assert_eq!(desired.want, Want::Stopped { signal: 15, grace_seconds: 3 });
@@ -72,7 +72,8 @@ fn stop_waits_for_the_end_and_start_begins_a_new_life() {
 fn a_stop_that_takes_too_long_says_so() {
     let (mut world, user, board) = world();
     let info = world.running(&user, "web", board, "n1");
-    let (request, _) = world.ask(user.session, Request::Stop { container: id(&info), grace_seconds: 3 });
+    let (request, _) =
+        world.ask(user.session, Request::Stop { container: id(&info), grace_seconds: Some(3) });
     let mut out = Vec::new();
     for _ in 0..7 {
         world.report(board, FromNode::Load(load()));
@@ -147,6 +148,107 @@ fn quiet(world: &mut World, board: Board, milliseconds: u64) {
     for _ in 0..milliseconds / 5_000 {
         world.wait(5_000);
         world.report(board, FromNode::Load(load()));
+    }
+}
+
+fn restarts(info: &ContainerInfo, state: ContainerState, restarts: u32) -> FromNode {
+    let container = ContainerRef { id: info.id, generation: info.generation };
+    FromNode::Container(ContainerReport { container, state, restarts })
+}
+
+#[test]
+fn a_container_that_starts_again_is_followed_from_life_to_life() {
+    let (mut world, user, board) = world();
+    let info = world.running(&user, "web", board, "n1");
+    let ended = Request::Wait { container: id(&info), until: WaitUntil::Ended };
+    let (wait, _) = world.ask(user.session, ended);
+    for count in 0..3 {
+        world.report(board, restarts(&info, RESTARTING, count));
+        let now = world.inspect(&user, info.id);
+        assert_eq!((now.state, now.restarts), (RESTARTING, count));
+        // What is late, or repeated, changes nothing.
+        assert_eq!(events(&world.report(board, restarts(&info, RUNNING, count))), 0);
+        assert_eq!(answer(&world.report(board, restarts(&info, RUNNING, count + 1)), wait), None);
+        let now = world.inspect(&user, info.id);
+        assert_eq!((now.state, now.restarts), (RUNNING, count + 1));
+    }
+    // Its board boots: it runs again, as a new life.
+    world.leave(board.session);
+    let (board, told) = world.arrive(100, NodeFacts { boot_id: [0xee; 16], ..facts(100) }, vec![]);
+    let now = world.inspect(&user, info.id);
+    assert_eq!((now.generation, now.restarts), (Generation(info.generation.0 + 1), 0));
+    assert!(told.iter().any(|message| matches!(message, ToNode::Sync(desired)
+        if desired.containers[0].want == Want::Running && desired.containers[0].restarts == 0)));
+    // In the pause between two lives it can be stopped, and is not removed by mistake.
+    world.state(board, &now, RUNNING);
+    world.report(board, restarts(&now, RESTARTING, 0));
+    assert_eq!(
+        world.refused(&user, Request::Remove { container: id(&info), force: false }).code,
+        ErrorCode::WrongState
+    );
+    let (stop, out) = world.ask(user.session, Request::Stop { container: id(&info), grace_seconds: None });
+    assert!(told_to_stop(&out, board, 10));
+    let out = world.report(board, restarts(&now, EXITED, 0));
+    assert!(matches!(reply(&out, stop), Some(Reply::Container(info)) if info.state == EXITED));
+}
+
+fn events(out: &[Output]) -> usize {
+    out.iter().filter(|output| matches!(output, Output::Event { .. })).count()
+}
+
+fn told_to_stop(out: &[Output], board: Board, seconds: u16) -> bool {
+    told(out, board).iter().any(|message| {
+        matches!(message, ToNode::Container(desired)
+            if desired.want == Want::Stopped { signal: 15, grace_seconds: seconds })
+    })
+}
+
+#[test]
+fn a_container_s_own_grace_counts_unless_somebody_says_otherwise() {
+    let (mut world, user, board) = world();
+    let own = run("own", |run| run.spec.settings = vec![Setting::StopSeconds(77)]);
+    let info = world.info(&user, own);
+    world.state(board, &info, RUNNING);
+    let stop = |grace_seconds| Request::Stop { container: id(&info), grace_seconds };
+    let (_, out) = world.ask(user.session, stop(None));
+    assert!(told_to_stop(&out, board, 77), "{out:?}");
+    let (_, out) = world.ask(user.session, stop(Some(1)));
+    assert!(told_to_stop(&out, board, 1), "{out:?}");
+    assert_eq!(world.refused(&user, stop(Some(3601))).code, ErrorCode::Invalid);
+}
+
+#[test]
+fn a_new_name_is_free_and_lasts() {
+    let (mut world, mut user, board) = world();
+    let web = world.running(&user, "web", board, "n1");
+    let other = world.run(&user, "other", "n1");
+    let rename = |name: &str| Request::Rename { container: id(&web), name: name.parse().unwrap() };
+    assert_eq!(world.refused(&user, rename("other")).code, ErrorCode::AlreadyExists);
+    let (same, out) = world.ask(user.session, rename("web"));
+    assert!(matches!(reply(&out, same), Some(Reply::Container(_))));
+    assert_eq!(events(&out), 0);
+    let (renamed, out) = world.ask(user.session, rename("front"));
+    assert!(matches!(reply(&out, renamed), Some(Reply::Container(info)) if info.name.as_str() == "front"));
+    assert_eq!(told(&out, board), [], "nothing changes for the board");
+    world.restart();
+    world.back(&mut user);
+    assert_eq!(world.inspect(&user, web.id).name.as_str(), "front");
+    let stranger = world.user(11);
+    let theft = Request::Rename { container: id(&other), name: "mine".parse().unwrap() };
+    assert_eq!(world.refused(&stranger, theft).code, ErrorCode::NotFound);
+}
+
+#[test]
+fn wishes_that_are_not_granted_are_refused_before_anything_is_placed() {
+    let (mut world, user, _) = world();
+    for (setting, word) in [
+        (Setting::AddCapability("SYS_ADMIN".into()), "SYS_ADMIN"),
+        (Setting::Sysctl { name: "kernel.core_pattern".into(), value: "x".into() }, "kernel.core_pattern"),
+        (Setting::Tmpfs { path: "/a/../b".into(), size_bytes: 1 << 20 }, "/a/../b"),
+    ] {
+        let wish = run("web", |run| run.spec.settings = vec![setting]);
+        let error = world.refused(&user, wish);
+        assert!(error.code == ErrorCode::Invalid && error.message.contains(word), "{error}");
     }
 }
 

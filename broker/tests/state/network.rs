@@ -125,7 +125,7 @@ fn closing_needs_one_end_at_least() {
 
 fn report(info: &ContainerInfo) -> Vec<ContainerReport> {
     let container = ContainerRef { id: info.id, generation: info.generation };
-    vec![ContainerReport { container, state: RUNNING }]
+    vec![ContainerReport { container, state: RUNNING, restarts: 0 }]
 }
 
 #[test]

@@ -12,7 +12,11 @@ fn world() -> (World, User, Board) {
 }
 
 fn report(info: &ContainerInfo, state: ContainerState) -> ContainerReport {
-    ContainerReport { container: ContainerRef { id: info.id, generation: info.generation }, state }
+    ContainerReport {
+        container: ContainerRef { id: info.id, generation: info.generation },
+        state,
+        restarts: 0,
+    }
 }
 
 fn rebooted() -> NodeFacts {
@@ -57,7 +61,8 @@ fn a_rebooted_board_starts_again_what_ran() {
     let ended = world.running(&user, "ended", board, "n1");
     world.state(board, &ended, EXITED);
     let stopping = world.running(&user, "stopping", board, "n1");
-    let (stop, _) = world.ask(user.session, Request::Stop { container: id(&stopping), grace_seconds: 9 });
+    let (stop, _) =
+        world.ask(user.session, Request::Stop { container: id(&stopping), grace_seconds: Some(9) });
     let pending = world.run(&user, "pending", "n1");
     let out = world.leave(board.session);
     assert!(
@@ -100,7 +105,8 @@ fn what_the_broker_does_not_know_is_removed() {
     let (mut world, user, board) = world();
     let stranger = ContainerRef { id: ContainerId(77), generation: Generation(1) };
     let state = ContainerState::Running { pid: 1, started_ms: 1 };
-    let out = world.report(board, FromNode::Container(ContainerReport { container: stranger, state }));
+    let out =
+        world.report(board, FromNode::Container(ContainerReport { container: stranger, state, restarts: 0 }));
     assert_eq!(told(&out, board), [ToNode::Remove(ContainerId(77))]);
     let info = world.running(&user, "web", board, "n1");
     let elsewhere = world.board(101);

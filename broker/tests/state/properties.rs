@@ -365,7 +365,7 @@ fn on(container: ContainerSelector, what: u8) -> Request {
         0 => Request::Inspect(container),
         1 => Request::Wait { container, until: WaitUntil::Started },
         2 => Request::Wait { container, until: WaitUntil::Ended },
-        3 => Request::Stop { container, grace_seconds: 5 },
+        3 => Request::Stop { container, grace_seconds: Some(5) },
         4 => Request::Start(container),
         5 => Request::Remove { container, force: false },
         6 => Request::Remove { container, force: true },
@@ -386,7 +386,7 @@ fn report(id: ContainerId, generation: u8, state: u8) -> ContainerReport {
         3 => EXITED,
         _ => failed(),
     };
-    ContainerReport { container, state }
+    ContainerReport { container, state, restarts: 0 }
 }
 
 proptest! {

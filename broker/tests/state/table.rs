@@ -5,7 +5,8 @@ use wherry_broker::state::{Answer, authorise};
 use wherry_protocol::message::*;
 use wherry_protocol::*;
 
-const SITUATIONS: [&str; 6] = ["starting", "running", "stopping", "ended", "failed", "removing"];
+const SITUATIONS: [&str; 7] =
+    ["starting", "running", "restarting", "stopping", "ended", "failed", "removing"];
 const ASKERS: [&str; 3] = ["owner", "stranger", "admin"];
 
 fn container_requests(id: ContainerId) -> Vec<(&'static str, Request)> {
@@ -15,7 +16,7 @@ fn container_requests(id: ContainerId) -> Vec<(&'static str, Request)> {
         ("inspect", Request::Inspect(container.clone())),
         ("wait started", Request::Wait { container: container.clone(), until: WaitUntil::Started }),
         ("wait ended", Request::Wait { container: container.clone(), until: WaitUntil::Ended }),
-        ("stop", Request::Stop { container: container.clone(), grace_seconds: 1 }),
+        ("stop", Request::Stop { container: container.clone(), grace_seconds: Some(1) }),
         ("start", Request::Start(container.clone())),
         ("remove", Request::Remove { container: container.clone(), force: false }),
         ("remove by force", Request::Remove { container: container.clone(), force: true }),
@@ -23,6 +24,9 @@ fn container_requests(id: ContainerId) -> Vec<(&'static str, Request)> {
         ("exec", Request::Exec { container: container.clone(), spec: exec }),
         ("attach", Request::Attach(container.clone())),
         ("logs", Request::Logs { container: container.clone(), query: LogQuery::default() }),
+        ("rename", Request::Rename { container: container.clone(), name: "other".parse().expect("a name") }),
+        ("stats", Request::Stats(container.clone())),
+        ("processes", Request::Processes(container.clone())),
         ("tunnel", Request::Tunnel { container: container.clone(), port: 80 }),
         (
             "connect",
@@ -57,9 +61,10 @@ fn prepare(situation: &str) -> (World, [User; 3], ContainerId) {
     match situation {
         "starting" => drop(world.state(board, &info, ContainerState::Preparing)),
         "running" => drop(world.state(board, &info, RUNNING)),
+        "restarting" => drop(world.state(board, &info, RESTARTING)),
         "stopping" => {
             world.state(board, &info, RUNNING);
-            world.ask(owner.session, Request::Stop { container: id(&info), grace_seconds: 1 });
+            world.ask(owner.session, Request::Stop { container: id(&info), grace_seconds: Some(1) });
         }
         "ended" => drop(world.state(board, &info, EXITED)),
         "failed" => drop(world.state(board, &info, failed())),

@@ -162,7 +162,7 @@ impl World {
 
     pub(crate) fn state(&mut self, board: Board, info: &ContainerInfo, state: ContainerState) -> Vec<Output> {
         let container = ContainerRef { id: info.id, generation: info.generation };
-        self.report(board, FromNode::Container(ContainerReport { container, state }))
+        self.report(board, FromNode::Container(ContainerReport { container, state, restarts: 0 }))
     }
 
     pub(crate) fn removed(&mut self, board: Board, id: ContainerId) -> Vec<Output> {
@@ -246,6 +246,8 @@ impl World {
 }
 
 pub(crate) const RUNNING: ContainerState = ContainerState::Running { pid: 7, started_ms: 1 };
+pub(crate) const RESTARTING: ContainerState =
+    ContainerState::Restarting { status: ExitStatus::Code(1), finished_ms: 2 };
 pub(crate) const EXITED: ContainerState =
     ContainerState::Exited { status: ExitStatus::Code(0), finished_ms: 2 };
 

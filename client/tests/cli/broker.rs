@@ -26,6 +26,8 @@ pub(crate) struct State {
     pub(crate) images: BTreeMap<ImageName, ImageInfo>,
     pub(crate) containers: BTreeMap<ContainerId, ContainerInfo>,
     pub(crate) connections: BTreeSet<(ContainerId, ContainerId, u16, Transport)>,
+    /// How often statistics were asked for.
+    looks: u64,
     pub(crate) signals: Vec<u8>,
     pub(crate) faults: Faults,
     pub(crate) crashed: Vec<NodeIndex>,
@@ -327,6 +329,9 @@ impl Shared {
 
 async fn logs(stream: &mut Stream, info: &ContainerInfo, query: LogQuery) -> Result<(), SessionError> {
     send(stream, &Reply::Done).await?;
+    if query.times {
+        send(stream, &Frame::Time(THEN_SECONDS * 1000)).await?;
+    }
     let lines = ["one\n", "two\n", "three\n"];
     let from = query.tail_lines.map_or(0, |tail| lines.len().saturating_sub(tail as usize));
     if from == 0 {
@@ -429,6 +434,7 @@ impl State {
             _ => ContainerState::Running { pid: 42, started_ms: THEN_SECONDS * 1000 },
         };
         let info = ContainerInfo {
+            restarts: 0,
             id,
             generation: Generation(1),
             name: request.name.unwrap_or_else(|| name(&format!("made-up-{id}"))),
@@ -544,6 +550,37 @@ impl State {
                 let id = self.running(&container)?.id;
                 self.end(id, ExitStatus::Signal(15));
                 boxed(self.find(&container)?)
+            }
+            Request::Rename { container, name } => {
+                let id = self.find(&container)?.id;
+                let info = self.containers.get_mut(&id).unwrap();
+                info.name = name;
+                boxed(info.clone())
+            }
+            Request::Stats(container) => {
+                self.running(&container)?;
+                self.looks += 1;
+                Reply::Stats(ContainerStats {
+                    time_ms: self.looks * 1000,
+                    cpu_us: Some(self.looks * 250_000),
+                    memory_bytes: Some(3 << 20),
+                    memory_limit_bytes: Some(64 << 20),
+                    pids: Some(2),
+                    received_bytes: Some(1024),
+                    sent_bytes: None,
+                })
+            }
+            Request::Processes(container) => {
+                self.running(&container)?;
+                Reply::Processes(vec![ProcessInfo {
+                    pid: 1,
+                    parent: 0,
+                    uid: 33,
+                    state: 'S',
+                    cpu_ms: 1250,
+                    resident_bytes: 4096,
+                    command: "sleep \u{1b}[31m 1d".into(),
+                }])
             }
             Request::Start(container) => {
                 let id = self.find(&container)?.id;

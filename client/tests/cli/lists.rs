@@ -121,6 +121,50 @@ fn logs() {
 }
 
 #[test]
+fn logs_with_times() {
+    let world = World::joined();
+    world.broker.state().add("web", &["sleep"]);
+    assert_eq!(world.line("logs -t -n 1 --since 10m web").ok(), "2001-09-09T01:46:40.000Z web: three\n");
+    assert_eq!(
+        lines(world.line("logs --json -t -n 1 web").ok()),
+        [r#"{"time_ms":1000000000000,"channel":"stdout","data":"web: three\n"}"#]
+    );
+    assert_eq!(world.line("logs -n 1 --since 2026-11-25T18:00:00Z web").ok(), "web: three\n");
+    world.line("logs --since yesterday web").fails(2, "'yesterday' is no time");
+}
+
+#[test]
+fn names_and_use() {
+    let world = World::joined();
+    world.broker.state().add("web", &["sleep"]);
+    assert_eq!(world.line("rename web front").ok(), "front\n");
+    assert_eq!(world.line("restart -t 0 front").ok(), "front\n");
+    world.line("restart nothing").fails(1, "no container is called 'nothing'");
+    world.line("rename front Bad!").fails(2, "not a valid name");
+    assert_eq!(
+        lines(world.line("top front").ok()),
+        [
+            "PID  PARENT  UID  STATE  CPU     MEMORY   COMMAND",
+            "1    0       33   S      1.25 s  4.0 KiB  sleep ?[31m 1d"
+        ]
+    );
+    assert_eq!(world.line("top --json front").json()[0]["command"], "sleep \u{1b}[31m 1d");
+    assert_eq!(
+        lines(world.line("stats --no-stream").ok()),
+        [
+            "ID  NAME   CPU    MEMORY              RECEIVED  SENT  PROCESSES",
+            "c1  front  25.0%  3.0 MiB / 64.0 MiB  1.0 KiB   -     2"
+        ]
+    );
+    let json = world.line("stats --no-stream --json front").json();
+    assert_eq!(
+        (&json["cpu_percent"], &json["pids"], &json["sent_bytes"]),
+        (&json!(25.0), &json!(2), &json!(null))
+    );
+    world.line("stats --no-stream nothing").fails(1, "no container is called 'nothing'");
+}
+
+#[test]
 fn access() {
     let world = World::joined();
     let token = world.line("token create --role user --expires 2h");

@@ -14,6 +14,7 @@
 //! supervisor  the control socket to PID 1
 //! instance  one life of a container, running or ended
 //! execute   one more process in it, as the service sees it
+//! usage     what it uses and what runs in it
 //! pump      bytes between descriptors and the log
 //! runtime   all of it, for the agent
 //! ```
@@ -31,4 +32,5 @@ pub mod rootfs;
 pub mod runtime;
 pub mod seccomp;
 pub mod supervisor;
+pub mod usage;
 pub mod user;

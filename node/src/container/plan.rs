@@ -5,20 +5,14 @@ use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use wherry_images::oci::{OciError, ProcessSettings};
-use wherry_protocol::message::{ContainerDesired, ExecSpec};
-use wherry_protocol::{ErrorCode, WireError, limits};
+use wherry_protocol::message::{ContainerDesired, ExecSpec, Setting};
+use wherry_protocol::{ErrorCode, WireError, limits, policy};
 use wherry_sys::capability::CapabilitySet;
 
 /// Longest serialised plan, in bytes: arguments and environment (64 KiB), paths of 128 layers, the filter.
 pub const MAX_BYTES: usize = 256 * 1024;
 /// Volumes of one container.
 const MAX_VOLUMES: usize = 64;
-/// What the first user of a container may do; Docker's default without making devices, raw sockets, writing to the
-/// audit log, changing the root directory and file capabilities.
-const CAPABILITIES: [&str; 9] =
-    ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE"];
-/// Places whose content the runtime decides: no volume may cover them.
-const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +31,9 @@ pub enum PlanError {
     /// A host name that is none.
     #[error("host name '{0}' cannot be used: 1 to 63 letters, digits, '-' and '.'")]
     Hostname(String),
+    /// A wish that is not granted.
+    #[error(transparent)]
+    Refused(#[from] policy::Refused),
     /// The list of capabilities names one that does not exist.
     #[error("unknown capability {0}")]
     Capability(String),
@@ -49,6 +46,7 @@ impl From<PlanError> for WireError {
             PlanError::Settings(OciError::NoCommand | OciError::Setting { .. })
             | PlanError::VolumePath(_)
             | PlanError::TooManyVolumes(_)
+            | PlanError::Refused(_)
             | PlanError::Hostname(_) => ErrorCode::Invalid,
             PlanError::Settings(_) => ErrorCode::BadImage,
             PlanError::Capability(_) => ErrorCode::Internal,
@@ -68,8 +66,8 @@ pub struct Plan {
     pub devices: Vec<Device>,
     /// Symbolic links: where, and to what.
     pub links: Vec<(String, String)>,
-    /// Kernel parameters of the container's namespaces: file below /proc/sys, value.
-    pub sysctls: Vec<(String, String)>,
+    /// Kernel parameters of the container's namespaces.
+    pub sysctls: Vec<Sysctl>,
     /// Paths that get an empty file or directory put over them, where they exist.
     pub masked: Vec<String>,
     /// Paths that become read-only, where they exist.
@@ -148,6 +146,17 @@ pub struct Device {
     pub minor: u32,
 }
 
+/// A kernel parameter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sysctl {
+    /// File below /proc/sys.
+    pub file: String,
+    /// What is written there.
+    pub value: String,
+    /// Whether a kernel without it cannot run the container.
+    pub required: bool,
+}
+
 /// A process in a container: its first one, or one that exec adds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -182,13 +191,47 @@ pub struct Limit {
     pub hard: u64,
 }
 
-/// What is limited.
+/// What is limited (setrlimit(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the kernel's names")]
 pub enum Resource {
-    /// Open files.
-    Files,
-    /// Bytes of a core dump.
+    As,
     Core,
+    Cpu,
+    Data,
+    Fsize,
+    Memlock,
+    Msgqueue,
+    Nice,
+    Nofile,
+    Nproc,
+    Rtprio,
+    Rttime,
+    Sigpending,
+    Stack,
+}
+
+impl Resource {
+    /// By its name in [`policy::LIMITS`].
+    fn named(name: &str) -> Option<Self> {
+        let all = [
+            Self::As,
+            Self::Core,
+            Self::Cpu,
+            Self::Data,
+            Self::Fsize,
+            Self::Memlock,
+            Self::Msgqueue,
+            Self::Nice,
+            Self::Nofile,
+            Self::Nproc,
+            Self::Rtprio,
+            Self::Rttime,
+            Self::Sigpending,
+            Self::Stack,
+        ];
+        policy::LIMITS.iter().zip(all).find(|(known, _)| **known == name).map(|(_, resource)| resource)
+    }
 }
 
 /// What the plan is made from besides the wishes.
@@ -212,6 +255,7 @@ pub struct Surroundings<'a> {
 /// [`PlanError`].
 pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Plan, PlanError> {
     let spec = &desired.spec;
+    policy::check(spec)?;
     let settings = ProcessSettings::merge(around.image, spec)?;
     let hostname = hostname(desired)?;
     let mut env = vec![("HOSTNAME".to_owned(), hostname.clone())];
@@ -223,6 +267,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
     }
     let mut mounts = kernel_mounts();
     mounts.extend(generated_files(around.dir, spec.read_only));
+    mounts.extend(memory_mounts(&spec.settings));
     mounts.extend(volumes(desired, around.volumes)?);
     // Below the image, so that its own files and directories win.
     let layers = std::iter::once(around.dir.skeleton()).chain(around.layers.iter().cloned()).collect();
@@ -237,7 +282,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
         mounts,
         devices: devices(),
         links: links(),
-        sysctls: sysctls(),
+        sysctls: sysctls(&spec.settings),
         masked: owned(&MASKED),
         protected: owned(&PROTECTED),
         hostname,
@@ -247,10 +292,10 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
             workdir: settings.workdir,
             user: settings.user,
             tty: spec.tty,
-            capabilities: capabilities()?,
+            capabilities: capabilities(&spec.settings)?,
             filter: around.filter.clone(),
-            limits: limits_of_process(),
-            stop_signal: settings.stop_signal,
+            limits: limits_of_process(&spec.settings),
+            stop_signal: spec.stop_signal().unwrap_or(settings.stop_signal),
         },
     })
 }
@@ -293,8 +338,8 @@ fn check_process(process: &Process) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn capabilities() -> Result<u64, PlanError> {
-    CapabilitySet::of(CAPABILITIES)
+fn capabilities(settings: &[Setting]) -> Result<u64, PlanError> {
+    CapabilitySet::of(policy::capabilities(settings))
         .map(CapabilitySet::bits)
         .map_err(|name| PlanError::Capability(name.to_owned()))
 }
@@ -310,10 +355,30 @@ fn hostname(desired: &ContainerDesired) -> Result<String, PlanError> {
     }
 }
 
-fn limits_of_process() -> Vec<Limit> {
+fn limits_of_process(settings: &[Setting]) -> Vec<Limit> {
     // Few by default, because some programs close all that could be open; more for those that ask (systemd's choice).
-    let files = Limit { resource: Resource::Files, soft: 1024, hard: 524_288 };
-    vec![files, Limit { resource: Resource::Core, soft: 0, hard: 0 }]
+    let files = Limit { resource: Resource::Nofile, soft: 1024, hard: 524_288 };
+    let usual = [files, Limit { resource: Resource::Core, soft: 0, hard: 0 }];
+    let wanted = settings.iter().filter_map(|setting| match setting {
+        Setting::Limit { name, soft, hard } => {
+            Resource::named(name).map(|resource| Limit { resource, soft: *soft, hard: *hard })
+        }
+        _ => None,
+    });
+    usual.into_iter().chain(wanted).collect()
+}
+
+/// File systems in memory that somebody wants.
+fn memory_mounts(settings: &[Setting]) -> impl Iterator<Item = Mount> {
+    settings.iter().filter_map(|setting| match setting {
+        Setting::Tmpfs { path, size_bytes } => {
+            let options = [("mode", "1777".to_owned()), ("size", size_bytes.to_string())];
+            let options = options.map(|(name, value)| (name.to_owned(), value)).into();
+            let source = Source::FileSystem("tmpfs".into(), options);
+            Some(Mount { source, target: path.clone(), flags: Flags::NOTHING_RUNS })
+        }
+        _ => None,
+    })
 }
 
 /// In the way Docker and crun arrange them (OCI runtime-spec, config-linux.md, "Default Filesystems").
@@ -371,12 +436,7 @@ fn volumes(desired: &ContainerDesired, volumes: &Path) -> Result<Vec<Mount>, Pla
 }
 
 fn check_volume_path(path: &str) -> Result<(), PlanError> {
-    let mut components = path.split('/').filter(|part| !part.is_empty() && *part != ".");
-    let first = components.next().map(|part| format!("/{part}"));
-    let climbs = path.split('/').any(|part| part == "..");
-    let reserved = first.as_deref().is_none_or(|first| RESERVED.contains(&first));
-    let too_long = path.len() > wherry_images::oci::MAX_SETTING_BYTES;
-    if path.starts_with('/') && !climbs && !reserved && !too_long && !path.contains('\0') {
+    if policy::can_be_mounted_over(path) {
         Ok(())
     } else {
         Err(PlanError::VolumePath(path.chars().take(100).collect::<String>().replace('\0', "\\0")))
@@ -410,10 +470,16 @@ fn links() -> Vec<(String, String)> {
 }
 
 /// Ports below 1024 and ping need no capability inside of a network namespace of one's own.
-fn sysctls() -> Vec<(String, String)> {
-    [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into()
+fn sysctls(settings: &[Setting]) -> Vec<Sysctl> {
+    let usual = [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")]
+        .map(|(file, value)| Sysctl { file: file.to_owned(), value: value.to_owned(), required: false });
+    let wanted = settings.iter().filter_map(|setting| match setting {
+        Setting::Sysctl { name, value } => {
+            Some(Sysctl { file: name.replace('.', "/"), value: value.clone(), required: true })
+        }
+        _ => None,
+    });
+    usual.into_iter().chain(wanted).collect()
 }
 
 /// What tells about the node or its kernel and is no container's business (as runc and crun do it).
@@ -438,15 +504,32 @@ fn owned(paths: &[&str]) -> Vec<String> {
     paths.iter().map(|&path| path.to_owned()).collect()
 }
 
-/// Content of the generated files of /etc: name and text.
+/// Content of the generated files of /etc: name and text. `nameservers` are the board's.
 #[must_use]
-pub fn etc_files(hostname: &str, address: Ipv4Addr, nameservers: &[Ipv4Addr]) -> Vec<(&'static str, String)> {
-    let servers: String = nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    vec![
-        ("hosts", format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{address}\t{hostname}\n")),
-        ("hostname", format!("{hostname}\n")),
-        ("resolv.conf", servers),
-    ]
+pub fn etc_files(
+    hostname: &str,
+    address: Ipv4Addr,
+    nameservers: &[Ipv4Addr],
+    settings: &[Setting],
+) -> Vec<(&'static str, String)> {
+    let own: Vec<Ipv4Addr> = settings
+        .iter()
+        .filter_map(|setting| match setting {
+            Setting::Nameserver(address) => Some(*address),
+            _ => None,
+        })
+        .collect();
+    let asked = if own.is_empty() { nameservers } else { &own };
+    let servers: String = asked.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let hosts: String = settings
+        .iter()
+        .filter_map(|setting| match setting {
+            Setting::Host { name, address } => Some(format!("{address}\t{name}\n")),
+            _ => None,
+        })
+        .collect();
+    let usual = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{address}\t{hostname}\n");
+    vec![("hosts", usual + &hosts), ("hostname", format!("{hostname}\n")), ("resolv.conf", servers)]
 }
 
 const _: () = assert!(limits::MAX_ARGUMENT_BYTES < MAX_BYTES / 2, "a plan holds the longest command line");

@@ -1,7 +1,7 @@
 use super::*;
 use std::fmt::Write as _;
 use wherry_images::oci::ImageConfig;
-use wherry_protocol::message::{ContainerSpec, ImageManifest, Media, VolumeMount, Want};
+use wherry_protocol::message::{ContainerSpec, ImageManifest, Media, Setting, VolumeMount, Want};
 use wherry_protocol::{AccountId, ContainerId, ContainerRef, Digest, Generation};
 
 fn desired(spec: ContainerSpec) -> ContainerDesired {
@@ -15,6 +15,7 @@ fn desired(spec: ContainerSpec) -> ContainerDesired {
         image: ImageManifest { config, layers: Vec::new() },
         address: Ipv4Addr::new(10, 2, 0, 5),
         want: Want::Running,
+        restarts: 0,
     }
 }
 
@@ -63,7 +64,14 @@ fn render(plan: &Plan) -> String {
     }
     plan.devices.iter().for_each(|d| line(format!("device {} {}:{}", d.path, d.major, d.minor)));
     plan.links.iter().for_each(|(path, to)| line(format!("link {path} -> {to}")));
-    plan.sysctls.iter().for_each(|(name, value)| line(format!("sysctl {name} = {value}")));
+    plan.sysctls.iter().for_each(|sysctl| {
+        line(format!(
+            "sysctl {} = {}{}",
+            sysctl.file,
+            sysctl.value,
+            if sysctl.required { " or fail" } else { "" }
+        ));
+    });
     line(format!("mask {}", plan.masked.join(" ")));
     line(format!("protect {}", plan.protected.join(" ")));
     line(format!("hostname {}", plan.hostname));
@@ -91,6 +99,14 @@ fn the_plan_is_as_recorded() {
             path: "/var/lib/db".into(),
             read_only: false,
         }],
+        settings: vec![
+            Setting::StopSignal(3),
+            Setting::Tmpfs { path: "/tmp".into(), size_bytes: 4096 },
+            Setting::DropCapability("ALL".into()),
+            Setting::AddCapability("kill".into()),
+            Setting::Limit { name: "nofile".into(), soft: 1, hard: 2 },
+            Setting::Sysctl { name: "net.core.somaxconn".into(), value: "5".into() },
+        ],
         ..ContainerSpec::default()
     };
     let layers = ["/data/node/layers/aa".into(), "/data/node/layers/bb".into()];
@@ -166,7 +182,7 @@ fn exec_starts_from_the_first_process() {
 
 #[test]
 fn generated_files_name_the_container() {
-    let files = etc_files("web", Ipv4Addr::new(10, 2, 0, 5), &[Ipv4Addr::new(9, 9, 9, 9)]);
+    let files = etc_files("web", Ipv4Addr::new(10, 2, 0, 5), &[Ipv4Addr::new(9, 9, 9, 9)], &[]);
     assert!(files[0].1.ends_with("10.2.0.5\tweb\n"));
     assert_eq!((files[1].1.as_str(), files[2].1.as_str()), ("web\n", "nameserver 9.9.9.9\n"));
 }

@@ -145,12 +145,12 @@ impl Runtime {
         connect: impl FnOnce(OwnedFd) -> F,
     ) -> Result<Started, WireError> {
         let inner = &self.inner;
-        self.forget_former_life(desired.container).await?;
+        let ring = self.forget_former_life(desired.container).await?;
         let image = inner.layers.ensure(blobs, &desired.image, inner.architecture).await?;
         let plan = self.plan(desired, &image, nameservers)?;
         let cgroup =
             inner.cgroups.create(desired.container.id, &desired.spec.resources).map_err(cgroup_error)?;
-        match self.launch(desired, &plan, &cgroup, connect).await {
+        match self.launch(desired, (&plan, ring), &cgroup, connect).await {
             Ok(started) => Ok(started),
             Err(error) => {
                 self.clear(desired.container, &cgroup).await;
@@ -172,6 +172,17 @@ impl Runtime {
             ));
         }
         self.inner.supervisor.signal(key(container), i32::from(signal)).await.map_err(control_error)
+    }
+
+    /// Asks a container to stop: SIGTERM stands for its own stop signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn ask_to_stop(&self, container: ContainerRef, signal: u8) -> Result<(), WireError> {
+        /// What the broker sends unless somebody wants otherwise (signal(7)).
+        const SIGTERM: u8 = 15;
+        let own = self.instance(container).map_or(signal, |instance| instance.process.stop_signal);
+        self.signal(container, if signal == SIGTERM { own } else { signal }).await
     }
 
     /// The user has no more input for a container: its stdin comes to an end, also the supervisor's copy.
@@ -222,7 +233,9 @@ impl Runtime {
                 filter: &inner.filter,
             },
         )?;
-        dir.prepare(&plan::etc_files(&plan.hostname, desired.address, nameservers)).map_err(rootfs_error)?;
+        let settings = &desired.spec.settings;
+        let files = plan::etc_files(&plan.hostname, desired.address, nameservers, settings);
+        dir.prepare(&files).map_err(rootfs_error)?;
         for mount in &desired.spec.mounts {
             inner.data.make_volume(desired.account, &mount.volume).map_err(rootfs_error)?;
         }
@@ -232,11 +245,12 @@ impl Runtime {
     async fn launch<F: Future<Output = Result<(), WireError>>>(
         &self,
         desired: &ContainerDesired,
-        plan: &Plan,
+        (plan, ring): (&Plan, Option<Ring>),
         cgroup: &Cgroup,
         connect: impl FnOnce(OwnedFd) -> F,
     ) -> Result<Started, WireError> {
-        let prepared = Prepared::new(desired, plan, self.limits().then_some(cgroup)).map_err(unusable)?;
+        let cgroup_entered = self.limits().then_some(cgroup);
+        let prepared = Prepared::new(desired, plan, ring, cgroup_entered).map_err(unusable)?;
         let Prepared { descriptors, ends, ring, go, report } = prepared;
         let launch = Launch {
             key: key(desired.container),
@@ -323,20 +337,23 @@ impl Runtime {
                 ContainerState::Exited { status: ended.status, finished_ms: ended.finished_ms }
             }
         };
-        Some(ContainerReport { container: instance.container, state })
+        // How often it was started again the broker knows.
+        Some(ContainerReport { container: instance.container, state, restarts: 0 })
     }
 
-    /// A new generation begins with nothing of the last one but its files.
-    async fn forget_former_life(&self, container: ContainerRef) -> Result<(), WireError> {
+    /// A new generation begins with nothing of the last one but its files; a restart keeps the log too, which is returned.
+    async fn forget_former_life(&self, container: ContainerRef) -> Result<Option<Ring>, WireError> {
         let former = self.instances().get(&container.id).cloned();
-        if let Some(former) = former {
-            if former.ended().is_none() {
-                let message = format!("container {} is still running", container.id);
-                return Err(WireError::new(ErrorCode::WrongState, message));
-            }
-            self.clear(former.container, &former.cgroup).await;
+        let Some(former) = former else { return Ok(None) };
+        if former.ended().is_none() {
+            let message = format!("container {} is still running", container.id);
+            return Err(WireError::new(ErrorCode::WrongState, message));
         }
-        Ok(())
+        self.clear(former.container, &former.cgroup).await;
+        // Nobody writes to it any more: all output was read before the end was told.
+        let same = former.container == container;
+        let ring = || former.log.descriptor().and_then(Ring::open).map_err(unusable);
+        same.then(ring).transpose()
     }
 
     /// Ends and forgets the processes of a container; its files stay.
@@ -395,12 +412,17 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(desired: &ContainerDesired, plan: &Plan, cgroup: Option<&Cgroup>) -> io::Result<Self> {
+    fn new(
+        desired: &ContainerDesired,
+        plan: &Plan,
+        ring: Option<Ring>,
+        cgroup: Option<&Cgroup>,
+    ) -> io::Result<Self> {
         let bytes = postcard::to_stdvec(plan).map_err(io::Error::other)?;
         let plan = wherry_sys::fd::sealed_memfd(c"wherry-plan", &bytes).map_err(from_sys)?;
         let (go_child, go) = pipe()?;
         let (report, report_child) = pipe()?;
-        let ring = Ring::create(DEFAULT_CAPACITY)?;
+        let ring = ring.map_or_else(|| Ring::create(DEFAULT_CAPACITY), Ok)?;
         let (stdio, ends) = standard_streams(desired)?;
         let mut kept = vec![
             (KEPT_LOG.to_owned(), ring.descriptor().try_clone_to_owned()?),

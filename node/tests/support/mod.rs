@@ -81,7 +81,9 @@ impl World {
             filter: &self.filter,
         };
         let plan = plan::plan(&desired, &around).unwrap();
-        dir.prepare(&plan::etc_files(&plan.hostname, desired.address, &[Ipv4Addr::new(9, 9, 9, 9)])).unwrap();
+        let nameservers = [Ipv4Addr::new(9, 9, 9, 9)];
+        let settings = &desired.spec.settings;
+        dir.prepare(&plan::etc_files(&plan.hostname, desired.address, &nameservers, settings)).unwrap();
         for mount in &desired.spec.mounts {
             self.data.make_volume(desired.account, &mount.volume).unwrap();
         }
@@ -154,6 +156,7 @@ pub fn desired(spec: ContainerSpec) -> ContainerDesired {
         image: ImageManifest { config, layers: Vec::new() },
         address: Ipv4Addr::new(10, 2, 0, 5),
         want: Want::Running,
+        restarts: 0,
     }
 }
 

@@ -3,6 +3,7 @@ use crate::error::WireError;
 use crate::id::{ContainerRef, Digest, Name};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::net::Ipv4Addr;
 
 /// What to run and how. Empty or `None` means the image's own setting, or the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,126 @@ pub struct ContainerSpec {
     pub auto_remove: bool,
     /// Labels, for people and selectors.
     pub labels: Vec<(String, String)>,
+    /// Everything else that somebody wants otherwise than usual.
+    pub settings: Vec<Setting>,
+}
+
+/// A wish about a container. New ones are added at the end, so that [`ContainerSpec`] keeps its shape. Of those that can be
+/// fulfilled only once, the last counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Setting {
+    /// What happens when it ends by itself.
+    Restart(RestartPolicy),
+    /// Signal that asks it to stop; the image's otherwise, or SIGTERM.
+    StopSignal(u8),
+    /// Seconds from that signal to SIGKILL, unless whoever stops it says otherwise.
+    StopSeconds(u16),
+    /// An empty file system in memory, mounted over `path`.
+    Tmpfs {
+        /// Absolute path inside.
+        path: String,
+        /// Most bytes in it.
+        size_bytes: u64,
+    },
+    /// A capability beyond the usual ones, such as `NET_RAW`.
+    AddCapability(String),
+    /// One of the usual capabilities less; `ALL` is all of them, before any is added.
+    DropCapability(String),
+    /// A resource limit of its processes (setrlimit(2)); `u64::MAX` is none.
+    Limit {
+        /// `nofile`, `nproc`, …: the names of ulimit.
+        name: String,
+        /// What applies.
+        soft: u64,
+        /// What it may be raised to.
+        hard: u64,
+    },
+    /// A kernel parameter of its own namespaces: `net.core.somaxconn`, value.
+    Sysctl {
+        /// With dots.
+        name: String,
+        /// As it is written.
+        value: String,
+    },
+    /// Ask this name server, and those of other entries, instead of the board's.
+    Nameserver(Ipv4Addr),
+    /// A line more in /etc/hosts.
+    Host {
+        /// Name.
+        name: String,
+        /// Address.
+        address: Ipv4Addr,
+    },
+}
+
+/// Whether a container that ends by itself is started again, after a pause that grows from 0.1 s to 1 min. One that
+/// somebody stopped stays stopped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    /// It stays ended.
+    #[default]
+    No,
+    /// Unless it ended with code 0.
+    OnFailure {
+        /// At most so often in one life.
+        most: Option<u32>,
+    },
+    /// In any case.
+    Always,
+}
+
+impl RestartPolicy {
+    /// Whether a container that ended so is started again, after `restarts` restarts in a row.
+    #[must_use]
+    pub fn applies(self, status: ExitStatus, restarts: u32) -> bool {
+        match self {
+            Self::No => false,
+            Self::OnFailure { most } => {
+                status != ExitStatus::Code(0) && most.is_none_or(|most| restarts < most)
+            }
+            Self::Always => true,
+        }
+    }
+}
+
+impl ContainerSpec {
+    /// The last setting of a kind.
+    fn last<T>(&self, of_kind: impl FnMut(&Setting) -> Option<T>) -> Option<T> {
+        self.settings.iter().rev().find_map(of_kind)
+    }
+
+    /// The last of [`Setting::Restart`].
+    #[must_use]
+    pub fn restart(&self) -> RestartPolicy {
+        let policy = self.last(|setting| match setting {
+            Setting::Restart(policy) => Some(*policy),
+            _ => None,
+        });
+        policy.unwrap_or_default()
+    }
+
+    /// The last of [`Setting::StopSignal`].
+    #[must_use]
+    pub fn stop_signal(&self) -> Option<u8> {
+        self.last(|setting| match setting {
+            Setting::StopSignal(signal) => Some(*signal),
+            _ => None,
+        })
+    }
+
+    /// The last of [`Setting::StopSeconds`], or 10.
+    #[must_use]
+    pub fn stop_seconds(&self) -> u16 {
+        /// As docker has it.
+        const USUAL: u16 = 10;
+        let seconds = self.last(|setting| match setting {
+            Setting::StopSeconds(seconds) => Some(*seconds),
+            _ => None,
+        });
+        seconds.unwrap_or(USUAL)
+    }
 }
 
 /// A named volume, kept on the node's data partition, mounted into a container.
@@ -126,6 +247,13 @@ pub enum ContainerState {
     },
     /// It could not be started.
     Failed(WireError),
+    /// Its process ended, and it will be started again.
+    Restarting {
+        /// How it ended.
+        status: ExitStatus,
+        /// When.
+        finished_ms: u64,
+    },
 }
 
 impl ContainerState {
@@ -134,7 +262,7 @@ impl ContainerState {
     pub fn is_finished(&self) -> bool {
         match self {
             Self::Exited { .. } | Self::Failed(_) => true,
-            Self::Pending | Self::Preparing | Self::Running { .. } => false,
+            Self::Pending | Self::Preparing | Self::Running { .. } | Self::Restarting { .. } => false,
         }
     }
 }
@@ -216,6 +344,8 @@ pub enum Frame {
         /// How many bytes are lost.
         bytes: u64,
     },
+    /// When the output in the next frame was read from the container, Unix milliseconds.
+    Time(u64),
 }
 
 /// A process to start in a running container.
@@ -242,6 +372,57 @@ pub struct LogQuery {
     pub follow: bool,
     /// Only the last so many lines of what is held.
     pub tail_lines: Option<u32>,
+    /// Only what was read from the container later than this.
+    pub since: Option<LogSince>,
+    /// Say before each piece of output when it was read ([`Frame::Time`]).
+    pub times: bool,
+}
+
+/// From when on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogSince {
+    /// A time by the node's clock, Unix milliseconds.
+    Time(u64),
+    /// So many milliseconds ago: the same on a board that does not know the time.
+    Age(u64),
+}
+
+/// What a container uses, at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStats {
+    /// When, Unix milliseconds by the node's clock.
+    pub time_ms: u64,
+    /// CPU time since its start, in microseconds (cgroup v2 `cpu.stat`); `None` where the kernel does not count it.
+    pub cpu_us: Option<u64>,
+    /// Memory in use, without what could be dropped at once, in bytes (`memory.current` less `inactive_file`).
+    pub memory_bytes: Option<u64>,
+    /// Its bound, in bytes (`memory.max`).
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Received from the network since its start, in bytes.
+    pub received_bytes: Option<u64>,
+    /// Sent to the network, in bytes.
+    pub sent_bytes: Option<u64>,
+}
+
+/// A process in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Its number inside.
+    pub pid: u32,
+    /// Its parent's number inside; 0 of the first.
+    pub parent: u32,
+    /// User number inside.
+    pub uid: u32,
+    /// One letter, as in ps(1).
+    pub state: char,
+    /// CPU time, in milliseconds.
+    pub cpu_ms: u64,
+    /// Memory that is its and resident, in bytes.
+    pub resident_bytes: u64,
+    /// Program and arguments, or the name in square brackets.
+    pub command: String,
 }
 
 /// What a node says about one container.
@@ -251,4 +432,6 @@ pub struct ContainerReport {
     pub container: ContainerRef,
     /// What it is doing.
     pub state: ContainerState,
+    /// How often it was started again in this life.
+    pub restarts: u32,
 }

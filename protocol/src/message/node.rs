@@ -125,6 +125,8 @@ pub struct ContainerDesired {
     pub address: Ipv4Addr,
     /// Running or not.
     pub want: Want,
+    /// Restarts in this life that the broker knows of: a node service that starts anew goes on from there.
+    pub restarts: u32,
 }
 
 /// Whether a container should run.
@@ -134,7 +136,7 @@ pub enum Want {
     Running,
     /// It should not: signal, then after the grace kill.
     Stopped {
-        /// First signal to send.
+        /// First signal to send; SIGTERM stands for the container's own stop signal.
         signal: u8,
         /// Seconds until SIGKILL.
         grace_seconds: u16,
@@ -237,4 +239,14 @@ pub enum RoutedRequest {
     },
     /// Test images only: makes the node service abort, to prove that containers outlive it. Refused elsewhere.
     Crash,
+    /// What it uses now. Reply `Stats`.
+    Stats {
+        /// Which.
+        container: ContainerRef,
+    },
+    /// What runs in it. Reply `Processes`.
+    Processes {
+        /// In which.
+        container: ContainerRef,
+    },
 }

@@ -1,6 +1,7 @@
 //! What people ask the broker, and its replies.
 use super::container::{
-    ContainerSpec, ContainerState, Descriptor, ExecSpec, ImageManifest, LogQuery, PublishedPort,
+    ContainerSpec, ContainerState, ContainerStats, Descriptor, ExecSpec, ImageManifest, LogQuery,
+    ProcessInfo, PublishedPort,
 };
 use super::node::{NodeFacts, NodeLoad, Transport};
 use crate::error::WireError;
@@ -58,8 +59,8 @@ pub enum Request {
     Stop {
         /// Which.
         container: ContainerSelector,
-        /// Seconds until SIGKILL.
-        grace_seconds: u16,
+        /// Seconds until SIGKILL; the container's own setting otherwise.
+        grace_seconds: Option<u16>,
     },
     /// Starts a stopped container again, as a new generation. `Container`.
     Start(ContainerSelector),
@@ -122,6 +123,17 @@ pub enum Request {
     CrashNode(NodeIndex),
     /// What happens from now on. `Done`, then [`Event`]s until the stream is closed.
     Events,
+    /// Gives a container another name. `Container`.
+    Rename {
+        /// Which.
+        container: ContainerSelector,
+        /// Its new name; no other of this account may have it.
+        name: Name,
+    },
+    /// See [`super::RoutedRequest::Stats`].
+    Stats(ContainerSelector),
+    /// See [`super::RoutedRequest::Processes`].
+    Processes(ContainerSelector),
 }
 
 /// `repository[:tag]` as people write it, normalised: the tag is always there.
@@ -211,6 +223,10 @@ pub enum Reply {
     },
     /// To `Accounts`.
     Accounts(Vec<AccountInfo>),
+    /// To `Stats`.
+    Stats(ContainerStats),
+    /// To `Processes`.
+    Processes(Vec<ProcessInfo>),
 }
 
 /// Who and where.
@@ -304,6 +320,8 @@ pub struct ContainerInfo {
     pub address: Ipv4Addr,
     /// What it does.
     pub state: ContainerState,
+    /// How often it was started again in this life.
+    pub restarts: u32,
     /// When it was asked for, Unix seconds.
     pub created_seconds: u64,
     /// Whether it outlives the session that asked.

@@ -42,7 +42,7 @@ async fn hello_then_request_and_reply() {
             assert!(incoming.next().await.is_none());
         });
         let reply = hello(&mux, "wherry 1").await.unwrap();
-        assert!(matches!(reply, HelloReply::Accepted { version: 1, role: Some(Role::User), .. }));
+        assert!(matches!(reply, HelloReply::Accepted { version: 2, role: Some(Role::User), .. }));
         let mut stream = mux.open().await.unwrap();
         send(&mut stream, &Request::Ping).await.unwrap();
         assert_eq!(recv::<Reply>(&mut stream, 1000).await.unwrap(), Some(Reply::Done));
@@ -188,7 +188,7 @@ async fn a_cut_connection_is_an_error_and_a_close_is_an_end() {
 #[tokio::test]
 async fn versions_without_overlap_are_refused_in_words() {
     for (oldest, version, fine) in
-        [(1, 1, true), (1, 9, true), (0, 1, true), (0, 0, false), (2, 9, false), (9, 1, false)]
+        [(2, 2, true), (2, 9, true), (1, 2, true), (1, 1, false), (3, 9, false), (9, 2, false)]
     {
         within(async {
             let ((mux, _incoming), (_mux, mut incoming)) = mux_pair(&Limits::DEFAULT).await;
@@ -204,7 +204,7 @@ async fn versions_without_overlap_are_refused_in_words() {
             match reply {
                 HelloReply::Accepted { version, features, .. } => {
                     assert!(fine, "{oldest}..={version}");
-                    assert_eq!((version, features), (1, 0));
+                    assert_eq!((version, features), (2, 0));
                 }
                 HelloReply::Refused(error) => {
                     assert!(!fine, "{oldest}..={version}");

@@ -61,12 +61,13 @@ listed! {
     Request {
         Ping, Status, Nodes, MissingBlobs, PutBlob, PutImage, Images, RemoveImage, Run, Containers, Inspect, Wait,
         Stop, Start, Remove, Signal, Connect, Disconnect, Connections, Exec, Attach, Logs, Tunnel, CreateToken,
-        Accounts, RemoveAccount, CrashNode, Events,
+        Accounts, RemoveAccount, CrashNode, Events, Rename, Stats, Processes,
     }
     ContainerSelector { Id, Name }
     WaitUntil { Started, Ended }
     Reply {
         Error, Done, Status, Nodes, Missing, Blob, Image, Images, Container, Containers, Connections, Token, Accounts,
+        Stats, Processes,
     }
     Event { Container, ContainerRemoved, Node, Lost }
     NodeCall { Control, FetchBlob }
@@ -74,12 +75,17 @@ listed! {
     ToNode { Sync, Container, Remove, Network }
     Want { Running, Stopped }
     Transport { Tcp, Udp }
-    RoutedRequest { Exec, Attach, Logs, Tunnel, Signal, Crash }
-    ContainerState { Pending, Preparing, Running, Exited, Failed }
+    RoutedRequest { Exec, Attach, Logs, Tunnel, Signal, Crash, Stats, Processes }
+    ContainerState { Pending, Preparing, Running, Exited, Failed, Restarting }
+    Setting {
+        Restart, StopSignal, StopSeconds, Tmpfs, AddCapability, DropCapability, Limit, Sysctl, Nameserver, Host,
+    }
+    RestartPolicy { No, OnFailure, Always }
+    LogSince { Time, Age }
     ExitStatus { Code, Signal, OutOfMemory }
     Media { Config, LayerTar, LayerTarGzip, LayerTarZstd }
     Channel { Stdin, Stdout, Stderr }
-    Frame { Data, End, Resize, Signal, Exit, Error, Dropped }
+    Frame { Data, End, Resize, Signal, Exit, Error, Dropped, Time }
 }
 
 macro_rules! structs {
@@ -168,6 +174,7 @@ fn spec() -> ContainerSpec {
         resources: Resources { memory_bytes: Some(1 << 26), cpu_milli: Some(500), pids: None },
         auto_remove: false,
         labels: vec![("a".into(), "b".into())],
+        settings: vec![Setting::Restart(RestartPolicy::Always), Setting::StopSignal(3)],
     }
 }
 
@@ -183,7 +190,7 @@ fn exec() -> ExecSpec {
 }
 
 fn logs() -> LogQuery {
-    LogQuery { follow: true, tail_lines: Some(10) }
+    LogQuery { follow: true, tail_lines: Some(10), since: Some(LogSince::Age(1)), times: true }
 }
 
 fn load() -> NodeLoad {
@@ -213,7 +220,7 @@ fn facts() -> NodeFacts {
 }
 
 fn report() -> ContainerReport {
-    ContainerReport { container: container(), state: ContainerState::Pending }
+    ContainerReport { container: container(), state: ContainerState::Pending, restarts: 0 }
 }
 
 fn connection() -> Connection {
@@ -245,6 +252,7 @@ fn desired() -> ContainerDesired {
         image: manifest(),
         address: Ipv4Addr::new(10, 2, 0, 2),
         want: Want::Running,
+        restarts: 0,
     }
 }
 
@@ -294,6 +302,7 @@ fn container_info() -> ContainerInfo {
         placement: "most room".into(),
         address: Ipv4Addr::new(10, 2, 0, 2),
         state: ContainerState::Running { pid: 42, started_ms: 1000 },
+        restarts: 1,
         created_seconds: 1,
         detached: true,
         publish: vec![],
@@ -349,7 +358,7 @@ fn requests() -> Vec<Row> {
         row(Request::Containers { all_accounts: true }),
         row(Request::Inspect(selector())),
         row(Request::Wait { container: selector(), until: WaitUntil::Ended }),
-        row(Request::Stop { container: selector(), grace_seconds: 10 }),
+        row(Request::Stop { container: selector(), grace_seconds: Some(10) }),
         row(Request::Start(selector())),
         row(Request::Remove { container: selector(), force: true }),
         row(Request::Signal { container: selector(), signal: 15 }),
@@ -365,6 +374,9 @@ fn requests() -> Vec<Row> {
         row(Request::RemoveAccount(AccountId(7))),
         row(Request::CrashNode(NodeIndex(2))),
         row(Request::Events),
+        row(Request::Rename { container: selector(), name: name("front") }),
+        row(Request::Stats(selector())),
+        row(Request::Processes(selector())),
         row(ContainerSelector::Id(ContainerId(300))),
         row(ContainerSelector::Name(name("web"))),
         row(WaitUntil::Started),
@@ -388,6 +400,15 @@ fn replies() -> Vec<Row> {
         port: 80,
         transport: Transport::Tcp,
     };
+    let process = ProcessInfo {
+        pid: 1,
+        parent: 0,
+        uid: 33,
+        state: 'S',
+        cpu_ms: 5,
+        resident_bytes: 4096,
+        command: "sleep 1d".into(),
+    };
     vec![
         row(Reply::Error(error())),
         row(Reply::Done),
@@ -402,6 +423,8 @@ fn replies() -> Vec<Row> {
         row(Reply::Connections(vec![connection])),
         row(Reply::Token { text: "wry1-user-x".into(), expires_seconds: 9 }),
         row(Reply::Accounts(vec![account()])),
+        row(Reply::Stats(ContainerStats { time_ms: 1, pids: Some(2), ..ContainerStats::default() })),
+        row(Reply::Processes(vec![process])),
     ]
 }
 
@@ -440,6 +463,8 @@ fn node() -> Vec<Row> {
         row(RoutedRequest::Tunnel { container: container(), port: 80 }),
         row(RoutedRequest::Signal { container: container(), signal: 9 }),
         row(RoutedRequest::Crash),
+        row(RoutedRequest::Stats { container: container() }),
+        row(RoutedRequest::Processes { container: container() }),
     ]
 }
 
@@ -450,6 +475,22 @@ fn containers() -> Vec<Row> {
         row(ContainerState::Running { pid: 42, started_ms: 1000 }),
         row(ContainerState::Exited { status: ExitStatus::Code(3), finished_ms: 2000 }),
         row(ContainerState::Failed(error())),
+        row(ContainerState::Restarting { status: ExitStatus::Code(3), finished_ms: 2000 }),
+        row(Setting::Restart(RestartPolicy::OnFailure { most: Some(5) })),
+        row(Setting::StopSignal(3)),
+        row(Setting::StopSeconds(30)),
+        row(Setting::Tmpfs { path: "/tmp".into(), size_bytes: 1 << 20 }),
+        row(Setting::AddCapability("NET_RAW".into())),
+        row(Setting::DropCapability("ALL".into())),
+        row(Setting::Limit { name: "nofile".into(), soft: 10, hard: u64::MAX }),
+        row(Setting::Sysctl { name: "net.core.somaxconn".into(), value: "8".into() }),
+        row(Setting::Nameserver(Ipv4Addr::new(9, 9, 9, 9))),
+        row(Setting::Host { name: "db".into(), address: Ipv4Addr::new(10, 2, 0, 2) }),
+        row(RestartPolicy::No),
+        row(RestartPolicy::OnFailure { most: None }),
+        row(RestartPolicy::Always),
+        row(LogSince::Time(1000)),
+        row(LogSince::Age(1000)),
         row(ExitStatus::Code(3)),
         row(ExitStatus::Signal(9)),
         row(ExitStatus::OutOfMemory),
@@ -467,5 +508,6 @@ fn containers() -> Vec<Row> {
         row(Frame::Exit(ExitStatus::Code(0))),
         row(Frame::Error(error())),
         row(Frame::Dropped { bytes: 5 }),
+        row(Frame::Time(1000)),
     ]
 }

@@ -146,3 +146,92 @@ pub(super) fn limits(world: &mut dyn World) -> Result<(), Failure> {
     // The board itself has lost nothing.
     admin.run(&["run", "--rm", "client", "true"])?.expect_code(0).map(drop)
 }
+
+/// What should run is started again, with its log, its files and its address; what somebody stopped is not.
+pub(super) fn restarts(world: &mut dyn World) -> Result<(), Failure> {
+    let admin = world.admin();
+    // Each life lasts until somebody asks it to end; `end` is gone with the life that it ended.
+    let life =
+        "echo life >> /lives; wc -l < /lives; while [ ! -e /end ]; do sleep 0.1; done; rm /end; exit 3";
+    let command = ["run", "-d", "--restart", "always", "--name", "phoenix", "client", "sh", "-c", life];
+    admin.ok(&command)?;
+    let first = wait_for_state(admin, "phoenix", "running", SOON)?;
+    for count in 2..=3_u32 {
+        admin.run(&["exec", "phoenix", "--", "touch", "/end"])?.expect_code(0)?;
+        until(&format!("life {count}"), SOON, || match admin.ok(&["logs", "phoenix"]) {
+            Ok(log) if log.lines().count() >= count as usize => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        let view = wait_for_state(admin, "phoenix", "running", SOON)?;
+        ensure(view.address == first.address && view.pid != first.pid, || {
+            format!("{first:?}, now {view:?}")
+        })?;
+    }
+    let lives = admin.ok(&["logs", "phoenix"])?;
+    ensure(lives == "1\n2\n3\n", || format!("its lives are {lives}"))?;
+    let inspected = admin.json(&["inspect", "phoenix"])?;
+    ensure(inspected[0]["restarts"] == 2, || format!("restarts: {}", inspected[0]["restarts"]))?;
+    admin.ok(&["stop", "-t", "0", "phoenix"])?;
+    wait_for_state(admin, "phoenix", "exited", SOON)?;
+    std::thread::sleep(Duration::from_secs(1));
+    wait_for_state(admin, "phoenix", "exited", Duration::ZERO)?;
+    admin.ok(&["rm", "phoenix"])?;
+    // One that fails at once is tried so often and no more.
+    let command = [
+        "run",
+        "-d",
+        "--restart",
+        "on-failure:2",
+        "--name",
+        "moth",
+        "client",
+        "sh",
+        "-c",
+        "echo try; exit 9",
+    ];
+    admin.ok(&command)?;
+    let moth = wait_for_state(admin, "moth", "exited", SOON)?;
+    ensure(moth.exit_code == Some(9), || format!("{moth:?}"))?;
+    let tries = admin.ok(&["logs", "moth"])?;
+    ensure(tries == "try\ntry\ntry\n", || format!("its tries are {tries}"))?;
+    admin.ok(&["rm", "moth"]).map(drop)
+}
+
+/// Names change; what runs and what it uses can be seen; wishes are granted or refused in one sentence.
+pub(super) fn settings(world: &mut dyn World) -> Result<(), Failure> {
+    let admin = world.admin();
+    let flags = "run -d --name old --stop-signal USR1 --tmpfs /scratch:size=1m --cap-drop ALL --cap-add NET_RAW \
+                 --ulimit nofile=99 --sysctl net.core.somaxconn=55 --add-host db:10.9.0.9 --dns 9.8.7.6 client";
+    let mut run: Vec<&str> = flags.split_whitespace().collect();
+    run.extend(["sh", "-c", "trap 'echo bye; exit 4' USR1; echo up; while :; do sleep 0.1; done"]);
+    admin.ok(&run)?;
+    wait_for_state(admin, "old", "running", SOON)?;
+    admin.ok(&["rename", "old", "new"])?;
+    admin.refused(&["logs", "old"], "old")?;
+    let look = "df -k /scratch | tail -1 | awk '{print $2}'; grep CapBnd /proc/self/status; ulimit -n
+cat /proc/sys/net/core/somaxconn; grep -c db /etc/hosts; cat /etc/resolv.conf";
+    admin
+        .run(&["exec", "new", "--", "sh", "-c", look])?
+        .expect_stdout("1024\nCapBnd:\t0000000000002000\n99\n55\n1\nnameserver 9.8.7.6\n")?;
+    let top = admin.ok(&["top", "new"])?;
+    ensure(top.contains("sh -c trap"), || format!("`wherry top`: {top}"))?;
+    let stats = admin.run(&["--json", "stats", "--no-stream", "new"])?.expect_code(0)?;
+    let stats: serde_json::Value = serde_json::from_str(&stats.stdout).unwrap_or_default();
+    let counted = stats["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0);
+    ensure(counted == world.abilities().limits, || format!("`wherry stats`: {stats}"))?;
+    let stamped = admin.ok(&["logs", "-t", "new"])?;
+    ensure(stamped.starts_with("20") && stamped.ends_with("Z up\n"), || format!("`logs -t`: {stamped}"))?;
+    ensure(admin.ok(&["logs", "--since", "1h", "new"])? == "up\n", || "`logs --since 1h` lacks it".into())?;
+    ensure(admin.ok(&["logs", "--since", "2035-01-01T00:00:00Z", "new"])?.is_empty(), || {
+        "`logs --since` shows what came before".into()
+    })?;
+    admin.ok(&["stop", "new"])?;
+    let ended = wait_for_state(admin, "new", "exited", SOON)?;
+    ensure(ended.exit_code == Some(4), || format!("its own stop signal did not reach it: {ended:?}"))?;
+    admin.ok(&["restart", "-t", "0", "new"])?;
+    wait_for_state(admin, "new", "running", SOON)?;
+    admin.ok(&["rm", "-f", "new"])?;
+    admin.refused(&["run", "--cap-add", "SYS_ADMIN", "client"], "SYS_ADMIN")?;
+    admin.refused(&["run", "--sysctl", "kernel.core_pattern=x", "client"], "kernel.core_pattern")?;
+    admin.refused(&["run", "--tmpfs", "/proc", "client"], "/proc").map(drop)
+}

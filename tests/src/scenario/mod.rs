@@ -45,6 +45,8 @@ pub const ALL: &[Scenario] = &[
     scenario("containers start with few rights", containers::confinement),
     scenario("a terminal is a terminal, from here to the program", containers::terminal),
     scenario("bounds of memory, processes and CPU hold", containers::limits),
+    scenario("what should run is started again, what was stopped is not", containers::restarts),
+    scenario("settings are as wished, or refused in one sentence", containers::settings),
     scenario("unknown and taken names are refused in one sentence", bad_input::names),
     scenario(
         "what is not connected cannot talk, what is connected can, until it is taken back",

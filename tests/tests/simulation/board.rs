@@ -140,7 +140,7 @@ impl Board {
         let found: Vec<_> = running.chain(ended).collect();
         for (container, state) in found {
             let (reports, later) =
-                self.decide(now_ms, Input::Adopted(ContainerReport { container, state }), dice);
+                self.decide(now_ms, Input::Adopted(ContainerReport { container, state, restarts: 0 }), dice);
             assert!(
                 reports.is_empty() && later.is_empty(),
                 "nothing is decided before the broker has spoken"

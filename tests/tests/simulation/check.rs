@@ -59,7 +59,7 @@ pub(crate) fn at_rest(cluster: &Cluster) {
         let runs = board.kernel.processes.contains_key(&life);
         match container.state {
             ContainerState::Running { .. } => assert!(runs, "{life} should run on {}", container.node),
-            ContainerState::Exited { .. } | ContainerState::Failed(_) => {
+            ContainerState::Exited { .. } | ContainerState::Failed(_) | ContainerState::Restarting { .. } => {
                 assert!(!runs, "{life} should not run")
             }
             ContainerState::Pending | ContainerState::Preparing => {

@@ -126,7 +126,7 @@ impl Cluster {
         match choice {
             0..=34 => Some(("run", Request::Run(Box::new(run(dice.percent(80), dice.percent(10)))))),
             35..=44 => Some(("wait", Request::Wait { container: one?, until: WaitUntil::Started })),
-            45..=54 => Some(("stop", Request::Stop { container: one?, grace_seconds: 3 })),
+            45..=54 => Some(("stop", Request::Stop { container: one?, grace_seconds: Some(3) })),
             55..=62 => Some(("start", Request::Start(one?))),
             63..=74 => Some(("remove", Request::Remove { container: one?, force: true })),
             75..=89 => Some(("connect", Request::Connect(link(one, two)?))),

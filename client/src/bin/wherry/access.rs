@@ -133,6 +133,7 @@ fn describe(event: &Event) -> String {
                 ContainerState::Preparing => "preparing".into(),
                 ContainerState::Running { pid, .. } => format!("running, pid {pid}"),
                 ContainerState::Exited { status, .. } => status.to_string(),
+                ContainerState::Restarting { status, .. } => format!("{status}, starts again"),
                 ContainerState::Failed(error) => format!("failed: {error}"),
             };
             format!("container {} ({}) on {}: {state}", info.name, info.id, info.node_name)

@@ -1,9 +1,10 @@
-//! `ps`, `inspect`, `logs`, `stop`, `start`, `kill`, `rm`, `wait`.
+//! `ps`, `inspect`, `logs`, `stop`, `start`, `restart`, `rename`, `kill`, `rm`, `wait`.
 use crate::context::{CliError, Context, for_each};
-use crate::{output, pump, signals, view};
+use crate::{output, parse, pump, signals, view};
 use clap::Args;
 use wherry_client::Container;
-use wherry_protocol::message::{ContainerInfo, ContainerState, LogQuery};
+use wherry_protocol::Name;
+use wherry_protocol::message::{ContainerInfo, ContainerState, LogQuery, LogSince};
 
 /// `wherry ps`
 #[derive(Debug, Args)]
@@ -36,6 +37,12 @@ pub(crate) struct Logs {
     /// Only the last so many lines.
     #[arg(short = 'n', long, value_name = "LINES")]
     tail: Option<u32>,
+    /// Only what came later: 10m for the last ten minutes, or a time as in 2026-11-25T18:00:00Z.
+    #[arg(long, value_name = "TIME", value_parser = parse::since)]
+    since: Option<LogSince>,
+    /// Begin each line with the time when it came, by the board's clock.
+    #[arg(short, long)]
+    timestamps: bool,
     /// Name or id.
     container: String,
 }
@@ -43,12 +50,21 @@ pub(crate) struct Logs {
 /// `wherry stop`
 #[derive(Debug, Args)]
 pub(crate) struct Stop {
-    /// Seconds until SIGKILL.
-    #[arg(short, long, default_value_t = 10, value_name = "SECONDS")]
-    time: u16,
+    /// Seconds until SIGKILL; the container's own setting otherwise, or 10.
+    #[arg(short, long, value_name = "SECONDS")]
+    time: Option<u16>,
     /// Names or ids.
     #[arg(required = true)]
     containers: Vec<String>,
+}
+
+/// `wherry rename`
+#[derive(Debug, Args)]
+pub(crate) struct Rename {
+    /// Name or id.
+    container: String,
+    /// Its new name.
+    name: Name,
 }
 
 /// `wherry start`
@@ -141,6 +157,9 @@ fn state(state: &ContainerState) -> String {
         }
         ContainerState::Exited { status, finished_ms } => format!("{status} {}", ago(*finished_ms)),
         ContainerState::Failed(error) => format!("failed: {error}"),
+        ContainerState::Restarting { status, finished_ms } => {
+            format!("restarting, {status} {}", ago(*finished_ms))
+        }
     }
 }
 
@@ -157,7 +176,8 @@ pub(crate) async fn inspect(context: &Context, args: Inspect) -> Result<u8, CliE
 
 /// A container's output.
 pub(crate) async fn logs(context: &Context, args: &Logs) -> Result<u8, CliError> {
-    let query = LogQuery { follow: args.follow, tail_lines: args.tail };
+    let query =
+        LogQuery { follow: args.follow, tail_lines: args.tail, since: args.since, times: args.timestamps };
     let log = context.container(&args.container)?.logs(query).await?;
     pump::print(log, context.json).await?;
     Ok(0)
@@ -232,17 +252,38 @@ pub(crate) async fn stop(context: &Context, args: Stop) -> Result<u8, CliError> 
     each(context, &args.containers, |container| async move { Ok(container.stop(time).await?) }).await
 }
 
-/// Starts containers again.
-pub(crate) async fn start(context: &Context, args: Start) -> Result<u8, CliError> {
+/// Stops containers and starts them again.
+pub(crate) async fn restart(context: &Context, args: Stop) -> Result<u8, CliError> {
+    let time = args.time;
     each(context, &args.containers, |container| async move {
-        container.start().await?;
-        let info = container.wait_started().await?;
-        match &info.state {
-            ContainerState::Failed(error) => Err(CliError::Other(error.message.clone())),
-            _ => Ok(info),
-        }
+        container.stop(time).await?;
+        start_one(&container).await
     })
     .await
+}
+
+/// Gives a container another name.
+pub(crate) async fn rename(context: &Context, args: Rename) -> Result<u8, CliError> {
+    let info = context.container(&args.container)?.rename(args.name).await?;
+    match context.json {
+        true => output::json(&view::Container::of(&info))?,
+        false => output::line(info.name.as_str())?,
+    }
+    Ok(0)
+}
+
+/// Starts containers again.
+pub(crate) async fn start(context: &Context, args: Start) -> Result<u8, CliError> {
+    each(context, &args.containers, |container| async move { start_one(&container).await }).await
+}
+
+async fn start_one(container: &Container) -> Result<ContainerInfo, CliError> {
+    container.start().await?;
+    let info = container.wait_started().await?;
+    match &info.state {
+        ContainerState::Failed(error) => Err(CliError::Other(error.message.clone())),
+        _ => Ok(info),
+    }
 }
 
 /// Sends a signal to containers.

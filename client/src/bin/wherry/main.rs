@@ -15,6 +15,7 @@ mod pump;
 mod run_flags;
 mod signals;
 mod terminal;
+mod usage;
 mod view;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -64,6 +65,14 @@ enum Command {
     Stop(containers::Stop),
     /// Start stopped containers again.
     Start(containers::Start),
+    /// Stop containers and start them again.
+    Restart(containers::Stop),
+    /// Give a container another name.
+    Rename(containers::Rename),
+    /// What runs in a container.
+    Top(usage::Top),
+    /// What containers use: CPU, memory, network, processes.
+    Stats(usage::Stats),
     /// Send a signal to containers.
     Kill(containers::Kill),
     /// Remove containers.
@@ -163,6 +172,10 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Attach(args) => processes::attach(&context, &args).await,
         Command::Stop(args) => containers::stop(&context, args).await,
         Command::Start(args) => containers::start(&context, args).await,
+        Command::Restart(args) => containers::restart(&context, args).await,
+        Command::Rename(args) => containers::rename(&context, args).await,
+        Command::Top(args) => usage::top(&context, &args).await,
+        Command::Stats(args) => usage::stats(&context, &args).await,
         Command::Kill(args) => containers::kill(&context, args).await,
         Command::Rm(args) => containers::rm(&context, args).await,
         Command::Wait(args) => containers::wait(&context, args).await,

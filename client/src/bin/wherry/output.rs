@@ -93,6 +93,14 @@ pub(crate) fn now_seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
+/// A moment as RFC 3339 has it, UTC, with milliseconds.
+pub(crate) fn timestamp(ms: u64) -> String {
+    /// The last moment of the year 9999, which is the last that can be written so.
+    const LAST_MS: u64 = 253_402_300_799_999;
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms.min(LAST_MS));
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
 /// How long ago some moment was, by this computer's clock.
 pub(crate) fn ago(seconds: u64) -> String {
     format!("{} ago", span(now_seconds().saturating_sub(seconds)))

@@ -1,7 +1,7 @@
 //! Texts of the command line, parsed strictly: what is not understood is refused with an example.
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use wherry_protocol::Name;
-use wherry_protocol::message::{PublishedPort, Transport, VolumeMount};
+use wherry_protocol::message::{LogSince, PublishedPort, RestartPolicy, Setting, Transport, VolumeMount};
 
 /// `64m`, `1.5g`, `4096`: bytes, with binary units.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -85,6 +85,81 @@ pub(crate) fn env_file(text: &str) -> Result<Vec<(String, String)>, String> {
         }
     }
     Ok(variables)
+}
+
+/// `no`, `on-failure[:most]`, `always`, `unless-stopped`.
+pub(crate) fn restart(text: &str) -> Result<RestartPolicy, String> {
+    let error =
+        || format!("'{text}' is not a restart policy: use no, on-failure[:most], always or unless-stopped");
+    match text.split_once(':') {
+        None => match text {
+            "no" => Ok(RestartPolicy::No),
+            "on-failure" => Ok(RestartPolicy::OnFailure { most: None }),
+            // What somebody has stopped stays stopped in either case.
+            "always" | "unless-stopped" => Ok(RestartPolicy::Always),
+            _ => Err(error()),
+        },
+        Some(("on-failure", most)) => {
+            let most: u32 = most.parse().ok().filter(|&most| most > 0).ok_or_else(error)?;
+            Ok(RestartPolicy::OnFailure { most: Some(most) })
+        }
+        Some(_) => Err(error()),
+    }
+}
+
+/// Of a file system in memory that does not say, in bytes: as /dev/shm.
+const TMPFS_BYTES: u64 = 64 << 20;
+
+/// `/path`, `/path:size=64m`.
+pub(crate) fn tmpfs(text: &str) -> Result<Setting, String> {
+    let (path, options) = text.split_once(':').unwrap_or((text, ""));
+    let size_bytes = match options.strip_prefix("size=") {
+        Some(size) => self::size(size)?,
+        None if options.is_empty() => TMPFS_BYTES,
+        None => return Err(format!("'{text}' is not a place in memory: use /path or /path:size=64m")),
+    };
+    Ok(Setting::Tmpfs { path: path.to_owned(), size_bytes })
+}
+
+/// `nofile=1024`, `nofile=1024:4096`, `core=unlimited`.
+pub(crate) fn ulimit(text: &str) -> Result<Setting, String> {
+    let error = || format!("'{text}' is not a limit: use name=soft[:hard], as in nofile=1024:4096");
+    let value = |text: &str| match text {
+        "unlimited" | "-1" => Ok(u64::MAX),
+        number => number.parse::<u64>().map_err(|_| error()),
+    };
+    let (name, values) = text.split_once('=').ok_or_else(error)?;
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    Ok(Setting::Limit { name: name.to_owned(), soft: value(soft)?, hard: value(hard)? })
+}
+
+/// `net.core.somaxconn=1024`.
+pub(crate) fn sysctl(text: &str) -> Result<Setting, String> {
+    let error =
+        || format!("'{text}' is not a kernel parameter: use name=value, as in net.core.somaxconn=1024");
+    let (name, value) = text.split_once('=').ok_or_else(error)?;
+    Ok(Setting::Sysctl { name: name.to_owned(), value: value.to_owned() })
+}
+
+/// `db:10.2.0.2`.
+pub(crate) fn host(text: &str) -> Result<Setting, String> {
+    let error = || format!("'{text}' is not a host: use name:address, as in db:10.2.0.2");
+    let (name, address) = text.split_once(':').ok_or_else(error)?;
+    Ok(Setting::Host { name: name.to_owned(), address: address.parse().map_err(|_| error())? })
+}
+
+/// `10m` ago, or a time such as `2026-11-25T18:00:00Z`.
+pub(crate) fn since(text: &str) -> Result<LogSince, String> {
+    if let Ok(seconds) = duration(text) {
+        return Ok(LogSince::Age(u64::from(seconds) * 1000));
+    }
+    let time = humantime::parse_rfc3339_weak(text).ok().and_then(|time| {
+        let since = time.duration_since(std::time::UNIX_EPOCH).ok()?;
+        u64::try_from(since.as_millis()).ok()
+    });
+    time.map(LogSince::Time).ok_or_else(|| {
+        format!("'{text}' is no time: use 10m for ten minutes ago, or 2026-11-25T18:00:00Z for a moment")
+    })
 }
 
 /// `key=value`, or `key` alone.

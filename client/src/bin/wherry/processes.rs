@@ -156,9 +156,10 @@ async fn ended(container: &Container) -> Result<End, CliError> {
     match container.wait_ended().await?.state {
         ContainerState::Exited { status, .. } => Ok(End::Exited(status)),
         ContainerState::Failed(error) => Err(ClientError::Refused(error).into()),
-        ContainerState::Pending | ContainerState::Preparing | ContainerState::Running { .. } => {
-            Ok(End::Closed)
-        }
+        ContainerState::Pending
+        | ContainerState::Preparing
+        | ContainerState::Running { .. }
+        | ContainerState::Restarting { .. } => Ok(End::Closed),
     }
 }
 

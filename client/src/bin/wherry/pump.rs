@@ -88,6 +88,7 @@ async fn receive(mut from: Output, sink: &mut Sink) -> Result<End, CliError> {
             Frame::Exit(status) => return Ok(End::Exited(status)),
             Frame::Error(error) => return Err(ClientError::Refused(error).into()),
             Frame::Dropped { bytes } => sink.dropped(bytes)?,
+            Frame::Time(ms) => sink.time_ms = Some(ms),
             // Only sent towards the process, or of no consequence here.
             Frame::End(_) | Frame::Resize { .. } | Frame::Signal(_) => {}
         }
@@ -223,6 +224,8 @@ async fn next_signal(
 
 #[derive(Serialize)]
 struct DataLine<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_ms: Option<u64>,
     channel: Channel,
     data: &'a str,
 }
@@ -238,48 +241,85 @@ struct ExitLine {
 }
 
 /// Where output goes.
-enum Sink {
-    Plain,
+struct Sink {
+    form: Form,
+    /// When the next data was read from the container, where that is to be shown.
+    time_ms: Option<u64>,
+}
+
+enum Form {
+    /// Whether standard output and standard error are within a line, which began with its time.
+    Plain { within_line: [bool; 2] },
     /// JSON strings hold text: a character cut in two by a frame waits here for its rest.
-    Json {
-        stdout: Vec<u8>,
-        stderr: Vec<u8>,
-    },
+    Json { held: [Vec<u8>; 2] },
+}
+
+/// 1 of standard error, 0 of the others.
+fn slot(channel: Channel) -> usize {
+    usize::from(channel == Channel::Stderr)
 }
 
 impl Sink {
     fn new(json: bool) -> Self {
-        if json { Self::Json { stdout: Vec::new(), stderr: Vec::new() } } else { Self::Plain }
+        let form = match json {
+            true => Form::Json { held: Default::default() },
+            false => Form::Plain { within_line: [false; 2] },
+        };
+        Self { form, time_ms: None }
     }
 
     fn data(&mut self, channel: Channel, bytes: &[u8]) -> Result<(), CliError> {
-        match self {
-            Self::Plain => match channel {
-                Channel::Stderr => {
-                    let mut err = std::io::stderr().lock();
-                    err.write_all(bytes)?;
-                    Ok(err.flush()?)
-                }
-                Channel::Stdin | Channel::Stdout => output::raw(bytes),
-            },
-            Self::Json { stdout, stderr } => {
-                let held = if channel == Channel::Stderr { stderr } else { stdout };
+        let Self { form, time_ms } = self;
+        match form {
+            Form::Plain { within_line } => {
+                let stamped = time_ms.map(|ms| stamp(bytes, ms, &mut within_line[slot(channel)]));
+                write(channel, stamped.as_deref().unwrap_or(bytes))
+            }
+            Form::Json { held } => {
+                let held = &mut held[slot(channel)];
                 held.extend_from_slice(bytes);
                 let text = take_text(held);
-                if text.is_empty() { Ok(()) } else { output::json_line(&DataLine { channel, data: &text }) }
+                let line = DataLine { time_ms: *time_ms, channel, data: &text };
+                if text.is_empty() { Ok(()) } else { output::json_line(&line) }
             }
         }
     }
 
     fn dropped(&mut self, bytes: u64) -> Result<(), CliError> {
-        match self {
-            Self::Plain => {
+        match self.form {
+            Form::Plain { .. } => {
                 eprintln!("wherry: {} of older output were dropped", output::bytes(bytes));
                 Ok(())
             }
-            Self::Json { .. } => output::json_line(&DroppedLine { dropped_bytes: bytes }),
+            Form::Json { .. } => output::json_line(&DroppedLine { dropped_bytes: bytes }),
         }
     }
+}
+
+fn write(channel: Channel, bytes: &[u8]) -> Result<(), CliError> {
+    match channel {
+        Channel::Stderr => {
+            let mut err = std::io::stderr().lock();
+            err.write_all(bytes)?;
+            Ok(err.flush()?)
+        }
+        Channel::Stdin | Channel::Stdout => output::raw(bytes),
+    }
+}
+
+/// The bytes with the time before each line that begins in them.
+fn stamp(bytes: &[u8], ms: u64, within_line: &mut bool) -> Vec<u8> {
+    let time = output::timestamp(ms);
+    let mut stamped = Vec::with_capacity(bytes.len() + time.len() + 1);
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        if !*within_line {
+            stamped.extend_from_slice(time.as_bytes());
+            stamped.push(b' ');
+        }
+        stamped.extend_from_slice(line);
+        *within_line = line.last() != Some(&b'\n');
+    }
+    stamped
 }
 
 /// All whole characters; up to three bytes of an unfinished one stay.
@@ -319,6 +359,15 @@ mod tests {
         assert_eq!(run(&[b"a\x10", b"\x11"]), (b"a".to_vec(), true));
         assert_eq!(run(&[b"\x10", b"x\x11"]), (b"\x10x\x11".to_vec(), false));
         assert_eq!(run(&[b"\x10\x10\x11"]), (b"\x10".to_vec(), true));
+    }
+
+    #[test]
+    fn every_line_begins_with_its_time_and_only_there() {
+        let mut within_line = false;
+        let mut text = |bytes: &[u8], ms| String::from_utf8(stamp(bytes, ms, &mut within_line)).unwrap();
+        assert_eq!(text(b"a\nb", 0), "1970-01-01T00:00:00.000Z a\n1970-01-01T00:00:00.000Z b");
+        assert_eq!(text(b"c\n\n", 1500), "c\n1970-01-01T00:00:01.500Z \n");
+        assert_eq!(text(b"d", 1_764_093_600_000), "2025-11-25T18:00:00.000Z d");
     }
 
     #[test]

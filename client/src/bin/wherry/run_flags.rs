@@ -1,11 +1,14 @@
 //! The flags of `run`, and the request they make.
 use crate::context::CliError;
-use crate::parse;
+use crate::{parse, signals};
 use clap::Args;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use wherry_protocol::Name;
 use wherry_protocol::limits::MAX_ARGUMENT_BYTES;
-use wherry_protocol::message::{ContainerSpec, ImageName, PublishedPort, Resources, RunRequest, VolumeMount};
+use wherry_protocol::message::{
+    ContainerSpec, ImageName, PublishedPort, Resources, RestartPolicy, RunRequest, Setting, VolumeMount,
+};
+use wherry_protocol::{Name, policy};
 
 /// Largest environment file, in bytes: no larger environment would be accepted.
 const MAX_ENV_FILE_BYTES: u64 = MAX_ARGUMENT_BYTES as u64;
@@ -100,6 +103,36 @@ pub(crate) struct Run {
     /// Processes and threads it may have.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     pids_limit: Option<u32>,
+    /// Start it again when it ends by itself: no, on-failure[:most], always, unless-stopped.
+    #[arg(long, value_name = "POLICY", value_parser = parse::restart)]
+    restart: Option<RestartPolicy>,
+    /// Signal that asks it to stop; the image's otherwise, or TERM.
+    #[arg(long, value_name = "SIGNAL", value_parser = signals::parse)]
+    stop_signal: Option<u8>,
+    /// Seconds from that signal to KILL; 10 otherwise.
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u16>,
+    /// Mount an empty file system in memory: /path or /path:size=64m.
+    #[arg(long, value_name = "PATH[:size=SIZE]", value_parser = parse::tmpfs)]
+    tmpfs: Vec<Setting>,
+    /// Give it a capability beyond the usual ones.
+    #[arg(long, value_name = "NAME")]
+    cap_add: Vec<String>,
+    /// Take a usual capability away, or ALL of them.
+    #[arg(long, value_name = "NAME")]
+    cap_drop: Vec<String>,
+    /// Set a resource limit: name=soft[:hard], as in nofile=1024:4096.
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse::ulimit)]
+    ulimit: Vec<Setting>,
+    /// Set a kernel parameter of its own: net.core.somaxconn=1024.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse::sysctl)]
+    sysctl: Vec<Setting>,
+    /// Ask this name server instead of the board's.
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<Ipv4Addr>,
+    /// Add a line to its /etc/hosts: name:address.
+    #[arg(long, value_name = "NAME:ADDRESS", value_parser = parse::host)]
+    add_host: Vec<Setting>,
     /// Attach a label: key=value.
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::label)]
     labels: Vec<(String, String)>,
@@ -109,6 +142,19 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    fn settings(&self) -> Vec<Setting> {
+        let single = [
+            self.restart.map(Setting::Restart),
+            self.stop_signal.map(Setting::StopSignal),
+            self.stop_timeout.map(Setting::StopSeconds),
+        ];
+        let lists = [&self.tmpfs, &self.ulimit, &self.sysctl, &self.add_host].into_iter().flatten().cloned();
+        let dropped = self.cap_drop.iter().cloned().map(Setting::DropCapability);
+        let added = self.cap_add.iter().cloned().map(Setting::AddCapability);
+        let servers = self.dns.iter().copied().map(Setting::Nameserver);
+        single.into_iter().flatten().chain(lists).chain(dropped).chain(added).chain(servers).collect()
+    }
+
     /// What to ask the broker for.
     pub(crate) fn request(&self) -> Result<RunRequest, CliError> {
         let usage = |text: String| CliError::Usage(text);
@@ -145,7 +191,13 @@ impl Run {
             // In the foreground we remove it ourselves, once its last output and exit code have been read.
             auto_remove: self.rm && self.detach,
             labels: self.labels.clone(),
+            settings: self.settings(),
         };
+        // The broker says the same, but only after a session has been made.
+        policy::check(&spec).map_err(|refused| usage(refused.to_string()))?;
+        if self.rm && spec.restart() != RestartPolicy::No {
+            return Err(usage("--rm and --restart do not go together: choose one of both".into()));
+        }
         let (name, node, detached) = (self.name.clone(), self.node.clone(), self.detach);
         Ok(RunRequest { image, name, node, detached, spec })
     }
@@ -215,6 +267,38 @@ mod tests {
                 Resources { memory_bytes: Some(64 << 20), cpu_milli: Some(500), pids: Some(20) };
             r.spec.labels = vec![("a".into(), "b".into())];
         });
+        golden("--restart on-failure:3 --stop-signal INT --stop-timeout 30 web", |r| {
+            r.spec.settings = vec![
+                Setting::Restart(RestartPolicy::OnFailure { most: Some(3) }),
+                Setting::StopSignal(2),
+                Setting::StopSeconds(30),
+            ];
+        });
+        golden("--restart unless-stopped --cap-drop ALL --cap-add net_raw web", |r| {
+            r.spec.settings = vec![
+                Setting::Restart(RestartPolicy::Always),
+                Setting::DropCapability("ALL".into()),
+                Setting::AddCapability("net_raw".into()),
+            ];
+        });
+        golden(
+            "--tmpfs /a --tmpfs /b:size=1m --ulimit nofile=5:unlimited --sysctl net.core.somaxconn=9 web",
+            |r| {
+                r.spec.settings = vec![
+                    Setting::Tmpfs { path: "/a".into(), size_bytes: 64 << 20 },
+                    Setting::Tmpfs { path: "/b".into(), size_bytes: 1 << 20 },
+                    Setting::Limit { name: "nofile".into(), soft: 5, hard: u64::MAX },
+                    Setting::Sysctl { name: "net.core.somaxconn".into(), value: "9".into() },
+                ];
+            },
+        );
+        golden("--dns 9.9.9.9 --add-host db:10.2.0.2 web", |r| {
+            let address = Ipv4Addr::new(10, 2, 0, 2);
+            r.spec.settings = vec![
+                Setting::Host { name: "db".into(), address },
+                Setting::Nameserver(Ipv4Addr::new(9, 9, 9, 9)),
+            ];
+        });
         golden("--rm web", |_| {});
         golden("-d --rm web", |r| {
             r.detached = true;
@@ -246,6 +330,22 @@ mod tests {
             ("-e =x web", "not a variable"),
             ("--name Bad! web", "not a valid name"),
             ("--env-file /nowhere/env web", "cannot read /nowhere/env"),
+            ("--restart sometimes web", "not a restart policy"),
+            ("--restart on-failure:0 web", "not a restart policy"),
+            ("--restart always --rm web", "do not go together"),
+            ("--stop-signal NONE web", "NONE"),
+            ("--stop-timeout 4000 web", "too long"),
+            ("--tmpfs tmp web", "absolute path"),
+            ("--tmpfs /tmp:noexec web", "not a place in memory"),
+            ("--cap-add SYS_ADMIN web", "cannot be had"),
+            ("--cap-drop FLY web", "no capability"),
+            ("--ulimit nofile web", "not a limit"),
+            ("--ulimit files=1 web", "no limit called 'files'"),
+            ("--ulimit nofile=2:1 web", "may be at most 1"),
+            ("--sysctl kernel.core_pattern=x web", "cannot be set for one container"),
+            ("--sysctl net.core.somaxconn web", "not a kernel parameter"),
+            ("--dns nine web", "nine"),
+            ("--add-host db web", "not a host"),
         ] {
             let error = request(line).unwrap_err();
             assert!(error.contains(words), "{line}: {error}");

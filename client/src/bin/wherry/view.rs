@@ -29,6 +29,20 @@ pub(crate) struct State {
 }
 
 impl State {
+    fn ended(state: &'static str, status: ExitStatus, finished_ms: u64) -> Self {
+        Self {
+            state,
+            exit_code: Some(status.shell_code()),
+            signal: match status {
+                ExitStatus::Signal(signal) => Some(signals::name(signal)),
+                ExitStatus::Code(_) | ExitStatus::OutOfMemory => None,
+            },
+            out_of_memory: matches!(status, ExitStatus::OutOfMemory),
+            finished_ms: Some(finished_ms),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn of(state: &ContainerState) -> Self {
         match state {
             ContainerState::Pending => Self { state: "pending", ..Self::default() },
@@ -36,17 +50,10 @@ impl State {
             ContainerState::Running { pid, started_ms } => {
                 Self { state: "running", pid: Some(*pid), started_ms: Some(*started_ms), ..Self::default() }
             }
-            ContainerState::Exited { status, finished_ms } => Self {
-                state: "exited",
-                exit_code: Some(status.shell_code()),
-                signal: match status {
-                    ExitStatus::Signal(signal) => Some(signals::name(*signal)),
-                    ExitStatus::Code(_) | ExitStatus::OutOfMemory => None,
-                },
-                out_of_memory: matches!(status, ExitStatus::OutOfMemory),
-                finished_ms: Some(*finished_ms),
-                ..Self::default()
-            },
+            ContainerState::Exited { status, finished_ms } => Self::ended("exited", *status, *finished_ms),
+            ContainerState::Restarting { status, finished_ms } => {
+                Self::ended("restarting", *status, *finished_ms)
+            }
             ContainerState::Failed(error) => {
                 Self { state: "failed", error: Some(error.message.clone()), ..Self::default() }
             }
@@ -68,6 +75,7 @@ pub(crate) struct Container<'a> {
     address: String,
     #[serde(flatten)]
     state: State,
+    restarts: u32,
     created_seconds: u64,
     detached: bool,
     publish: &'a [PublishedPort],
@@ -87,6 +95,7 @@ impl<'a> Container<'a> {
             placement: &info.placement,
             address: info.address.to_string(),
             state: State::of(&info.state),
+            restarts: info.restarts,
             created_seconds: info.created_seconds,
             detached: info.detached,
             publish: &info.publish,

@@ -113,8 +113,20 @@ fn enter(root: &OwnedFd, path: &str) -> Result<(), Failure> {
 
 fn set_limit(limit: &Limit) -> Result<(), Failure> {
     let (kind, name) = match limit.resource {
-        Resource::Files => (Kind::RLIMIT_NOFILE, "nofile"),
+        Resource::As => (Kind::RLIMIT_AS, "as"),
         Resource::Core => (Kind::RLIMIT_CORE, "core"),
+        Resource::Cpu => (Kind::RLIMIT_CPU, "cpu"),
+        Resource::Data => (Kind::RLIMIT_DATA, "data"),
+        Resource::Fsize => (Kind::RLIMIT_FSIZE, "fsize"),
+        Resource::Memlock => (Kind::RLIMIT_MEMLOCK, "memlock"),
+        Resource::Msgqueue => (Kind::RLIMIT_MSGQUEUE, "msgqueue"),
+        Resource::Nice => (Kind::RLIMIT_NICE, "nice"),
+        Resource::Nofile => (Kind::RLIMIT_NOFILE, "nofile"),
+        Resource::Nproc => (Kind::RLIMIT_NPROC, "nproc"),
+        Resource::Rtprio => (Kind::RLIMIT_RTPRIO, "rtprio"),
+        Resource::Rttime => (Kind::RLIMIT_RTTIME, "rttime"),
+        Resource::Sigpending => (Kind::RLIMIT_SIGPENDING, "sigpending"),
+        Resource::Stack => (Kind::RLIMIT_STACK, "stack"),
     };
     let fail = |errno| Failure::new(Step::Limit, name, errno);
     match setrlimit(kind, limit.soft, limit.hard) {

@@ -1,5 +1,5 @@
 //! The file system part of the plan.
-use super::super::plan::{Device, Flags, Mount, Plan, Root, Source};
+use super::super::plan::{Device, Flags, Mount, Plan, Root, Source, Sysctl};
 use super::super::report::{Failure, Step};
 use nix::errno::Errno;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -235,12 +235,12 @@ fn make_link(root: &OwnedFd, path: &str, target: &str) -> rustix::io::Result<()>
     rustix::fs::symlinkat(target, &make_directory(root, parent)?, name)
 }
 
-/// A parameter that this kernel does not have needs no value.
+/// A usual parameter that this kernel does not have needs no value.
 fn set_sysctls(root: &OwnedFd, plan: &Plan) -> Result<(), Failure> {
-    for (name, value) in &plan.sysctls {
+    for Sysctl { file: name, value, required } in &plan.sysctls {
         let path = format!("/proc/sys/{name}");
         let file = match inside(root, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
-            Err(rustix::io::Errno::NOENT) => continue,
+            Err(rustix::io::Errno::NOENT) if !required => continue,
             result => result.map_err(at(Step::Sysctl, name))?,
         };
         rustix::io::write(&file, value.as_bytes()).map_err(at(Step::Sysctl, name))?;
