@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 mod support;
 
+use std::ffi::CStr;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -508,9 +509,9 @@ fn many_at_once() {
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn at(path: &Path) -> Self {
+    fn of(path: &Path, size: &CStr) -> Self {
         fs::create_dir_all(path).unwrap();
-        rustix::mount::mount("small", path, "tmpfs", rustix::mount::MountFlags::empty(), c"size=1m").unwrap();
+        rustix::mount::mount("small", path, "tmpfs", rustix::mount::MountFlags::empty(), size).unwrap();
         Self(path.to_owned())
     }
 }
@@ -521,10 +522,53 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Layers of containers that are gone stay until their room is needed; those of containers that are there always stay.
+#[test]
+fn unused_layers_make_room_and_used_ones_never_do() {
+    let mut world = World::new();
+    let _disk = SmallDisk::of(&world.data(), c"size=4m");
+    let small = |world: &mut World, name: &str| {
+        let root = world.base.path().join(name);
+        fs::create_dir_all(&root).unwrap();
+        // Two of them do not fit beside each other and a busybox.
+        fs::write(root.join("ballast"), vec![name.as_bytes()[0]; 1 << 20]).unwrap();
+        world.blobs.busybox(&root)
+    };
+    let images = ["a", "b", "c"].map(|name| small(&mut world, name));
+    let mut service = Service::new(&world);
+    let of = |id: u64, image: &ImageManifest, command: &[&str]| ContainerDesired {
+        image: image.clone(),
+        ..world.desired(id, 1, spec(command))
+    };
+    let layer = |image: &ImageManifest| {
+        let path = world.data().join("layers").join(image.layers[0].digest.hex());
+        path.is_dir()
+    };
+    // Ended, but not removed: it may start again.
+    assert_eq!(service.run(&of(1, &images[0], &["true"])).1, ExitStatus::Code(0));
+    let error = service.start(&of(2, &images[1], &["true"])).map(drop).unwrap_err();
+    assert_eq!(error.code, ErrorCode::DiskFull, "{error}");
+    assert!(layer(&images[0]) && !layer(&images[1]));
+    service.remove(ContainerRef { id: ContainerId(1), generation: Generation(1) });
+    assert!(layer(&images[0]), "removing a container removes no layer");
+    let running = of(3, &images[2], &["sleep", "1000"]);
+    service.start(&running).unwrap();
+    assert!(!layer(&images[0]) && layer(&images[2]));
+    // A service that starts anew knows what is used.
+    drop(service);
+    let service = Service::new(&world);
+    let error = service.start(&of(4, &images[0], &["true"])).map(drop).unwrap_err();
+    assert_eq!(error.code, ErrorCode::DiskFull, "{error}");
+    assert!(layer(&images[2]));
+    let instance = service.runtime.instance(running.container).unwrap();
+    assert_eq!(service.exec(&instance, "true").1, Ok(ExitStatus::Code(0)));
+    service.remove(running.container);
+}
+
 #[test]
 fn a_full_disk_is_said_and_leaves_no_layer() {
     let world = World::new();
-    let _disk = SmallDisk::at(&world.data());
+    let _disk = SmallDisk::of(&world.data(), c"size=1m");
     let service = Service::new(&world);
     let error = service.start(&world.desired(1, 1, spec(&["true"]))).map(drop).unwrap_err();
     assert_eq!(error.code, ErrorCode::DiskFull, "{error}");

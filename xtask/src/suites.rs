@@ -60,6 +60,8 @@ pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError
 pub(crate) fn test(project: &Project, arguments: &[String]) -> Result<(), TaskError> {
     setup::run(project)?;
     [Arch::X86_64, Arch::Aarch64].into_iter().try_for_each(|arch| prepare(project, arch))?;
+    // Also what other platforms need: a test reads the whole graph of packages, offline.
+    exec::output(cargo(project).args(["fetch", "--locked"]))?;
     let mut programs = cargo(project);
     programs.args(["build", "--workspace", "--bins", "--exclude", "xtask", "--locked"]);
     exec::watched(&mut programs)?;

@@ -4,6 +4,7 @@ use super::tar::{TarError, TarReader};
 use super::tree::{Tree, TreeError};
 use super::{Expected, Limits, UnpackError};
 use rustix::fs::{CWD, Mode, OFlags};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -46,6 +47,30 @@ impl LayerDir {
     #[must_use]
     pub fn contains(&self, digest: &Digest) -> bool {
         self.path(digest).is_dir()
+    }
+}
+
+impl LayerDir {
+    /// Removes every layer whose directory is not in `used`, and returns how many. A crash in between leaves whole layers
+    /// and what [`clean`] removes.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or changed.
+    pub fn remove_all_but(&self, used: &BTreeSet<PathBuf>) -> io::Result<usize> {
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.0)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // What is being unpacked now has another name.
+            let is_layer = format!("sha256:{name}").parse::<Digest>().is_ok();
+            if is_layer && !used.contains(&entry.path()) {
+                let doomed = self.0.join(format!("{TEMPORARY}unused-{name}"));
+                fs::rename(entry.path(), &doomed)?;
+                fs::remove_dir_all(&doomed)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 }
 

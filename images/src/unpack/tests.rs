@@ -549,3 +549,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn unused_layers_go_and_nothing_else_does() {
+    let base = tempfile::tempdir().unwrap();
+    let layers = LayerDir::new(base.path());
+    let [used, unused] = [Digest([1; 32]), Digest([2; 32])];
+    for digest in [used, unused] {
+        fs::create_dir_all(layers.path(&digest).join("etc")).unwrap();
+        fs::write(layers.path(&digest).join("etc/passwd"), "x").unwrap();
+    }
+    for other in [".tmp-being-unpacked", "lost+found"] {
+        fs::create_dir(base.path().join(other)).unwrap();
+    }
+    let kept = BTreeSet::from([layers.path(&used)]);
+    assert_eq!(layers.remove_all_but(&kept).unwrap(), 1);
+    assert!(layers.contains(&used) && !layers.contains(&unused));
+    assert!(base.path().join(".tmp-being-unpacked").exists() && base.path().join("lost+found").exists());
+    assert_eq!(layers.remove_all_but(&kept).unwrap(), 0);
+    assert!(LayerDir::new(base.path().join("nowhere")).remove_all_but(&kept).is_err());
+}

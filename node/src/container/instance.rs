@@ -7,6 +7,7 @@ use super::supervisor::{ExitWatch, Survivor};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
@@ -57,6 +58,8 @@ pub struct Instance {
     pub process: Process,
     /// Its bounds.
     pub cgroup: Cgroup,
+    /// Directories that its root is made of, which must stay.
+    pub layers: Vec<PathBuf>,
     /// Its first process; `None` once it was found ended.
     pidfd: Option<OwnedFd>,
     input: Input,
@@ -88,6 +91,8 @@ pub struct Parts {
     pub ring: Ring,
     /// From the plan.
     pub process: Process,
+    /// From the plan too.
+    pub layers: Vec<PathBuf>,
     /// Its bounds.
     pub cgroup: Cgroup,
     /// The node's ends of its standard streams.
@@ -105,7 +110,8 @@ impl Instance {
         parts: Parts,
         on_end: impl FnOnce(ContainerRef, Ended) + Send + 'static,
     ) -> io::Result<Arc<Self>> {
-        let Parts { container, pid, pidfd, started_ms, ring, process, cgroup, mut ends, exit } = parts;
+        let Parts { container, pid, pidfd, started_ms, ring, process, layers, cgroup, mut ends, exit } =
+            parts;
         let log = Arc::new(Log::new(ring));
         let mut pumps = Vec::new();
         for (label, channel) in [(KEPT_STDOUT, Channel::Stdout), (KEPT_STDERR, Channel::Stderr)] {
@@ -126,7 +132,7 @@ impl Instance {
         };
         let ended = watch::Sender::new(None);
         let instance =
-            Self { container, pid, started_ms, log, process, cgroup, pidfd, input, terminal, ended };
+            Self { container, pid, started_ms, log, process, cgroup, layers, pidfd, input, terminal, ended };
         let instance = Arc::new(instance);
         tokio::spawn(finish(Arc::clone(&instance), pumps, exit, on_end));
         Ok(instance)
@@ -158,6 +164,7 @@ impl Instance {
             started_ms: booted_ms.saturating_add(started_ms),
             ring,
             process: plan.process,
+            layers: plan.root.layers,
             cgroup,
             ends: kept,
             exit,

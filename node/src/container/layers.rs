@@ -64,6 +64,12 @@ impl Layers {
         })
     }
 
+    /// Where unpacked layers are.
+    #[must_use]
+    pub fn directory(&self) -> &LayerDir {
+        &self.directory
+    }
+
     /// Makes an image ready for a container on `architecture`.
     ///
     /// # Errors

@@ -70,6 +70,8 @@ struct Inner {
     supervisor: Supervisor,
     exits: mpsc::UnboundedSender<Exit>,
     instances: Mutex<HashMap<ContainerId, Arc<Instance>>>,
+    /// Held by those who use layers on behalf of containers that are not known yet; alone by who removes layers.
+    in_use: tokio::sync::RwLock<()>,
 }
 
 impl Runtime {
@@ -95,6 +97,7 @@ impl Runtime {
             supervisor,
             exits,
             instances: Mutex::default(),
+            in_use: tokio::sync::RwLock::default(),
         };
         let runtime = Self { inner: Arc::new(inner) };
         let mut reports = Vec::new();
@@ -144,19 +147,60 @@ impl Runtime {
         blobs: &impl BlobSource,
         connect: impl FnOnce(OwnedFd) -> F,
     ) -> Result<Started, WireError> {
-        let inner = &self.inner;
         let ring = self.forget_former_life(desired.container).await?;
-        let image = inner.layers.ensure(blobs, &desired.image, inner.architecture).await?;
-        let plan = self.plan(desired, &image, nameservers)?;
-        let cgroup =
-            inner.cgroups.create(desired.container.id, &desired.spec.resources).map_err(cgroup_error)?;
-        match self.launch(desired, (&plan, ring), &cgroup, connect).await {
+        // From here until the container is known, its layers belong to nobody but must stay.
+        let mut held = self.inner.in_use.read().await;
+        let prepared = match self.prepare(desired, nameservers, blobs).await {
+            Err(error) if error.code == ErrorCode::DiskFull => {
+                drop(held);
+                let removed = self.remove_unused_layers().await?;
+                held = self.inner.in_use.read().await;
+                if removed == 0 {
+                    return Err(error);
+                }
+                self.prepare(desired, nameservers, blobs).await
+            }
+            result => result,
+        };
+        let (plan, cgroup) = prepared?;
+        let launched = self.launch(desired, (&plan, ring), &cgroup, connect).await;
+        drop(held);
+        match launched {
             Ok(started) => Ok(started),
             Err(error) => {
                 self.clear(desired.container, &cgroup).await;
                 Err(error)
             }
         }
+    }
+
+    async fn prepare(
+        &self,
+        desired: &ContainerDesired,
+        nameservers: &[Ipv4Addr],
+        blobs: &impl BlobSource,
+    ) -> Result<(Plan, Cgroup), WireError> {
+        let inner = &self.inner;
+        let image = inner.layers.ensure(blobs, &desired.image, inner.architecture).await?;
+        let plan = self.plan(desired, &image, nameservers)?;
+        let cgroup =
+            inner.cgroups.create(desired.container.id, &desired.spec.resources).map_err(cgroup_error)?;
+        Ok((plan, cgroup))
+    }
+
+    /// Makes room: layers stay on the disk for the next container until the room is needed. Those of containers that are
+    /// known here, running or ended, are kept.
+    async fn remove_unused_layers(&self) -> Result<usize, WireError> {
+        let alone = self.inner.in_use.write().await;
+        let used = self.all().iter().flat_map(|instance| instance.layers.clone()).collect();
+        let layers = self.inner.layers.directory().clone();
+        let removed = tokio::task::spawn_blocking(move || layers.remove_all_but(&used)).await;
+        drop(alone);
+        let failed =
+            |error: &dyn std::error::Error| internal(format!("unused layers cannot be removed: {error}"));
+        let removed = removed.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+        tracing::info!("the disk is full: {removed} layers that no container uses are gone");
+        Ok(removed)
     }
 
     /// Sends a signal to a container's first process.
@@ -295,6 +339,7 @@ impl Runtime {
             started_ms: started.started_ms,
             ring,
             process: plan.process.clone(),
+            layers: plan.root.layers.clone(),
             cgroup: cgroup.clone(),
             ends,
             exit: launched.exit,
