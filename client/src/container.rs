@@ -4,8 +4,8 @@ use crate::location::{Location, fitting};
 use crate::process::{Output, Process};
 use wherry_protocol::io::{Stream, recv};
 use wherry_protocol::message::{
-    ConnectRequest, ContainerInfo, ContainerSelector, ContainerStats, Event, ExecSpec, LogQuery, ProcessInfo,
-    Reply, Request, Transport, WaitUntil,
+    ConnectRequest, ContainerInfo, ContainerSelector, ContainerStats, CopySpec, Event, ExecSpec, LogQuery,
+    ProcessInfo, Reply, Request, Transport, WaitUntil,
 };
 use wherry_protocol::{ContainerId, Limits, Name};
 
@@ -122,6 +122,11 @@ impl Container {
     /// Starts a process in it.
     pub async fn exec(&self, spec: ExecSpec) -> Result<Process, ClientError> {
         self.frames(Request::Exec { container: self.selector.clone(), spec }).await
+    }
+
+    /// Copies files out of it or into it: an archive as standard output or input of what comes back, see [`CopySpec`].
+    pub async fn copy(&self, copy: CopySpec) -> Result<Process, ClientError> {
+        self.frames(Request::Copy { container: self.selector.clone(), copy }).await
     }
 
     /// Its output so far and from now on; input goes to it.

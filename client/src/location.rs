@@ -234,6 +234,7 @@ fn repeatable(request: &Request) -> bool {
         | Request::Remove { .. }
         | Request::Signal { .. }
         | Request::Exec { .. }
+        | Request::Copy { .. }
         | Request::CreateToken { .. }
         | Request::RemoveAccount(_)
         | Request::CrashNode(_) => false,

@@ -9,9 +9,12 @@ use crate::net::Network;
 use crate::session::ServeStream;
 use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 use wherry_protocol::io::{self, SessionError, Stream};
-use wherry_protocol::message::{Channel, ExecSpec, Frame, LogQuery, LogSince, Reply, Routed, RoutedRequest};
+use wherry_protocol::message::{
+    Channel, CopySpec, ExecSpec, Frame, LogQuery, LogSince, Reply, Routed, RoutedRequest,
+};
 use wherry_protocol::{ContainerRef, ErrorCode, Limits, WireError};
 
 /// Log bytes read at once for one follower.
@@ -43,6 +46,7 @@ impl Router {
         };
         let served = match request {
             RoutedRequest::Exec { container, spec } => self.exec(&mut stream, container, spec).await,
+            RoutedRequest::Copy { container, copy } => self.copy(&mut stream, container, &copy).await,
             RoutedRequest::Attach { container } => self.attach(&mut stream, container).await,
             RoutedRequest::Logs { container, query } => self.logs(&mut stream, container, query).await,
             RoutedRequest::Tunnel { container, port } => self.tunnel(&mut stream, container, port).await,
@@ -75,6 +79,20 @@ impl Router {
         let instance = self.instance(container)?;
         let bounded = self.runtime.limits();
         let execution = Execution::start(self.runtime.supervisor(), &instance, &spec, bounded).await?;
+        let result = converse(stream, &execution).await;
+        execution.release().await;
+        Ok(result?)
+    }
+
+    async fn copy(
+        &self,
+        stream: &mut Stream,
+        container: ContainerRef,
+        copy: &CopySpec,
+    ) -> Result<(), Failure> {
+        let instance = self.instance(container)?;
+        let bounded = self.runtime.limits();
+        let execution = Execution::copy(self.runtime.supervisor(), &instance, copy, bounded).await?;
         let result = converse(stream, &execution).await;
         execution.release().await;
         Ok(result?)
@@ -184,10 +202,11 @@ async fn converse(stream: &mut Stream, execution: &Execution) -> Result<(), Sess
     io::send(stream, &Reply::Done).await?;
     let (mut reader, writer) = stream.split();
     let writer = tokio::sync::Mutex::new(writer);
+    let activity = Activity::default();
     let copied = async {
-        tokio::try_join!(copy_out(&execution.stdout, Channel::Stdout, &writer), async {
+        tokio::try_join!(copy_out(&execution.stdout, Channel::Stdout, &writer, &activity), async {
             match &execution.stderr {
-                Some(stderr) => copy_out(stderr, Channel::Stderr, &writer).await,
+                Some(stderr) => copy_out(stderr, Channel::Stderr, &writer, &activity).await,
                 None => Ok(()),
             }
         },)
@@ -198,7 +217,7 @@ async fn converse(stream: &mut Stream, execution: &Execution) -> Result<(), Sess
         let (outcome, copied) = tokio::join!(execution.wait(), async {
             tokio::select! {
                 result = copied => result,
-                () = lingering(execution) => Ok(()),
+                () = lingering(execution, &activity) => Ok(()),
             }
         });
         copied?;
@@ -211,17 +230,35 @@ async fn converse(stream: &mut Stream, execution: &Execution) -> Result<(), Sess
     first_error(spoken, feed(&mut reader, execution)).await
 }
 
-/// Completes a moment after the process has ended: time for its last output to be read.
-async fn lingering(execution: &Execution) {
+/// Output on its way to the user.
+#[derive(Debug, Default)]
+struct Activity {
+    /// Pieces read so far.
+    pieces: AtomicU64,
+    /// Pieces that the user has not taken yet.
+    pending: AtomicU64,
+}
+
+/// Completes when the process has ended and, for a moment, nothing more came of it: its last output is read however slow
+/// the user's line is.
+async fn lingering(execution: &Execution, activity: &Activity) {
     const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(500);
     execution.ended().await;
-    tokio::time::sleep(LAST_WORDS).await;
+    loop {
+        let before = activity.pieces.load(Ordering::Relaxed);
+        tokio::time::sleep(LAST_WORDS).await;
+        let quiet = activity.pending.load(Ordering::Relaxed) == 0;
+        if quiet && activity.pieces.load(Ordering::Relaxed) == before {
+            return;
+        }
+    }
 }
 
 async fn copy_out(
     source: &AsyncDescriptor,
     channel: Channel,
     writer: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
+    activity: &Activity,
 ) -> Result<(), SessionError> {
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -229,8 +266,11 @@ async fn copy_out(
         if length == 0 {
             return Ok(());
         }
+        activity.pieces.fetch_add(1, Ordering::Relaxed);
+        activity.pending.fetch_add(1, Ordering::Relaxed);
         let bytes = buffer.get(..length).unwrap_or_default().to_vec();
         io::send(&mut *writer.lock().await, &Frame::Data { channel, bytes }).await?;
+        activity.pending.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

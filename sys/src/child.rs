@@ -42,6 +42,12 @@ pub fn count_threads() -> ThreadsCounted {
     ThreadsCounted { one: matches!(tasks, Ok(1)) }
 }
 
+/// Ends this process at once, without the clean-up of a program that it is only a copy of.
+pub fn exit(code: u8) -> ! {
+    // SAFETY: _exit takes a number and does not return.
+    unsafe { libc::_exit(libc::c_int::from(code)) }
+}
+
 /// Gives SIGPIPE its default action back: Rust's standard library ignores it at start, and exec would pass that on.
 pub fn restore_broken_pipe_signal() {
     // SAFETY: SIG_DFL is a valid disposition for SIGPIPE, and no handler of this process is replaced.

@@ -57,6 +57,12 @@ impl Wherry {
         Self { home, ..self.clone() }
     }
 
+    /// The program.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Where this person's files are.
     #[must_use]
     pub fn home(&self) -> &Path {

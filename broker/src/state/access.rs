@@ -38,6 +38,7 @@ fn rule(request: &Request) -> Rule {
         | Request::Start(_)
         | Request::Rename { .. }
         | Request::Processes(_)
+        | Request::Copy { .. }
         | Request::Signal { .. }
         | Request::Connect(_)
         | Request::Disconnect(_)

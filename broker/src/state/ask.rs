@@ -58,6 +58,7 @@ impl Broker {
             | Request::Tunnel { .. }
             | Request::Stats(_)
             | Request::Processes(_)
+            | Request::Copy { .. }
             | Request::CrashNode(_) => self.route(&asker, body),
         }
     }
@@ -91,6 +92,13 @@ impl Broker {
             }
             Request::Processes(container) => {
                 self.enter(asker, container, |container| RoutedRequest::Processes { container })
+            }
+            Request::Copy { container, copy } => {
+                super::spec::check_copy(copy)?;
+                self.enter(asker, container, |container| RoutedRequest::Copy {
+                    container,
+                    copy: copy.clone(),
+                })
             }
             Request::Attach(container) => {
                 self.watch(asker, container, &body, |container| RoutedRequest::Attach { container })

@@ -3,7 +3,7 @@ use super::bounds::{MAX_LABELS, MAX_PUBLISHED, RESERVED_PORTS};
 use super::error;
 use std::collections::BTreeSet;
 use wherry_protocol::limits::MAX_ARGUMENT_BYTES;
-use wherry_protocol::message::{ContainerSpec, ExecSpec};
+use wherry_protocol::message::{ContainerSpec, CopySpec, ExecSpec};
 use wherry_protocol::policy::{self, MAX_STOP_SECONDS};
 use wherry_protocol::{ErrorCode, Name, WireError};
 
@@ -37,6 +37,11 @@ pub(super) fn check_exec(spec: &ExecSpec) -> Result<(), WireError> {
     check_arguments(spec.command.iter(), &spec.env)?;
     check_path("working directory", spec.workdir.as_deref())?;
     check_text("user", spec.user.as_deref())
+}
+
+/// Checks the form of a place to copy from or to.
+pub(super) fn check_copy(copy: &CopySpec) -> Result<(), WireError> {
+    check_path("path", Some(copy.path()))
 }
 
 fn check_arguments<'a>(

@@ -411,7 +411,10 @@ async fn routed(mut stream: Stream) {
             drop(futures_util::io::copy(reader, &mut writer).await);
             drop(writer.close().await);
         }
-        RoutedRequest::Exec { .. } | RoutedRequest::Attach { .. } | RoutedRequest::Logs { .. } => {
+        RoutedRequest::Exec { .. }
+        | RoutedRequest::Copy { .. }
+        | RoutedRequest::Attach { .. }
+        | RoutedRequest::Logs { .. } => {
             let bytes = format!("{} asked", routed.account).into_bytes();
             drop(send(&mut stream, &Frame::Data { channel: Channel::Stdout, bytes }).await);
             drop(send(&mut stream, &Frame::Exit(ExitStatus::Code(0))).await);

@@ -27,6 +27,7 @@ fn container_requests(id: ContainerId) -> Vec<(&'static str, Request)> {
         ("rename", Request::Rename { container: container.clone(), name: "other".parse().expect("a name") }),
         ("stats", Request::Stats(container.clone())),
         ("processes", Request::Processes(container.clone())),
+        ("copy", Request::Copy { container: container.clone(), copy: CopySpec::Out { path: "/etc".into() } }),
         ("tunnel", Request::Tunnel { container: container.clone(), port: 80 }),
         (
             "connect",

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Mutex;
 use wherry_init::control::{Descriptors, Launch, Namespaces, ProcessKey};
-use wherry_protocol::message::{ExecSpec, ExitStatus};
+use wherry_protocol::message::{CopySpec, ExecSpec, ExitStatus};
 use wherry_protocol::{ErrorCode, WireError};
 use wherry_sys::terminal::{Pty, WindowSize, open_pty_of, set_window_size};
 
@@ -48,17 +48,41 @@ impl Execution {
         spec: &ExecSpec,
         bounded: bool,
     ) -> Result<Self, WireError> {
+        let process = plan::exec(&instance.process, spec)?;
+        Self::begin(supervisor, instance, (&process, spec), bounded).await
+    }
+
+    /// Starts copying files out of or into the container that `instance` is.
+    ///
+    /// # Errors
+    /// As [`Execution::start`].
+    pub async fn copy(
+        supervisor: &Supervisor,
+        instance: &Instance,
+        copy: &CopySpec,
+        bounded: bool,
+    ) -> Result<Self, WireError> {
+        let process = plan::copy(&instance.process, copy)?;
+        let spec = ExecSpec { stdin: matches!(copy, CopySpec::In { .. }), ..ExecSpec::default() };
+        Self::begin(supervisor, instance, (&process, &spec), bounded).await
+    }
+
+    async fn begin(
+        supervisor: &Supervisor,
+        instance: &Instance,
+        (process, spec): (&Process, &ExecSpec),
+        bounded: bool,
+    ) -> Result<Self, WireError> {
         let pidfd = instance.pidfd().ok_or_else(|| {
             let message = format!("container {} is not running", instance.container.id);
             WireError::new(ErrorCode::WrongState, message)
         })?;
-        let process = plan::exec(&instance.process, spec)?;
         let cgroup = if bounded {
             Some(instance.cgroup.directory().map_err(|error| unusable(io::Error::other(error)))?)
         } else {
             None
         };
-        let ends = Ends::open(spec, &process, (instance.pid, pidfd), cgroup).map_err(unusable)?;
+        let ends = Ends::open(spec, process, (instance.pid, pidfd), cgroup).map_err(unusable)?;
         // From here on the id is taken; a supervisor that lives long enough to see 2^63 of them would be a wonder.
         let key = ProcessKey {
             id: EXEC_BIT | NEXT.fetch_add(1, Ordering::Relaxed),

@@ -116,13 +116,18 @@ impl Instance {
         let mut pumps = Vec::new();
         for (label, channel) in [(KEPT_STDOUT, Channel::Stdout), (KEPT_STDERR, Channel::Stderr)] {
             if let Some(end) = ends.remove(label) {
-                pumps.push(pump::output(Arc::new(AsyncDescriptor::new(end)?), channel, Arc::clone(&log)));
+                pumps.push(pump::output(
+                    Arc::new(AsyncDescriptor::new(end)?),
+                    channel,
+                    Arc::clone(&log),
+                    true,
+                ));
             }
         }
         let mut terminal = None;
         if let Some(end) = ends.remove(KEPT_TERMINAL) {
             let end = Arc::new(AsyncDescriptor::new(end)?);
-            pumps.push(pump::output(Arc::clone(&end), Channel::Stdout, Arc::clone(&log)));
+            pumps.push(pump::output(Arc::clone(&end), Channel::Stdout, Arc::clone(&log), false));
             terminal = Some(end);
         }
         let input = match (&terminal, ends.remove(KEPT_STDIN)) {

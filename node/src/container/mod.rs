@@ -5,6 +5,7 @@
 //! seccomp   the list of allowed system calls, compiled once
 //! user      user[:group] by the image's own files                                    pure
 //! child     performs the plan between clone and the container's program
+//! copy      files out of and into a running container, from inside
 //! exec      the same for one more process in a running container
 //! report    what child and exec say back
 //! rootfs    directories of a container on the data partition
@@ -20,6 +21,7 @@
 //! ```
 pub mod cgroup;
 pub mod child;
+mod copy;
 pub mod exec;
 pub mod execute;
 pub mod instance;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use wherry_images::oci::{OciError, ProcessSettings};
-use wherry_protocol::message::{ContainerDesired, ExecSpec, Setting};
+use wherry_protocol::message::{ContainerDesired, CopySpec, ExecSpec, Setting};
 use wherry_protocol::{ErrorCode, WireError, limits, policy};
 use wherry_sys::capability::CapabilitySet;
 
@@ -178,6 +178,8 @@ pub struct Process {
     pub limits: Vec<Limit>,
     /// Signal that asks it to stop.
     pub stop_signal: u8,
+    /// Instead of the program, copying files: of processes that are added only.
+    pub copy: Option<CopySpec>,
 }
 
 /// A resource limit (setrlimit(2)).
@@ -296,6 +298,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
             filter: around.filter.clone(),
             limits: limits_of_process(&spec.settings),
             stop_signal: spec.stop_signal().unwrap_or(settings.stop_signal),
+            copy: None,
         },
     })
 }
@@ -322,6 +325,30 @@ pub fn exec(first: &Process, spec: &ExecSpec) -> Result<Process, PlanError> {
         process.user.clone_from(user);
     }
     check_process(&process)?;
+    Ok(process)
+}
+
+/// One that copies files: as root with the usual capabilities, whatever the container's own program may do, so that every
+/// file of the container can be read and written.
+///
+/// # Errors
+/// When the path cannot be one.
+pub fn copy(first: &Process, copy: &CopySpec) -> Result<Process, PlanError> {
+    let process = Process {
+        argv: vec!["copy".into()],
+        workdir: "/".into(),
+        user: "0:0".into(),
+        tty: false,
+        capabilities: capabilities(&[])?,
+        copy: Some(copy.clone()),
+        ..first.clone()
+    };
+    let path = copy.path();
+    let reason = "it is not an absolute path without '..'";
+    if !path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
+        let value = path.chars().take(80).collect();
+        return Err(OciError::Setting { what: "path", value, reason }.into());
+    }
     Ok(process)
 }
 

@@ -365,6 +365,31 @@ pub struct ExecSpec {
     pub stdin: bool,
 }
 
+/// Files to be copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CopySpec {
+    /// The file or directory at this absolute path, as an archive whose only entry at the top has its last name.
+    Out {
+        /// Inside.
+        path: String,
+    },
+    /// Such an archive, into the directory at this absolute path; if there is none, under this name.
+    In {
+        /// Inside.
+        path: String,
+    },
+}
+
+impl CopySpec {
+    /// Where.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Out { path } | Self::In { path } => path,
+        }
+    }
+}
+
 /// Which part of a container's output is wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogQuery {

@@ -1,5 +1,5 @@
 //! Broker and node. The broker sends what should be; the node makes it so and says what is.
-use super::container::{ContainerReport, ContainerSpec, ExecSpec, ImageManifest, LogQuery};
+use super::container::{ContainerReport, ContainerSpec, CopySpec, ExecSpec, ImageManifest, LogQuery};
 use crate::id::{AccountId, ContainerId, ContainerRef, Digest, Name, NodeIndex};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -132,7 +132,7 @@ pub struct ContainerDesired {
 /// Whether a container should run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Want {
-    /// It should run (once per generation: an exited container is not restarted).
+    /// It should run: once per generation, unless its restart policy says otherwise.
     Running,
     /// It should not: signal, then after the grace kill.
     Stopped {
@@ -248,5 +248,13 @@ pub enum RoutedRequest {
     Processes {
         /// In which.
         container: ContainerRef,
+    },
+    /// Reply `Done`, then frames: a tar archive (POSIX.1-1988, with GNU long names) as standard output or standard input,
+    /// what went wrong in words as standard error, then `Exit`, with code 0 if all was copied.
+    Copy {
+        /// Out of or into this container.
+        container: ContainerRef,
+        /// What.
+        copy: CopySpec,
     },
 }

@@ -1,6 +1,6 @@
 //! What people ask the broker, and its replies.
 use super::container::{
-    ContainerSpec, ContainerState, ContainerStats, Descriptor, ExecSpec, ImageManifest, LogQuery,
+    ContainerSpec, ContainerState, ContainerStats, CopySpec, Descriptor, ExecSpec, ImageManifest, LogQuery,
     ProcessInfo, PublishedPort,
 };
 use super::node::{NodeFacts, NodeLoad, Transport};
@@ -134,6 +134,13 @@ pub enum Request {
     Stats(ContainerSelector),
     /// See [`super::RoutedRequest::Processes`].
     Processes(ContainerSelector),
+    /// See [`super::RoutedRequest::Copy`].
+    Copy {
+        /// Out of or into this container.
+        container: ContainerSelector,
+        /// What.
+        copy: CopySpec,
+    },
 }
 
 /// `repository[:tag]` as people write it, normalised: the tag is always there.

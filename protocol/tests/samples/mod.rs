@@ -62,6 +62,7 @@ listed! {
         Ping, Status, Nodes, MissingBlobs, PutBlob, PutImage, Images, RemoveImage, Run, Containers, Inspect, Wait,
         Stop, Start, Remove, Signal, Connect, Disconnect, Connections, Exec, Attach, Logs, Tunnel, CreateToken,
         Accounts, RemoveAccount, CrashNode, Events, Rename, Stats, Processes,
+        Copy,
     }
     ContainerSelector { Id, Name }
     WaitUntil { Started, Ended }
@@ -75,7 +76,8 @@ listed! {
     ToNode { Sync, Container, Remove, Network }
     Want { Running, Stopped }
     Transport { Tcp, Udp }
-    RoutedRequest { Exec, Attach, Logs, Tunnel, Signal, Crash, Stats, Processes }
+    RoutedRequest { Exec, Attach, Logs, Tunnel, Signal, Crash, Stats, Processes, Copy }
+    CopySpec { Out, In }
     ContainerState { Pending, Preparing, Running, Exited, Failed, Restarting }
     Setting {
         Restart, StopSignal, StopSeconds, Tmpfs, AddCapability, DropCapability, Limit, Sysctl, Nameserver, Host,
@@ -377,6 +379,7 @@ fn requests() -> Vec<Row> {
         row(Request::Rename { container: selector(), name: name("front") }),
         row(Request::Stats(selector())),
         row(Request::Processes(selector())),
+        row(Request::Copy { container: selector(), copy: CopySpec::In { path: "/a".into() } }),
         row(ContainerSelector::Id(ContainerId(300))),
         row(ContainerSelector::Name(name("web"))),
         row(WaitUntil::Started),
@@ -465,6 +468,9 @@ fn node() -> Vec<Row> {
         row(RoutedRequest::Crash),
         row(RoutedRequest::Stats { container: container() }),
         row(RoutedRequest::Processes { container: container() }),
+        row(RoutedRequest::Copy { container: container(), copy: CopySpec::Out { path: "/a".into() } }),
+        row(CopySpec::Out { path: "/a".into() }),
+        row(CopySpec::In { path: "/a".into() }),
     ]
 }
 

@@ -2,8 +2,10 @@
 use super::view::{container, wait_for_state};
 use crate::cli::Wherry;
 use crate::failure::{Failure, ensure};
+use crate::noise::noise;
 use crate::wait::until;
 use crate::world::World;
+use std::fs;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -234,4 +236,47 @@ cat /proc/sys/net/core/somaxconn; grep -c db /etc/hosts; cat /etc/resolv.conf";
     admin.refused(&["run", "--cap-add", "SYS_ADMIN", "client"], "SYS_ADMIN")?;
     admin.refused(&["run", "--sysctl", "kernel.core_pattern=x", "client"], "kernel.core_pattern")?;
     admin.refused(&["run", "--tmpfs", "/proc", "client"], "/proc").map(drop)
+}
+
+/// Files go in and come out as they were, and nothing gets where it should not.
+pub(super) fn copies(world: &mut dyn World) -> Result<(), Failure> {
+    const NOISE_BYTES: usize = 3 << 20;
+    let admin = world.admin();
+    let here = tempfile::tempdir().map_err(Failure::io("make a temporary directory"))?;
+    let path = |name: &str| here.path().join(name).display().to_string();
+    let noise = noise(NOISE_BYTES, 7);
+    fs::create_dir_all(here.path().join("site/sub")).map_err(Failure::io("make a directory"))?;
+    fs::write(here.path().join("site/sub/noise"), &noise).map_err(Failure::io("write a file"))?;
+    admin.ok(&["run", "-d", "--name", "box", "client", "sleep", "1d"])?;
+    wait_for_state(admin, "box", "running", SOON)?;
+    admin.ok(&["cp", &path("site"), "box:/srv"])?;
+    admin.ok(&["cp", &path("site"), "box:/tmp"])?;
+    let sizes = "wc -c < /srv/sub/noise; wc -c < /tmp/site/sub/noise; stat -c %u /srv/sub/noise";
+    let expected = format!("{NOISE_BYTES}\n{NOISE_BYTES}\n0\n");
+    admin.run(&["exec", "box", "--", "sh", "-c", sizes])?.expect_stdout(&expected)?;
+    admin.ok(&["cp", "box:/srv", &path("back")])?;
+    let back = fs::read(here.path().join("back/sub/noise")).map_err(Failure::io("read what came back"))?;
+    ensure(back == noise, || format!("{} bytes came back, and not the same", back.len()))?;
+    admin.ok(&["cp", "box:/etc/hostname", &path("name")])?;
+    let name = fs::read_to_string(here.path().join("name")).map_err(Failure::io("read what came back"))?;
+    ensure(name == "box\n", || format!("its /etc/hostname is {name:?}"))?;
+    // A link out of the image's root leads nowhere else inside.
+    admin.run(&["exec", "box", "--", "ln", "-s", "/../../../etc", "/tmp/up"])?.expect_code(0)?;
+    admin.ok(&["cp", "box:/tmp/up/", &path("etc")])?;
+    let shadow = here.path().join("etc/shadow").exists();
+    ensure(!shadow && here.path().join("etc/hostname").exists(), || {
+        "a link led out of the container".into()
+    })?;
+    admin.refused(&["cp", "box:/no/such", &path("x")], "no such file")?;
+    admin.refused(&["cp", &path("site"), "box:/no/such/place"], "/no/such")?;
+    admin.refused(&["cp", &path("missing"), "box:/tmp"], "missing")?;
+    admin.refused(&["cp", &path("site"), "nobody:/tmp"], "nobody")?;
+    // Output of which much is still on its way when the program has ended.
+    let reader = Wherry::new("/bin/sh".into(), admin.home().to_owned());
+    let slowly = format!(
+        "'{}' exec box -- dd if=/dev/zero bs=64k count=48 2>/dev/null | (sleep 2; wc -c)",
+        admin.binary().display()
+    );
+    reader.run(&["-c", &slowly])?.expect_stdout(&format!("{}\n", 48 * 64 * 1024))?;
+    admin.ok(&["rm", "-f", "box"]).map(drop)
 }

@@ -47,6 +47,7 @@ pub const ALL: &[Scenario] = &[
     scenario("bounds of memory, processes and CPU hold", containers::limits),
     scenario("what should run is started again, what was stopped is not", containers::restarts),
     scenario("settings are as wished, or refused in one sentence", containers::settings),
+    scenario("files go in and come out", containers::copies),
     scenario("unknown and taken names are refused in one sentence", bad_input::names),
     scenario(
         "what is not connected cannot talk, what is connected can, until it is taken back",

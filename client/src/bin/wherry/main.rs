@@ -2,6 +2,7 @@
 mod access;
 mod containers;
 mod context;
+mod copy;
 mod dev;
 mod flash;
 mod images;
@@ -61,6 +62,8 @@ enum Command {
     Exec(processes::Exec),
     /// Connect this terminal to a running container.
     Attach(processes::Attach),
+    /// Copy files out of a running container, or into it.
+    Cp(copy::Cp),
     /// Stop containers: their stop signal, then SIGKILL after the grace.
     Stop(containers::Stop),
     /// Start stopped containers again.
@@ -170,6 +173,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Logs(args) => containers::logs(&context, &args).await,
         Command::Exec(args) => processes::exec(&context, args).await,
         Command::Attach(args) => processes::attach(&context, &args).await,
+        Command::Cp(args) => copy::cp(&context, &args).await,
         Command::Stop(args) => containers::stop(&context, args).await,
         Command::Start(args) => containers::start(&context, args).await,
         Command::Restart(args) => containers::restart(&context, args).await,

@@ -1,5 +1,6 @@
 //! From a privileged process inside of the container to the container's program: user, directory, limits, privileges,
 //! filter, exec, in this order. Shared by a container's first process and those that exec adds.
+use super::super::copy;
 use super::super::plan::{Limit, Process, Resource};
 use super::super::report::{Failure, Step};
 use super::super::seccomp::Filter;
@@ -14,6 +15,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
+use wherry_protocol::message::CopySpec;
 use wherry_sys::capability::{CapabilitySet, ThreadSets};
 
 /// Used to find the program when the environment has no PATH (execvp(3) uses the same two).
@@ -23,6 +25,7 @@ const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICL
 /// Everything that can fail has been done, except for the last two steps.
 pub(in super::super) struct Prepared<'a> {
     filter: &'a Filter,
+    copy: Option<&'a CopySpec>,
     program: CString,
     shown: &'a str,
     arguments: Vec<CString>,
@@ -37,9 +40,13 @@ pub(in super::super) fn prepare(process: &Process) -> Result<Prepared<'_>, Failu
     let identity = identity(&root, &process.user)?;
     enter(&root, &process.workdir)?;
     process.limits.iter().try_for_each(set_limit)?;
-    let program = find_program(process)?;
+    let program = match process.copy {
+        Some(_) => String::new(),
+        None => find_program(process)?,
+    };
     let prepared = Prepared {
         filter: &process.filter,
+        copy: process.copy.as_ref(),
         program: c_string(&program)?,
         shown: process.argv.first().map_or("", String::as_str),
         arguments: process.argv.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
@@ -54,6 +61,10 @@ impl Prepared<'_> {
     pub(in super::super) fn execute(self) -> Result<Infallible, Failure> {
         wherry_sys::child::restore_broken_pipe_signal();
         self.filter.install().map_err(|error| Failure::new(Step::Seccomp, "", seccomp_errno(&error)))?;
+        if let Some(copy) = self.copy {
+            // What is written from here on is the archive's or the user's.
+            wherry_sys::child::exit(copy::run(copy));
+        }
         nix::unistd::execve(&self.program, &self.arguments, &self.environment)
             .map_err(|errno| Failure::new(Step::Exec, self.shown, errno))
     }
