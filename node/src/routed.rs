@@ -1,7 +1,7 @@
 //! Requests of users that the broker routed here, one stream each.
 use crate::container::execute::Execution;
 use crate::container::instance::Instance;
-use crate::container::logs::{Batch, Entry};
+use crate::container::logs::{Attendant, Batch, Entry};
 use crate::container::pump::{AsyncDescriptor, unix_ms};
 use crate::container::runtime::Runtime;
 use crate::container::usage;
@@ -103,7 +103,9 @@ impl Router {
         io::send(stream, &Reply::Done).await?;
         let (mut reader, mut writer) = stream.split();
         let shown = async {
-            show_log(&mut writer, &instance, LogQuery { follow: true, ..LogQuery::default() }).await?;
+            let attendant = instance.log.attend();
+            let all = LogQuery { follow: true, ..LogQuery::default() };
+            show_log(&mut writer, &instance, all, attendant.as_ref()).await?;
             let ended = instance.wait().await;
             io::send(&mut writer, &Frame::Exit(ended.status)).await
         };
@@ -120,7 +122,7 @@ impl Router {
         let instance = self.instance(container)?;
         io::send(stream, &Reply::Done).await?;
         let (mut reader, mut writer) = stream.split();
-        let shown = show_log(&mut writer, &instance, query);
+        let shown = show_log(&mut writer, &instance, query, None);
         Ok(until_hung_up(shown, &mut reader).await?)
     }
 
@@ -322,6 +324,7 @@ async fn show_log(
     writer: &mut (impl AsyncWrite + Unpin),
     instance: &Instance,
     query: LogQuery,
+    attendant: Option<&Attendant<'_>>,
 ) -> Result<(), SessionError> {
     let log = &instance.log;
     let mut progress = log.follow();
@@ -335,6 +338,7 @@ async fn show_log(
         let batch = log.read(position, BATCH_BYTES).map_err(SessionError::Io)?;
         if !batch.entries.is_empty() {
             position = show(writer, batch, query).await?;
+            attendant.inspect(|attendant| attendant.has_read(position));
         } else if seen.closed || !query.follow || progress.changed().await.is_err() {
             return Ok(());
         }

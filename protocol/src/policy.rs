@@ -162,6 +162,7 @@ fn check_setting(setting: &Setting) -> Result<(), Refused> {
         }
         Setting::Nameserver(_) => Ok(()),
         Setting::Host { name, .. } => check_host(name),
+        Setting::Attended => Ok(()),
     }
 }
 

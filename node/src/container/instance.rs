@@ -34,6 +34,9 @@ pub const KEPT_TERMINAL: &str = "pty";
 /// hold a pipe open.
 const DRAIN: Duration = Duration::from_secs(1);
 
+/// How often that, at most, while somebody still reads.
+const MOST_DRAINS: u32 = 60;
+
 /// The supervisor's name for one life of a container.
 #[must_use]
 pub fn key(container: ContainerRef) -> ProcessKey {
@@ -89,6 +92,8 @@ pub struct Parts {
     pub started_ms: u64,
     /// The ring of its output.
     pub ring: Ring,
+    /// Whether somebody is about to attach who wants all of it.
+    pub attended: bool,
     /// From the plan.
     pub process: Process,
     /// From the plan too.
@@ -110,24 +115,31 @@ impl Instance {
         parts: Parts,
         on_end: impl FnOnce(ContainerRef, Ended) + Send + 'static,
     ) -> io::Result<Arc<Self>> {
-        let Parts { container, pid, pidfd, started_ms, ring, process, layers, cgroup, mut ends, exit } =
-            parts;
-        let log = Arc::new(Log::new(ring));
+        let Parts {
+            container,
+            pid,
+            pidfd,
+            started_ms,
+            ring,
+            attended,
+            process,
+            layers,
+            cgroup,
+            mut ends,
+            exit,
+        } = parts;
+        let log = Log::new(ring);
+        let log = Arc::new(if attended { log.attended() } else { log });
         let mut pumps = Vec::new();
         for (label, channel) in [(KEPT_STDOUT, Channel::Stdout), (KEPT_STDERR, Channel::Stderr)] {
             if let Some(end) = ends.remove(label) {
-                pumps.push(pump::output(
-                    Arc::new(AsyncDescriptor::new(end)?),
-                    channel,
-                    Arc::clone(&log),
-                    true,
-                ));
+                pumps.push(pump::output(Arc::new(AsyncDescriptor::new(end)?), channel, Arc::clone(&log)));
             }
         }
         let mut terminal = None;
         if let Some(end) = ends.remove(KEPT_TERMINAL) {
             let end = Arc::new(AsyncDescriptor::new(end)?);
-            pumps.push(pump::output(Arc::clone(&end), Channel::Stdout, Arc::clone(&log), false));
+            pumps.push(pump::output(Arc::clone(&end), Channel::Stdout, Arc::clone(&log)));
             terminal = Some(end);
         }
         let input = match (&terminal, ends.remove(KEPT_STDIN)) {
@@ -168,6 +180,8 @@ impl Instance {
             pidfd: state.ok(),
             started_ms: booted_ms.saturating_add(started_ms),
             ring,
+            // Whoever was attached has lost the stream with the service.
+            attended: false,
             process: plan.process,
             layers: plan.root.layers,
             cgroup,
@@ -232,12 +246,18 @@ async fn finish(
     on_end: impl FnOnce(ContainerRef, Ended) + Send + 'static,
 ) {
     let Ok(raw) = exit.wait_for(Option::is_some).await.map(|status| *status) else { return };
-    let drained = async {
+    let mut drained = std::pin::pin!(async {
         for pump in pumps {
             pump.await.ok();
         }
-    };
-    tokio::time::timeout(DRAIN, drained).await.ok();
+    });
+    // Whoever attends has a slow line, perhaps: then the last output is still on its way.
+    for _ in 0..MOST_DRAINS {
+        let in_time = tokio::time::timeout(DRAIN, &mut drained).await.is_ok();
+        if in_time || !instance.log.is_attended() {
+            break;
+        }
+    }
     let status = status(raw, instance.cgroup.out_of_memory());
     let ended = Ended { status, finished_ms: unix_ms() };
     instance.log.close();

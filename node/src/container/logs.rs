@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 use wherry_protocol::message::Channel;
 
@@ -125,6 +126,12 @@ impl Ring {
         self.write_header()
     }
 
+    /// Whether one more entry of so many bytes leaves everything from `floor` on in its place.
+    fn holds(&self, floor: u64, bytes: usize) -> bool {
+        let needed = ENTRY_HEADER + bytes as u64;
+        self.end.saturating_sub(floor).saturating_add(needed) <= self.capacity
+    }
+
     /// Drops the oldest entries until `needed` bytes fit; tells whether any went.
     fn evict(&mut self, needed: u64) -> io::Result<bool> {
         let before = self.start;
@@ -162,6 +169,12 @@ impl Ring {
         let mut batch = self.read(self.start, usize::MAX)?;
         batch.entries = last_lines(batch.entries, lines);
         Ok(batch)
+    }
+
+    /// Whether nothing was ever written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.end == 0
     }
 
     /// The oldest position still held.
@@ -278,6 +291,38 @@ fn last_lines(mut entries: Vec<Entry>, lines: u32) -> Vec<Entry> {
 pub struct Log {
     ring: Mutex<Ring>,
     progress: watch::Sender<Progress>,
+    attendance: watch::Sender<Attendance>,
+}
+
+/// Whether somebody wants all of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attendance {
+    /// Nobody does, or not any more.
+    Nobody,
+    /// Somebody will come and read from this position on.
+    Awaited(u64),
+    /// Somebody has read up to this position.
+    Reading(u64),
+}
+
+/// How long whoever wants all of the output is awaited: a laptop attaches within milliseconds of the start.
+const ATTENDANT_COMES: Duration = Duration::from_secs(10);
+
+/// Whoever wants all of the output of a container, as long as this lives.
+#[derive(Debug)]
+pub struct Attendant<'a>(&'a Log);
+
+impl Attendant<'_> {
+    /// Everything before `position` has been read.
+    pub fn has_read(&self, position: u64) {
+        self.0.attendance.send_replace(Attendance::Reading(position));
+    }
+}
+
+impl Drop for Attendant<'_> {
+    fn drop(&mut self) {
+        self.0.attendance.send_replace(Attendance::Nobody);
+    }
 }
 
 /// How far a log has come.
@@ -294,7 +339,59 @@ impl Log {
     #[must_use]
     pub fn new(ring: Ring) -> Self {
         let (progress, _) = watch::channel(Progress { end: ring.end, closed: false });
-        Self { ring: Mutex::new(ring), progress }
+        let (attendance, _) = watch::channel(Attendance::Nobody);
+        Self { ring: Mutex::new(ring), progress, attendance }
+    }
+
+    /// Somebody is about to come who wants all that is written from now on.
+    #[must_use]
+    pub fn attended(self) -> Self {
+        let from = self.lock().end;
+        self.attendance.send_replace(Attendance::Awaited(from));
+        self
+    }
+
+    /// The one who was announced, if it is the first who comes.
+    #[must_use]
+    pub fn attend(&self) -> Option<Attendant<'_>> {
+        let came = self.attendance.send_if_modified(|attendance| match *attendance {
+            Attendance::Awaited(from) => {
+                *attendance = Attendance::Reading(from);
+                true
+            }
+            Attendance::Nobody | Attendance::Reading(_) => false,
+        });
+        came.then_some(Attendant(self))
+    }
+
+    /// Whether an attendant is there.
+    #[must_use]
+    pub fn is_attended(&self) -> bool {
+        matches!(*self.attendance.borrow(), Attendance::Reading(_))
+    }
+
+    /// Waits until `bytes` more can be added without losing what an attendant has not read.
+    pub async fn room(&self, bytes: usize) {
+        let mut attendance = self.attendance.subscribe();
+        loop {
+            let (floor, patience) = match *attendance.borrow_and_update() {
+                Attendance::Nobody => return,
+                Attendance::Awaited(floor) => (floor, Some(ATTENDANT_COMES)),
+                Attendance::Reading(floor) => (floor, None),
+            };
+            if self.lock().holds(floor, bytes) {
+                return;
+            }
+            let changed = attendance.changed();
+            let in_time = match patience {
+                Some(patience) => tokio::time::timeout(patience, changed).await.is_ok(),
+                None => changed.await.is_ok(),
+            };
+            if !in_time {
+                // Whoever was announced has not come; the container has waited long enough.
+                self.attendance.send_replace(Attendance::Nobody);
+            }
+        }
     }
 
     /// Adds output and wakes the readers. Output that cannot be kept (no memory) is dropped: a container must not stall
@@ -401,6 +498,52 @@ mod tests {
         assert_eq!(tail(2), "three\nfour");
         assert_eq!(tail(3), "two\nthree\nfour");
         assert_eq!(tail(99), "one\ntwo\nthree\nfour");
+    }
+
+    #[tokio::test]
+    async fn an_attendant_misses_nothing_and_holds_nobody_up_once_gone() {
+        let log = std::sync::Arc::new(Log::new(Ring::create(0).unwrap()).attended());
+        let writer = std::sync::Arc::clone(&log);
+        let lines = 20_000;
+        let task = tokio::spawn(async move {
+            for line in 0..lines {
+                let text = format!("line {line}\n");
+                writer.room(text.len()).await;
+                writer.append(Channel::Stdout, 0, text.as_bytes());
+            }
+            writer.close();
+        });
+        // It comes late, and reads slowly at first.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let attendant = log.attend().unwrap();
+        assert!(log.attend().is_none(), "there is one");
+        let (mut position, mut read, mut progress) = (log.start(), String::new(), log.follow());
+        while read.lines().count() < lines / 2 {
+            let batch = log.read(position, 4096).unwrap();
+            assert_eq!(batch.dropped, 0);
+            read.push_str(&texts(&batch.entries));
+            position = batch.next;
+            attendant.has_read(position);
+            if batch.entries.is_empty() {
+                progress.changed().await.unwrap();
+            }
+        }
+        let expected: String = (0..read.lines().count()).map(|line| format!("line {line}\n")).collect();
+        assert_eq!(read, expected);
+        drop(attendant);
+        progress.wait_for(|progress| progress.closed).await.unwrap();
+        task.await.unwrap();
+        assert!(log.attend().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attendant_who_does_not_come_is_not_awaited_for_ever() {
+        let log = Log::new(Ring::create(0).unwrap()).attended();
+        for _ in 0..100 {
+            log.room(MAX_ENTRY).await;
+            log.append(Channel::Stdout, 0, &[b'x'; MAX_ENTRY]);
+        }
+        assert!(log.attend().is_none());
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -12,9 +12,6 @@ use wherry_protocol::message::Channel;
 
 /// Read at once, in bytes: what a pipe page holds, twice.
 const CHUNK: usize = 8 * 1024;
-
-/// How long a small piece of output waits for more.
-const GATHER: Duration = Duration::from_millis(1);
 
 /// Unix time in milliseconds.
 #[must_use]
@@ -60,12 +57,6 @@ impl AsyncDescriptor {
         }
     }
 
-    /// Reads what is there already; 0 if that is nothing.
-    fn read_now(&self, buffer: &mut [u8]) -> usize {
-        // An end or an error shows again in the next read that waits.
-        nix::unistd::read(self.0.get_ref(), buffer).unwrap_or(0)
-    }
-
     /// Writes all of `bytes`.
     ///
     /// # Errors
@@ -90,21 +81,16 @@ impl AsyncDescriptor {
     }
 }
 
-/// Copies everything from `source` into the log; ends with the source. `gather` waits a moment after a small piece for more:
-/// a program that writes line by line would fill the log with the heads of entries.
-pub fn output(source: Arc<AsyncDescriptor>, channel: Channel, log: Arc<Log>, gather: bool) -> JoinHandle<()> {
+/// Copies everything from `source` into the log; ends with the source.
+pub fn output(source: Arc<AsyncDescriptor>, channel: Channel, log: Arc<Log>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut buffer = vec![0; CHUNK];
         loop {
             match source.read(&mut buffer).await {
                 Ok(0) => return,
-                Ok(mut length) => {
-                    let time = unix_ms();
-                    if gather && length < CHUNK / 2 {
-                        tokio::time::sleep(GATHER).await;
-                        length += source.read_now(buffer.get_mut(length..).unwrap_or_default());
-                    }
-                    log.append(channel, time, buffer.get(..length).unwrap_or_default());
+                Ok(length) => {
+                    log.room(length).await;
+                    log.append(channel, unix_ms(), buffer.get(..length).unwrap_or_default());
                 }
                 Err(error) => return tracing::warn!("a container's output could not be read: {error}"),
             }
@@ -165,7 +151,7 @@ mod tests {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let log = Arc::new(Log::new(Ring::create(0).unwrap()));
         let source = Arc::new(AsyncDescriptor::new(reader).unwrap());
-        let pump = output(source, Channel::Stderr, Arc::clone(&log), true);
+        let pump = output(source, Channel::Stderr, Arc::clone(&log));
         let input = Input::Pipe(Mutex::new(Some(AsyncDescriptor::new(writer).unwrap())));
         let big = vec![b'x'; 100_000];
         input.write(&big).await.unwrap();
@@ -176,29 +162,6 @@ mod tests {
         let batch = log.read(0, usize::MAX).unwrap();
         let held: usize = batch.entries.iter().map(|entry| entry.bytes.len()).sum();
         assert!(held > 0 && batch.entries.iter().all(|entry| entry.channel == Channel::Stderr));
-    }
-
-    #[tokio::test]
-    async fn small_pieces_are_gathered() {
-        let (reader, writer) = nix::unistd::pipe().unwrap();
-        let log = Arc::new(Log::new(Ring::create(0).unwrap()));
-        let source = Arc::new(AsyncDescriptor::new(reader).unwrap());
-        for line in 0..500 {
-            nix::unistd::write(&writer, format!("{line}\n").as_bytes()).unwrap();
-        }
-        let pump = output(source, Channel::Stdout, Arc::clone(&log), true);
-        for line in 500..1000 {
-            nix::unistd::write(&writer, format!("{line}\n").as_bytes()).unwrap();
-        }
-        drop(writer);
-        pump.await.unwrap();
-        let entries = log.read(0, usize::MAX).unwrap().entries;
-        let text: String = (0..1000).map(|line| format!("{line}\n")).collect();
-        assert_eq!(
-            entries.iter().flat_map(|entry| entry.bytes.clone()).collect::<Vec<_>>(),
-            text.into_bytes()
-        );
-        assert!(entries.len() <= 3, "{} entries", entries.len());
     }
 
     #[tokio::test]

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use wherry_init::control::{ControlError, Descriptors, Endpoint, Launch, Namespaces, ProcessKey};
-use wherry_protocol::message::{ContainerDesired, ContainerReport, ContainerState};
+use wherry_protocol::message::{ContainerDesired, ContainerReport, ContainerState, Setting};
 use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, WireError};
 use wherry_sys::terminal::{WindowSize, open_pty};
 
@@ -319,14 +319,15 @@ impl Runtime {
             self.kill(key(desired.container), exit.wait_for(Option::is_some)).await;
             return Err(error);
         }
-        self.keep(desired.container, launched, plan, cgroup, ring, ends)
+        let attended = desired.spec.settings.contains(&Setting::Attended);
+        self.keep(desired.container, launched, (plan, attended), cgroup, ring, ends)
     }
 
     fn keep(
         &self,
         container: ContainerRef,
         launched: Launched,
-        plan: &Plan,
+        (plan, attended): (&Plan, bool),
         cgroup: &Cgroup,
         ring: Ring,
         ends: HashMap<String, OwnedFd>,
@@ -337,6 +338,8 @@ impl Runtime {
             pid: launched.pid,
             pidfd: Some(launched.pidfd),
             started_ms: started.started_ms,
+            // A restart is nothing that somebody came for.
+            attended: attended && ring.is_empty(),
             ring,
             process: plan.process.clone(),
             layers: plan.root.layers.clone(),

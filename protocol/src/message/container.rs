@@ -87,6 +87,9 @@ pub enum Setting {
         /// Address.
         address: Ipv4Addr,
     },
+    /// Somebody will attach right after its start and wants all of its output: the node does not let go of what they have not
+    /// read, and lets the container wait instead. Otherwise output never holds a container up.
+    Attended,
 }
 
 /// Whether a container that ends by itself is started again, after a pause that grows from 0.1 s to 1 min. One that

@@ -81,6 +81,7 @@ listed! {
     ContainerState { Pending, Preparing, Running, Exited, Failed, Restarting }
     Setting {
         Restart, StopSignal, StopSeconds, Tmpfs, AddCapability, DropCapability, Limit, Sysctl, Nameserver, Host,
+        Attended,
     }
     RestartPolicy { No, OnFailure, Always }
     LogSince { Time, Age }
@@ -492,6 +493,7 @@ fn containers() -> Vec<Row> {
         row(Setting::Sysctl { name: "net.core.somaxconn".into(), value: "8".into() }),
         row(Setting::Nameserver(Ipv4Addr::new(9, 9, 9, 9))),
         row(Setting::Host { name: "db".into(), address: Ipv4Addr::new(10, 2, 0, 2) }),
+        row(Setting::Attended),
         row(RestartPolicy::No),
         row(RestartPolicy::OnFailure { most: None }),
         row(RestartPolicy::Always),

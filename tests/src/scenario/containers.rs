@@ -66,6 +66,14 @@ pub(super) fn streams(world: &mut dyn World) -> Result<(), Failure> {
     ensure(many.stdout.lines().count() == 20_000, || {
         format!("20000 lines became {}", many.stdout.lines().count())
     })?;
+    // Much more than a node holds, to somebody who reads slowly: nothing is lost, the container waits.
+    let reader = Wherry::new("/bin/sh".into(), admin.home().to_owned());
+    let slowly =
+        format!("'{}' run --rm client seq 100000 | (sleep 1; tail -n 1; )", admin.binary().display());
+    let outcome = reader.run(&["-c", &slowly])?.expect_stdout("100000\n")?;
+    ensure(!outcome.stderr.contains("dropped"), || format!("output was lost: {outcome:?}"))?;
+    let counted = format!("'{}' run --rm client seq 100000 | (sleep 1; wc -l)", admin.binary().display());
+    reader.run(&["-c", &counted])?.expect_stdout("100000\n")?;
     admin.run(&["run", "--rm", "client", "/no/such/program"])?.expect_code(127).map(drop)
 }
 

@@ -151,8 +151,16 @@ impl Run {
         let lists = [&self.tmpfs, &self.ulimit, &self.sysctl, &self.add_host].into_iter().flatten().cloned();
         let dropped = self.cap_drop.iter().cloned().map(Setting::DropCapability);
         let added = self.cap_add.iter().cloned().map(Setting::AddCapability);
+        let attended = (!self.detach).then_some(Setting::Attended);
         let servers = self.dns.iter().copied().map(Setting::Nameserver);
-        single.into_iter().flatten().chain(lists).chain(dropped).chain(added).chain(servers).collect()
+        attended
+            .into_iter()
+            .chain(single.into_iter().flatten())
+            .chain(lists)
+            .chain(dropped)
+            .chain(added)
+            .chain(servers)
+            .collect()
     }
 
     /// What to ask the broker for.
@@ -229,6 +237,9 @@ mod tests {
             spec: ContainerSpec::default(),
         };
         change(&mut expected);
+        if !expected.detached {
+            expected.spec.settings.insert(0, Setting::Attended);
+        }
         assert_eq!(request(line).unwrap(), expected, "{line}");
     }
 
