@@ -57,12 +57,12 @@ async fn attempt(
     let handshake = async {
         let secure = io::connect(transport.compat(), me, broker, &mut OsRandom).await?;
         let (mux, mut incoming, driver) = io::multiplex(secure, Side::Dialled, &Limits::DEFAULT);
+        let attempt = Attempt(Some(mux));
         // The driver ends with the session; whoever uses a stream then learns of it there.
         tokio::spawn(driver);
         // The broker has no reason to open streams towards us: dropped unread.
         tokio::spawn(async move { while incoming.next().await.is_some() {} });
-        let reply = io::hello(&mux, SOFTWARE).await?;
-        Ok((mux, reply))
+        attempt.succeed().await
     };
     let seconds = Limits::DEFAULT.handshake_seconds;
     match tokio::time::timeout(Duration::from_secs(seconds), handshake).await {
@@ -72,6 +72,25 @@ async fn attempt(
             port,
             reason: format!("it did not answer within {seconds} s"),
         }),
+    }
+}
+
+/// A session that nobody has yet: given up with the attempt that made it, it ends.
+struct Attempt(Option<Mux>);
+
+impl Attempt {
+    async fn succeed(mut self) -> Result<(Mux, HelloReply), io::SessionError> {
+        let Some(mux) = &self.0 else { return Err(io::SessionError::Closed) };
+        let reply = io::hello(mux, SOFTWARE).await?;
+        self.0.take().map(|mux| (mux, reply)).ok_or(io::SessionError::Closed)
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(mux) = &self.0 {
+            mux.close();
+        }
     }
 }
 

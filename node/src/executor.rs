@@ -109,6 +109,7 @@ impl Executor {
         match self.runtime.start(&desired, &nameservers, &self.blobs, connect).await {
             Ok(started) => Input::Started { container, pid: started.pid, started_ms: started.started_ms },
             Err(error) => {
+                tracing::warn!(%container, "cannot be started: {error}");
                 self.detach(container.id).await;
                 Input::StartFailed { container, error }
             }

@@ -327,17 +327,22 @@ async fn show_log(
     attendant: Option<&Attendant<'_>>,
 ) -> Result<(), SessionError> {
     let log = &instance.log;
+    let since_ms = query.since.map_or(0, |since| match since {
+        LogSince::Time(time) => time,
+        LogSince::Age(age) => unix_ms().saturating_sub(age),
+    });
+    let shape = Shape { since_ms, times: query.times };
     let mut progress = log.follow();
     let first = match query.tail_lines {
         Some(lines) => log.tail(lines),
         None => log.read(log.start(), BATCH_BYTES),
     };
-    let mut position = show(writer, first.map_err(SessionError::Io)?, query).await?;
+    let mut position = show(writer, first.map_err(SessionError::Io)?, shape).await?;
     loop {
         let seen = *progress.borrow_and_update();
         let batch = log.read(position, BATCH_BYTES).map_err(SessionError::Io)?;
         if !batch.entries.is_empty() {
-            position = show(writer, batch, query).await?;
+            position = show(writer, batch, shape).await?;
             attendant.inspect(|attendant| attendant.has_read(position));
         } else if seen.closed || !query.follow || progress.changed().await.is_err() {
             return Ok(());
@@ -345,21 +350,24 @@ async fn show_log(
     }
 }
 
+/// What of the output is shown, and how; decided once, because clocks move.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    since_ms: u64,
+    times: bool,
+}
+
 async fn show(
     writer: &mut (impl AsyncWrite + Unpin),
     batch: Batch,
-    query: LogQuery,
+    shape: Shape,
 ) -> Result<u64, SessionError> {
     if batch.dropped > 0 {
         io::send(writer, &Frame::Dropped { bytes: batch.dropped }).await?;
     }
-    let since_ms = query.since.map_or(0, |since| match since {
-        LogSince::Time(time) => time,
-        LogSince::Age(age) => unix_ms().saturating_sub(age),
-    });
-    let wanted = |entry: &Entry| entry.time_ms >= since_ms;
+    let wanted = |entry: &Entry| entry.time_ms >= shape.since_ms;
     for entry in batch.entries.into_iter().filter(wanted) {
-        if query.times {
+        if shape.times {
             io::send(writer, &Frame::Time(entry.time_ms)).await?;
         }
         io::send(writer, &Frame::Data { channel: entry.channel, bytes: entry.bytes }).await?;

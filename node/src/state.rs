@@ -151,6 +151,8 @@ struct Entry {
     restarts: u32,
     /// How often in a row it ended soon after its start.
     quick_ends: u32,
+    /// When it last ended, Unix milliseconds.
+    ended_ms: u64,
 }
 
 /// The node's memory.
@@ -323,7 +325,7 @@ fn gone(id: ContainerId) -> ContainerRef {
 
 impl Entry {
     fn new(container: ContainerRef) -> Self {
-        Self { container, wish: Wish::Unknown, phase: Phase::Idle, restarts: 0, quick_ends: 0 }
+        Self { container, wish: Wish::Unknown, phase: Phase::Idle, restarts: 0, quick_ends: 0, ended_ms: 0 }
     }
 
     /// What has ended by itself and should start again does not end, it waits. Whether that is so.
@@ -332,7 +334,7 @@ impl Entry {
         let (status, finished_ms) = match &self.phase {
             Phase::Ended(ContainerState::Exited { status, finished_ms }) => (*status, *finished_ms),
             // It has run before: what keeps it from starting now (a full disk, say) may pass.
-            Phase::Ended(ContainerState::Failed(_)) if self.restarts > 0 => (START_FAILED, 0),
+            Phase::Ended(ContainerState::Failed(_)) if self.restarts > 0 => (START_FAILED, self.ended_ms),
             Phase::Ended(_) | Phase::Idle | Phase::Preparing | Phase::Running { .. } | Phase::Removing => {
                 return false;
             }
@@ -340,6 +342,7 @@ impl Entry {
         };
         let again = desired.want == Want::Running && desired.spec.restart().applies(status, self.restarts);
         if again {
+            self.ended_ms = finished_ms;
             let until = now.saturating_add(pause_ms(self.quick_ends));
             self.phase = Phase::Waiting { status, finished_ms, until };
         }

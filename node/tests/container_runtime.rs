@@ -415,6 +415,35 @@ fn a_restart_keeps_the_log() {
 }
 
 #[test]
+fn a_restart_that_fails_loses_no_log() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    let desired = world.desired(1, 1, sh("echo life"));
+    assert_eq!(service.run(&desired).0, "life\n");
+    let no_network = |_pidfd| async { Err(WireError::new(ErrorCode::StartFailed, "no network")) };
+    let failed = service.tokio.block_on(service.runtime.start(&desired, &[], &world.blobs, no_network));
+    assert_eq!(failed.unwrap_err().message, "no network");
+    assert_eq!(service.run(&desired).0, "life\nlife\n");
+    service.remove(desired.container);
+    assert_eq!(service.run(&desired).0, "life\n", "removed is removed");
+    service.remove(desired.container);
+}
+
+/// What it writes into them is its own memory, and gone with it.
+#[test]
+fn generated_files_are_written_anew_for_each_life() {
+    let world = World::new();
+    let mut service = Service::new(&world);
+    let script =
+        "cat /etc/hostname; stat -c %a /etc/hosts; ls -A /dev | grep -c generated; echo x > /etc/hostname";
+    let desired = world.desired(1, 1, sh(script));
+    let expected = "box\n644\n0\n";
+    assert_eq!(service.run(&desired).0, expected);
+    assert_eq!(service.run(&desired).0, expected.repeat(2));
+    service.remove(desired.container);
+}
+
+#[test]
 fn its_own_stop_signal_is_used() {
     let world = World::new();
     let mut service = Service::new(&world);

@@ -6,13 +6,13 @@ use crate::message::{ContainerSpec, RestartPolicy, Setting};
 /// to the audit log, changing the root directory and file capabilities (capabilities(7)).
 pub const USUAL_CAPABILITIES: [&str; 9] =
     ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE"];
-/// What may be added. Not the capabilities over a network namespace: a container's firewall is in it; and not those that
-/// change the board.
-pub const ADDABLE_CAPABILITIES: [&str; 5] = ["AUDIT_WRITE", "IPC_LOCK", "NET_RAW", "SETFCAP", "SYS_NICE"];
+/// What may be added. Not the capabilities over a network namespace: a container's firewall is in it; not real-time
+/// scheduling, which no bound of CPU time holds back; and not those that change the board.
+pub const ADDABLE_CAPABILITIES: [&str; 4] = ["AUDIT_WRITE", "IPC_LOCK", "NET_RAW", "SETFCAP"];
 /// Instead of a name: all the usual ones.
 pub const ALL_CAPABILITIES: &str = "ALL";
-/// Resource limits by the names of ulimit (setrlimit(2)).
-pub const LIMITS: [&str; 14] = [
+/// Resource limits by the names of ulimit (setrlimit(2)), without those of real-time scheduling.
+pub const LIMITS: [&str; 12] = [
     "as",
     "core",
     "cpu",
@@ -23,8 +23,6 @@ pub const LIMITS: [&str; 14] = [
     "nice",
     "nofile",
     "nproc",
-    "rtprio",
-    "rttime",
     "sigpending",
     "stack",
 ];
@@ -293,6 +291,8 @@ mod tests {
             Setting::AddCapability("SYS_ADMIN".into()),
             Setting::AddCapability("NET_ADMIN".into()),
             Setting::AddCapability("SYS_PTRACE".into()),
+            Setting::AddCapability("SYS_NICE".into()),
+            limit("rtprio", 1, 1),
             Setting::AddCapability(String::new()),
             Setting::DropCapability("FLY".into()),
             limit("files", 1, 1),

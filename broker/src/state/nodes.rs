@@ -156,8 +156,11 @@ impl Broker {
         }
     }
 
-    fn container_report(&mut self, index: NodeIndex, report: ContainerReport) {
+    fn container_report(&mut self, index: NodeIndex, mut report: ContainerReport) {
         let id = report.container.id;
+        if let Some(container) = self.tables.container(id) {
+            report.state = as_it_will_be(container, report.state, report.restarts);
+        }
         match self.tables.container(id).filter(|c| c.node == index) {
             // Nothing of the kind should be there.
             None => self.tell_node(index, ToNode::Remove(id)),
@@ -250,6 +253,18 @@ impl Broker {
         routed: RoutedRequest,
     ) {
         self.answer(request, Answer::Route { session, routed: Routed { account, request: routed } });
+    }
+}
+
+/// A node whose service has just started knows that a process has ended, and not yet that it should be started again.
+fn as_it_will_be(container: &Container, state: ContainerState, restarts: u32) -> ContainerState {
+    match (&container.phase, state) {
+        (Phase::Wanted, ContainerState::Exited { status, finished_ms })
+            if container.spec.restart().applies(status, restarts.max(container.restarts)) =>
+        {
+            ContainerState::Restarting { status, finished_ms }
+        }
+        (Phase::Wanted | Phase::Stopping { .. } | Phase::Removing { .. }, state) => state,
     }
 }
 

@@ -192,6 +192,26 @@ fn a_container_that_starts_again_is_followed_from_life_to_life() {
     assert!(matches!(reply(&out, stop), Some(Reply::Container(info)) if info.state == EXITED));
 }
 
+#[test]
+fn what_ended_while_its_board_s_service_was_away_starts_again() {
+    let (mut world, user, board) = world();
+    let always = run("web", |run| run.spec.settings = vec![Setting::Restart(RestartPolicy::Always)]);
+    let info = world.info(&user, always);
+    world.state(board, &info, RUNNING);
+    let ended = Request::Wait { container: id(&info), until: WaitUntil::Ended };
+    let (wait, _) = world.ask(user.session, ended);
+    world.leave(board.session);
+    let container = ContainerRef { id: info.id, generation: info.generation };
+    let report = ContainerReport { container, state: EXITED, restarts: 0 };
+    let (board, told) = world.arrive(100, facts(100), vec![report]);
+    let wants =
+        |message: &ToNode| matches!(message, ToNode::Sync(all) if all.containers[0].want == Want::Running);
+    assert!(told.iter().any(wants), "{told:?}");
+    assert!(matches!(world.inspect(&user, info.id).state, ContainerState::Restarting { .. }));
+    assert_eq!(answer(&world.report(board, restarts(&info, RUNNING, 1)), wait), None);
+    assert_eq!(world.inspect(&user, info.id).state, RUNNING);
+}
+
 fn events(out: &[Output]) -> usize {
     out.iter().filter(|output| matches!(output, Output::Event { .. })).count()
 }

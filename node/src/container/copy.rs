@@ -47,7 +47,8 @@ fn send(path: &Path, out: impl io::Write) -> io::Result<()> {
     archive.mode(HeaderMode::Complete);
     let copied = add(&mut archive, &real, &name, 0);
     // What has been added is whole, whatever came after it.
-    archive.finish().and(copied)
+    let finished = archive.into_inner().and_then(|mut out| out.flush());
+    copied.and(finished)
 }
 
 fn add(archive: &mut Builder<impl io::Write>, path: &Path, name: &Path, depth: usize) -> io::Result<()> {

@@ -111,8 +111,8 @@ pub enum Source {
     FileSystem(String, Vec<(String, String)>),
     /// A directory of the node.
     Directory(PathBuf),
-    /// A file of the node.
-    File(PathBuf),
+    /// A file with this text, made anew in the container's own /dev, so that it counts as its memory.
+    Text(String),
 }
 
 /// Attributes of a mount.
@@ -207,8 +207,6 @@ pub enum Resource {
     Nice,
     Nofile,
     Nproc,
-    Rtprio,
-    Rttime,
     Sigpending,
     Stack,
 }
@@ -227,8 +225,6 @@ impl Resource {
             Self::Nice,
             Self::Nofile,
             Self::Nproc,
-            Self::Rtprio,
-            Self::Rttime,
             Self::Sigpending,
             Self::Stack,
         ];
@@ -247,6 +243,8 @@ pub struct Surroundings<'a> {
     pub dir: &'a ContainerDir,
     /// The node's directory of this account's volumes.
     pub volumes: &'a Path,
+    /// The board's name servers.
+    pub nameservers: &'a [Ipv4Addr],
     /// The compiled filter.
     pub filter: &'a Filter,
 }
@@ -268,7 +266,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
         wherry_images::oci::set_variable(&mut env, name, value)?;
     }
     let mut mounts = kernel_mounts();
-    mounts.extend(generated_files(around.dir, spec.read_only));
+    mounts.extend(generated_files(&hostname, desired, around.nameservers));
     mounts.extend(memory_mounts(&spec.settings));
     mounts.extend(volumes(desired, around.volumes)?);
     // Below the image, so that its own files and directories win.
@@ -434,14 +432,18 @@ fn kernel_mounts() -> Vec<Mount> {
     ]
 }
 
-fn generated_files(dir: &ContainerDir, read_only: bool) -> Vec<Mount> {
-    let flags = Flags { read_only, ..Flags::NOTHING_RUNS };
-    let mount = |name: &str| Mount {
-        source: Source::File(dir.generated(name)),
+fn generated_files(
+    hostname: &str,
+    desired: &ContainerDesired,
+    nameservers: &[Ipv4Addr],
+) -> impl Iterator<Item = Mount> {
+    let flags = Flags { read_only: desired.spec.read_only, ..Flags::NOTHING_RUNS };
+    let files = etc_files(hostname, desired.address, nameservers, &desired.spec.settings);
+    files.into_iter().map(move |(name, text)| Mount {
+        source: Source::Text(text),
         target: format!("/etc/{name}"),
         flags,
-    };
-    ["hosts", "hostname", "resolv.conf"].map(mount).into()
+    })
 }
 
 fn volumes(desired: &ContainerDesired, volumes: &Path) -> Result<Vec<Mount>, PlanError> {
@@ -532,8 +534,7 @@ fn owned(paths: &[&str]) -> Vec<String> {
 }
 
 /// Content of the generated files of /etc: name and text. `nameservers` are the board's.
-#[must_use]
-pub fn etc_files(
+fn etc_files(
     hostname: &str,
     address: Ipv4Addr,
     nameservers: &[Ipv4Addr],

@@ -28,6 +28,7 @@ fn make(spec: ContainerSpec, layers: &[PathBuf]) -> Result<Plan, PlanError> {
         image: &image,
         layers,
         dir: &base.container(ContainerId(7)),
+        nameservers: &[Ipv4Addr::new(9, 9, 9, 9)],
         volumes: &base.volumes_of(AccountId(3)),
         filter: &Filter::compile(),
     };
@@ -51,7 +52,7 @@ fn render(plan: &Plan) -> String {
                 format!("{kind} [{}]", options.join(","))
             }
             Source::Directory(path) => format!("directory {}", path.display()),
-            Source::File(path) => format!("file {}", path.display()),
+            Source::Text(text) => format!("text {text:?}"),
         };
         let named = [
             (flags.read_only, "ro"),

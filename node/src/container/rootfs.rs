@@ -1,4 +1,4 @@
-//! Directories of containers and volumes: what must last on the data partition, what is made anew in memory.
+//! Directories of containers and volumes on the data partition.
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -45,8 +45,7 @@ impl DataDir {
     /// When a directory cannot be made.
     pub fn open(data: &Path, run: &Path) -> Result<Self, RootfsError> {
         let this = Self::at(data, run);
-        for directory in
-            [this.layers(), this.configs(), this.containers(), this.volumes(), this.run_containers()]
+        for directory in [this.layers(), this.configs(), this.containers(), this.volumes(), this.run.clone()]
         {
             make_private(&directory)?;
         }
@@ -92,10 +91,6 @@ impl DataDir {
         self.data.join("containers")
     }
 
-    fn run_containers(&self) -> PathBuf {
-        self.run.join("containers")
-    }
-
     fn volumes(&self) -> PathBuf {
         self.data.join("volumes")
     }
@@ -121,7 +116,6 @@ impl DataDir {
     pub fn container(&self, id: ContainerId) -> ContainerDir {
         ContainerDir {
             disk: self.containers().join(id.0.to_string()),
-            memory: self.run_containers().join(id.0.to_string()),
             mount_point: mount_point(&self.run),
             skeleton: skeleton(&self.data),
         }
@@ -151,7 +145,6 @@ fn mount_point(run: &Path) -> PathBuf {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerDir {
     disk: PathBuf,
-    memory: PathBuf,
     mount_point: PathBuf,
     skeleton: PathBuf,
 }
@@ -181,26 +174,15 @@ impl ContainerDir {
         self.skeleton.clone()
     }
 
-    /// A generated file of /etc.
-    #[must_use]
-    pub fn generated(&self, name: &str) -> PathBuf {
-        self.memory.join(name)
-    }
-
-    /// Makes the directories and writes the generated files. What an earlier life wrote is kept.
+    /// Makes the directories. What an earlier life wrote is kept.
     ///
     /// # Errors
-    /// When something cannot be made or written.
-    pub fn prepare(&self, files: &[(&'static str, String)]) -> Result<(), RootfsError> {
+    /// When something cannot be made.
+    pub fn prepare(&self) -> Result<(), RootfsError> {
         make(&self.disk, 0o700)?;
         make(&self.work(), 0o700)?;
         // The root directory of the container has the mode of this one.
-        make(&self.upper(), 0o755)?;
-        make(&self.memory, 0o700)?;
-        files.iter().try_for_each(|(name, text)| {
-            let path = self.generated(name);
-            write(&path, text).map_err(RootfsError::at(&path))
-        })
+        make(&self.upper(), 0o755)
     }
 
     /// Deletes all of it; nothing there is fine.
@@ -208,15 +190,10 @@ impl ContainerDir {
     /// # Errors
     /// When something resists.
     pub fn remove(&self) -> Result<(), RootfsError> {
-        for path in [&self.disk, &self.memory] {
-            match fs::remove_dir_all(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(RootfsError::at(path)(error));
-                }
-                Ok(()) | Err(_) => {}
-            }
+        match fs::remove_dir_all(&self.disk) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootfsError::at(&self.disk)(error)),
+            Ok(()) | Err(_) => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether there is something.
@@ -254,10 +231,9 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let data = DataDir::open(&base.path().join("node"), &base.path().join("run")).unwrap();
         let dir = data.container(ContainerId(7));
-        dir.prepare(&[("hosts", "127.0.0.1 localhost\n".into())]).unwrap();
+        dir.prepare().unwrap();
         fs::write(dir.upper().join("kept"), "x").unwrap();
-        dir.prepare(&[("hosts", "again\n".into())]).unwrap();
-        assert_eq!(fs::read_to_string(dir.generated("hosts")).unwrap(), "again\n");
+        dir.prepare().unwrap();
         assert!(dir.upper().join("kept").exists());
         assert_eq!(data.container_ids().unwrap(), [ContainerId(7)]);
         assert_eq!(fs::metadata(data.layers()).unwrap().permissions().mode() & 0o777, 0o700);
@@ -265,9 +241,7 @@ mod tests {
         assert!(dir.skeleton().join("etc/hosts").is_file() && dir.mount_point().is_dir());
         dir.remove().unwrap();
         dir.remove().unwrap();
-        assert!(
-            !dir.generated("hosts").exists() && !dir.exists() && data.container_ids().unwrap().is_empty()
-        );
+        assert!(!dir.exists() && data.container_ids().unwrap().is_empty());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -31,6 +31,8 @@ use wherry_sys::terminal::{WindowSize, open_pty};
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the processes of a failed or removed container may take to vanish after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long other starts may take until layers are removed.
+const OTHERS_FINISH: Duration = Duration::from_secs(2);
 /// SIGKILL (signal(7)).
 const SIGKILL: i32 = 9;
 /// A terminal's size until somebody who has one attaches.
@@ -70,8 +72,18 @@ struct Inner {
     supervisor: Supervisor,
     exits: mpsc::UnboundedSender<Exit>,
     instances: Mutex<HashMap<ContainerId, Arc<Instance>>>,
+    /// Of containers between two starts: what the next one goes on with, and what must stay on the disk for it.
+    retired: Mutex<HashMap<ContainerId, Retired>>,
     /// Held by those who use layers on behalf of containers that are not known yet; alone by who removes layers.
     in_use: tokio::sync::RwLock<()>,
+}
+
+/// What is left of a life that has ended when the next one begins.
+#[derive(Debug)]
+struct Retired {
+    container: ContainerRef,
+    log: OwnedFd,
+    layers: Vec<PathBuf>,
 }
 
 impl Runtime {
@@ -97,6 +109,7 @@ impl Runtime {
             supervisor,
             exits,
             instances: Mutex::default(),
+            retired: Mutex::default(),
             in_use: tokio::sync::RwLock::default(),
         };
         let runtime = Self { inner: Arc::new(inner) };
@@ -153,7 +166,7 @@ impl Runtime {
         let prepared = match self.prepare(desired, nameservers, blobs).await {
             Err(error) if error.code == ErrorCode::DiskFull => {
                 drop(held);
-                let removed = self.remove_unused_layers().await?;
+                let removed = self.remove_unused_layers().await;
                 held = self.inner.in_use.read().await;
                 if removed == 0 {
                     return Err(error);
@@ -190,17 +203,28 @@ impl Runtime {
 
     /// Makes room: layers stay on the disk for the next container until the room is needed. Those of containers that are
     /// known here, running or ended, are kept.
-    async fn remove_unused_layers(&self) -> Result<usize, WireError> {
-        let alone = self.inner.in_use.write().await;
-        let used = self.all().iter().flat_map(|instance| instance.layers.clone()).collect();
+    async fn remove_unused_layers(&self) -> usize {
+        // Others may be fetching layers for a long time: whoever waits for them would hold up everybody else.
+        let Ok(alone) = tokio::time::timeout(OTHERS_FINISH, self.inner.in_use.write()).await else {
+            return 0;
+        };
+        let known = self.all().into_iter().flat_map(|instance| instance.layers.clone());
+        let retired: Vec<PathBuf> =
+            self.retired().values().flat_map(|retired| retired.layers.clone()).collect();
+        let used = known.chain(retired).collect();
         let layers = self.inner.layers.directory().clone();
         let removed = tokio::task::spawn_blocking(move || layers.remove_all_but(&used)).await;
         drop(alone);
-        let failed =
-            |error: &dyn std::error::Error| internal(format!("unused layers cannot be removed: {error}"));
-        let removed = removed.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
-        tracing::info!("the disk is full: {removed} layers that no container uses are gone");
-        Ok(removed)
+        match removed.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(removed) => {
+                tracing::info!("the disk is full: {removed} layers that no container uses are gone");
+                removed
+            }
+            Err(error) => {
+                tracing::error!("the disk is full, and unused layers cannot be removed: {error}");
+                0
+            }
+        }
     }
 
     /// Sends a signal to a container's first process.
@@ -246,6 +270,7 @@ impl Runtime {
             return Ok(());
         }
         self.clear(container, &self.inner.cgroups.of(container.id)).await;
+        self.retired().remove(&container.id);
         let directory = self.inner.data.container(container.id);
         let removed = tokio::task::spawn_blocking(move || directory.remove()).await;
         removed.map_err(|error| internal(error.to_string()))?.map_err(rootfs_error)
@@ -274,12 +299,11 @@ impl Runtime {
                 layers: &image.layers,
                 dir: &dir,
                 volumes: &inner.data.volumes_of(desired.account),
+                nameservers,
                 filter: &inner.filter,
             },
         )?;
-        let settings = &desired.spec.settings;
-        let files = plan::etc_files(&plan.hostname, desired.address, nameservers, settings);
-        dir.prepare(&files).map_err(rootfs_error)?;
+        dir.prepare().map_err(rootfs_error)?;
         for mount in &desired.spec.mounts {
             inner.data.make_volume(desired.account, &mount.volume).map_err(rootfs_error)?;
         }
@@ -348,6 +372,7 @@ impl Runtime {
             exit: launched.exit,
         };
         self.watch(parts).map_err(unusable)?;
+        self.retired().remove(&container.id);
         Ok(started)
     }
 
@@ -392,16 +417,20 @@ impl Runtime {
     /// A new generation begins with nothing of the last one but its files; a restart keeps the log too, which is returned.
     async fn forget_former_life(&self, container: ContainerRef) -> Result<Option<Ring>, WireError> {
         let former = self.instances().get(&container.id).cloned();
-        let Some(former) = former else { return Ok(None) };
-        if former.ended().is_none() {
-            let message = format!("container {} is still running", container.id);
-            return Err(WireError::new(ErrorCode::WrongState, message));
+        if let Some(former) = former {
+            if former.ended().is_none() {
+                let message = format!("container {} is still running", container.id);
+                return Err(WireError::new(ErrorCode::WrongState, message));
+            }
+            let log = former.log.descriptor().map_err(unusable)?;
+            let retired = Retired { container: former.container, log, layers: former.layers.clone() };
+            self.retired().insert(container.id, retired);
+            self.clear(former.container, &former.cgroup).await;
         }
-        self.clear(former.container, &former.cgroup).await;
-        // Nobody writes to it any more: all output was read before the end was told.
-        let same = former.container == container;
-        let ring = || former.log.descriptor().and_then(Ring::open).map_err(unusable);
-        same.then(ring).transpose()
+        // Also after a start that failed. Nobody writes to it any more: all output was read before the end was told.
+        let retired = self.retired();
+        let same = retired.get(&container.id).filter(|retired| retired.container == container);
+        same.map(|retired| retired.log.try_clone().and_then(Ring::open).map_err(unusable)).transpose()
     }
 
     /// Ends and forgets the processes of a container; its files stay.
@@ -443,6 +472,10 @@ impl Runtime {
         let mut instances = self.instances();
         let this = instances.get(&container.id).is_some_and(|instance| instance.container == container);
         if this { instances.remove(&container.id) } else { None }
+    }
+
+    fn retired(&self) -> MutexGuard<'_, HashMap<ContainerId, Retired>> {
+        self.inner.retired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn instances(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Instance>>> {

@@ -141,7 +141,11 @@ impl Process {
 
 fn command(line: &[u8], name: &str) -> String {
     let line = line.get(..line.len().min(MAX_COMMAND_BYTES)).unwrap_or_default();
-    let text = String::from_utf8_lossy(line);
+    // What is no text takes more bytes as such than it had.
+    let mut text = String::from_utf8_lossy(line).into_owned();
+    while text.len() > MAX_COMMAND_BYTES {
+        text.pop();
+    }
     let words: Vec<&str> = text.split('\0').filter(|word| !word.is_empty()).collect();
     let shown = if words.is_empty() { format!("[{name}]") } else { words.join(" ") };
     shown.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
@@ -170,6 +174,7 @@ mod tests {
         assert_eq!((process.info.state, process.info.cpu_ms, process.info.uid), ('S', 150, 33));
         assert_eq!((process.info.resident_bytes, process.info.command.as_str()), (12 * 1024, "prog a?b"));
         assert_eq!(Process::parse(41, status, stat, b"").unwrap().info.command, "[x) R 1 (y]");
+        assert!(command(&[0xff; 5000], "x").len() <= MAX_COMMAND_BYTES);
         assert!(Process::parse(41, "", stat, b"").is_none());
         assert!(Process::parse(41, status, "", b"").is_none());
     }

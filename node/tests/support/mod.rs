@@ -77,13 +77,12 @@ impl World {
             image: &self.image,
             layers: &self.layers,
             dir: &dir,
+            nameservers: &[Ipv4Addr::new(9, 9, 9, 9)],
             volumes: &self.data.volumes_of(desired.account),
             filter: &self.filter,
         };
         let plan = plan::plan(&desired, &around).unwrap();
-        let nameservers = [Ipv4Addr::new(9, 9, 9, 9)];
-        let settings = &desired.spec.settings;
-        dir.prepare(&plan::etc_files(&plan.hostname, desired.address, &nameservers, settings)).unwrap();
+        dir.prepare().unwrap();
         for mount in &desired.spec.mounts {
             self.data.make_volume(desired.account, &mount.volume).unwrap();
         }

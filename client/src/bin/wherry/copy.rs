@@ -244,9 +244,15 @@ fn pack(from: &Path, out: impl Write) -> io::Result<()> {
 
 /// Unpacks an archive into the directory `to`, or, if there is none, as `to`. It comes from another machine: nothing of it
 /// lands elsewhere.
-fn unpack(from: impl Read, to: &Path) -> io::Result<()> {
+fn unpack(mut from: impl Read, to: &Path) -> io::Result<()> {
+    unpack_archive(&mut from, to)?;
+    // What follows the archive's end is of no interest, but whoever sends it must not be cut off before its last words.
+    io::copy(&mut from, &mut io::sink()).map(drop)
+}
+
+fn unpack_archive(from: impl Read, to: &Path) -> io::Result<()> {
+    // Permissions as this person's files have them: no set-id programs of strangers.
     let mut archive = tar::Archive::new(from);
-    archive.set_preserve_permissions(true);
     if to.is_dir() {
         return archive.unpack(to);
     }

@@ -134,8 +134,6 @@ fn set_limit(limit: &Limit) -> Result<(), Failure> {
         Resource::Nice => (Kind::RLIMIT_NICE, "nice"),
         Resource::Nofile => (Kind::RLIMIT_NOFILE, "nofile"),
         Resource::Nproc => (Kind::RLIMIT_NPROC, "nproc"),
-        Resource::Rtprio => (Kind::RLIMIT_RTPRIO, "rtprio"),
-        Resource::Rttime => (Kind::RLIMIT_RTTIME, "rttime"),
         Resource::Sigpending => (Kind::RLIMIT_SIGPENDING, "sigpending"),
         Resource::Stack => (Kind::RLIMIT_STACK, "stack"),
     };

@@ -77,8 +77,8 @@ fn open_sources(plan: &Plan) -> Result<Sources, Failure> {
 
 fn open_source(mount: &Mount) -> Result<Option<OwnedFd>, Failure> {
     let path = match &mount.source {
-        Source::FileSystem(..) => return Ok(None),
-        Source::Directory(path) | Source::File(path) => path,
+        Source::FileSystem(..) | Source::Text(_) => return Ok(None),
+        Source::Directory(path) => path,
     };
     let detail = path.display().to_string();
     let copy = detached_copy(CWD, path).map_err(sys(Step::Source, &detail))?;
@@ -147,19 +147,50 @@ pub(super) fn furnish(plan: &Plan, sources: Sources) -> Result<(), Failure> {
 fn place(root: &OwnedFd, mount: &Mount, bind: Option<OwnedFd>) -> Result<(), Failure> {
     let target = match mount.source {
         Source::FileSystem(..) | Source::Directory(_) => make_directory(root, &mount.target),
-        Source::File(_) => make_file(root, &mount.target),
+        Source::Text(_) => make_file(root, &mount.target),
     }
     .map_err(at(Step::Mount, &mount.target))?;
     let tree = match (&mount.source, bind) {
         (Source::FileSystem(kind, options), _) => {
             new_file_system(kind, options, mount.flags).map_err(at(Step::Mount, &mount.target))?
         }
-        (Source::Directory(_) | Source::File(_), Some(copy)) => copy,
-        (Source::Directory(_) | Source::File(_), None) => {
+        (Source::Text(text), _) => new_file(root, text, mount.flags)
+            .map_err(|errno| Failure::new(Step::Mount, &mount.target, errno))?,
+        (Source::Directory(_), Some(copy)) => copy,
+        (Source::Directory(_), None) => {
             return Err(Failure::new(Step::Mount, &mount.target, Errno::EBADF));
         }
     };
-    attach(tree, target).map_err(sys(Step::Mount, &mount.target))
+    attach(tree, target).map_err(sys(Step::Mount, &mount.target))?;
+    match mount.source {
+        // A mounted file that has no name any more could not have been mounted.
+        Source::Text(_) => remove_name(root).map_err(at(Step::Mount, &mount.target)),
+        Source::FileSystem(..) | Source::Directory(_) => Ok(()),
+    }
+}
+
+/// Where a file is made that is mounted elsewhere: in the container's own memory. It has its name only until then.
+const GENERATED: (&str, &str) = ("/dev", ".generated");
+
+/// Takes the name away; the mount keeps the file.
+fn remove_name(root: &OwnedFd) -> rustix::io::Result<()> {
+    let (directory, name) = GENERATED;
+    let directory = inside(root, directory, PATH_DIRECTORY, Mode::empty())?;
+    rustix::fs::unlinkat(directory, name, rustix::fs::AtFlags::empty())
+}
+
+fn new_file(root: &OwnedFd, text: &str, flags: Flags) -> Result<OwnedFd, Errno> {
+    let (directory, name) = GENERATED;
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = inside(root, &format!("{directory}/{name}"), create, NEW_FILE).map_err(errno)?;
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let written = rustix::io::write(&file, rest).map_err(errno)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    let copy = detached_copy(&file, Path::new("")).map_err(|error| error.errno())?;
+    restrict_tree(&copy, attributes(flags), false).map_err(|error| error.errno())?;
+    Ok(copy)
 }
 
 fn new_file_system(kind: &str, options: &[(String, String)], flags: Flags) -> rustix::io::Result<OwnedFd> {
