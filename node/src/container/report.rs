@@ -19,7 +19,7 @@ pub enum Step {
     Propagation,
     /// Mounting the image's layers.
     Overlay,
-    /// Opening what is mounted from the node: a volume or a generated file.
+    /// Opening what is mounted from the node: a volume.
     Source,
     /// Making the layers the root directory.
     Pivot,
