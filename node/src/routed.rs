@@ -1,7 +1,7 @@
 //! Requests of users that the broker routed here, one stream each.
 use crate::container::execute::Execution;
 use crate::container::instance::Instance;
-use crate::container::logs::{Attendant, Batch, Entry};
+use crate::container::logs::{Attendant, Batch, Entry, Log};
 use crate::container::pump::{AsyncDescriptor, unix_ms};
 use crate::container::runtime::Runtime;
 use crate::container::usage;
@@ -64,10 +64,7 @@ impl Router {
     }
 
     fn instance(&self, container: ContainerRef) -> Result<Arc<Instance>, Failure> {
-        self.runtime.instance(container).ok_or_else(|| {
-            let message = format!("container {} has not been started on its node", container.id);
-            Failure::Refused(WireError::new(ErrorCode::WrongState, message))
-        })
+        self.runtime.instance(container).ok_or_else(|| not_started(container))
     }
 
     async fn exec(
@@ -105,7 +102,7 @@ impl Router {
         let shown = async {
             let attendant = instance.log.attend();
             let all = LogQuery { follow: true, ..LogQuery::default() };
-            show_log(&mut writer, &instance, all, attendant.as_ref()).await?;
+            show_log(&mut writer, &instance.log, all, attendant.as_ref()).await?;
             let ended = instance.wait().await;
             io::send(&mut writer, &Frame::Exit(ended.status)).await
         };
@@ -119,10 +116,10 @@ impl Router {
         container: ContainerRef,
         query: LogQuery,
     ) -> Result<(), Failure> {
-        let instance = self.instance(container)?;
+        let log = self.runtime.log(container).ok_or_else(|| not_started(container))?;
         io::send(stream, &Reply::Done).await?;
         let (mut reader, mut writer) = stream.split();
-        let shown = show_log(&mut writer, &instance, query, None);
+        let shown = show_log(&mut writer, &log, query, None);
         Ok(until_hung_up(shown, &mut reader).await?)
     }
 
@@ -319,14 +316,18 @@ fn out_of_place(frame: &Frame) -> SessionError {
     SessionError::Refused(WireError::new(ErrorCode::Invalid, format!("a user does not send {frame:?}")))
 }
 
+fn not_started(container: ContainerRef) -> Failure {
+    let message = format!("container {} has not been started on its node", container.id);
+    Failure::Refused(WireError::new(ErrorCode::WrongState, message))
+}
+
 /// Sends what the log holds and, if asked, what comes, until the container's output has ended.
 async fn show_log(
     writer: &mut (impl AsyncWrite + Unpin),
-    instance: &Instance,
+    log: &Log,
     query: LogQuery,
     attendant: Option<&Attendant<'_>>,
 ) -> Result<(), SessionError> {
-    let log = &instance.log;
     let since_ms = query.since.map_or(0, |since| match since {
         LogSince::Time(time) => time,
         LogSince::Age(age) => unix_ms().saturating_sub(age),

@@ -1,6 +1,7 @@
 //! Files out of and into a running container. It runs inside: in the container's namespaces, with its root directory, behind
 //! its filter. No link and no name can lead out, because there is nothing outside.
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
 use std::path::{Component, Path, PathBuf};
@@ -118,16 +119,20 @@ fn receive(path: &Path, input: impl Read) -> io::Result<()> {
         }
     };
     let mut archive = Archive::new(input);
+    let mut place = Place { directory, rename, tree: None };
     for entry in archive.entries()? {
         let mut entry = entry?;
-        let name = relative(&entry.path()?)?;
-        let name = match rename {
-            Some(new) => Path::new(new).join(name.components().skip(1).collect::<PathBuf>()),
-            None => name,
-        };
-        let to = directory.join(name.components().collect::<PathBuf>());
-        if entry.header().entry_type().is_dir() {
+        let to = place.of(&entry.path()?)?;
+        let kind = entry.header().entry_type();
+        if kind.is_dir() {
             make_directory(&to, entry.header().mode().unwrap_or(0o755)).map_err(at(&to))?;
+            continue;
+        }
+        // Archives need not name the directories on the way.
+        to.parent().map_or(Ok(()), fs::create_dir_all).map_err(at(&to))?;
+        if kind.is_hard_link() {
+            let target = entry.link_name()?.ok_or_else(|| io::Error::other("a hard link to nothing"))?;
+            link(&place.of(&target)?, &to).map_err(at(&to))?;
             continue;
         }
         entry.set_preserve_permissions(true);
@@ -135,6 +140,43 @@ fn receive(path: &Path, input: impl Read) -> io::Result<()> {
         entry.unpack(&to).map(drop).map_err(at(&to))?;
     }
     Ok(())
+}
+
+/// Where the names of an archive lead to.
+struct Place<'a> {
+    directory: &'a Path,
+    /// What the archive's one tree is called here.
+    rename: Option<&'a OsStr>,
+    /// What it is called there, as soon as it is known; empty for an archive of `.`.
+    tree: Option<PathBuf>,
+}
+
+impl Place<'_> {
+    fn of(&mut self, name: &Path) -> io::Result<PathBuf> {
+        let name = relative(name)?;
+        let Some(rename) = self.rename else { return Ok(joined(self.directory, &name)) };
+        let tree = self.tree.get_or_insert_with(|| name.components().take(1).collect());
+        let below = name.strip_prefix(tree).map_err(|_| {
+            io::Error::other("the archive holds more than one tree, which takes a directory that is there")
+        })?;
+        Ok(joined(&self.directory.join(rename), below))
+    }
+}
+
+/// `join` without the slash that an empty name would leave at the end.
+fn joined(directory: &Path, name: &Path) -> PathBuf {
+    directory.components().chain(name.components()).collect()
+}
+
+/// Makes `to` another name of `target`, in place of what was there.
+fn link(target: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(target, to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(to)?;
+            fs::hard_link(target, to)
+        }
+        result => result,
+    }
 }
 
 /// A directory that is there keeps its mode: people copy into /etc and /tmp.
@@ -216,6 +258,50 @@ mod tests {
         receive(&base.path().join("copy"), archive_of(&file).as_slice()).unwrap();
         assert_eq!(fs::read(base.path().join("copy")).unwrap(), b"content");
         assert!(send(&base.path().join("missing"), io::sink()).unwrap_err().to_string().contains("missing"));
+    }
+
+    /// As `tar c` makes them, for `cp -`: no entries for directories, hard links, several trees, the tree `.`.
+    #[test]
+    fn archives_of_others_go_in() {
+        let base = tempfile::tempdir().unwrap();
+        let archive = |names: &[(&str, Option<&str>)]| {
+            let mut archive = Builder::new(Vec::new());
+            for (name, target) in names {
+                let mut header = Header::new_gnu();
+                header.set_mode(0o644);
+                header.set_entry_type(target.map_or(EntryType::Regular, |_| EntryType::Link));
+                header.set_size(target.map_or(1, |_| 0));
+                match target {
+                    Some(target) => archive.append_link(&mut header, name, target).unwrap(),
+                    None => archive.append_data(&mut header, name, &b"x"[..]).unwrap(),
+                }
+            }
+            archive.into_inner().unwrap()
+        };
+        let linked = archive(&[("tree/sub/one", None), ("tree/two", Some("tree/sub/one"))]);
+        let at = |name: &str| base.path().join(name);
+        // Twice: what is there gives way.
+        for (to, two) in [("", "tree/two"), ("", "tree/two"), ("new", "new/two")] {
+            receive(&at(to), linked.as_slice()).unwrap();
+            fs::write(at(two), "both").unwrap();
+            assert_eq!(fs::read(at(two).with_file_name("sub/one")).unwrap(), b"both", "{to}");
+        }
+        let several = archive(&[("a/x", None), ("b", None)]);
+        receive(base.path(), several.as_slice()).unwrap();
+        assert!(at("a/x").is_file() && at("b").is_file());
+        let error = receive(&at("one"), several.as_slice()).unwrap_err();
+        assert!(error.to_string().contains("more than one tree"), "{error}");
+        receive(&at("single"), archive(&[("some", None)]).as_slice()).unwrap();
+        assert!(at("single").is_file());
+        let out = archive(&[("one", Some("../../etc/passwd"))]);
+        assert!(receive(base.path(), out.as_slice()).unwrap_err().to_string().contains("climbs"));
+
+        fs::create_dir(at("source")).unwrap();
+        fs::write(at("source/file"), "x").unwrap();
+        let mut dot = Builder::new(Vec::new());
+        dot.append_dir_all(".", at("source")).unwrap();
+        receive(&at("copied"), dot.into_inner().unwrap().as_slice()).unwrap();
+        assert!(at("copied/file").is_file());
     }
 
     #[test]

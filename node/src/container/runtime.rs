@@ -6,7 +6,7 @@ use super::instance::{
     unusable,
 };
 use super::layers::{BlobSource, Layers, ReadyImage};
-use super::logs::{DEFAULT_CAPACITY, Ring};
+use super::logs::{DEFAULT_CAPACITY, Log, Ring};
 use super::plan::{self, Plan, Surroundings};
 use super::pump::{AsyncDescriptor, unix_ms};
 use super::report::{self, Failure, Report, Step};
@@ -82,7 +82,7 @@ struct Inner {
 #[derive(Debug)]
 struct Retired {
     container: ContainerRef,
-    log: OwnedFd,
+    log: Arc<Log>,
     layers: Vec<PathBuf>,
 }
 
@@ -134,6 +134,18 @@ impl Runtime {
     #[must_use]
     pub fn instance(&self, container: ContainerRef) -> Option<Arc<Instance>> {
         self.instances().get(&container.id).filter(|instance| instance.container == container).cloned()
+    }
+
+    /// The output of one life of a container, also between two starts of it.
+    #[must_use]
+    pub fn log(&self, container: ContainerRef) -> Option<Arc<Log>> {
+        // Held meanwhile: the log leaves here only after its next life is known.
+        let retired = self.retired();
+        if let Some(instance) = self.instance(container) {
+            return Some(Arc::clone(&instance.log));
+        }
+        let same = retired.get(&container.id).filter(|retired| retired.container == container);
+        same.map(|retired| Arc::clone(&retired.log))
     }
 
     /// Every container known, in no order.
@@ -422,15 +434,14 @@ impl Runtime {
                 let message = format!("container {} is still running", container.id);
                 return Err(WireError::new(ErrorCode::WrongState, message));
             }
-            let log = former.log.descriptor().map_err(unusable)?;
-            let retired = Retired { container: former.container, log, layers: former.layers.clone() };
-            self.retired().insert(container.id, retired);
+            let (log, layers) = (Arc::clone(&former.log), former.layers.clone());
+            self.retired().insert(container.id, Retired { container: former.container, log, layers });
             self.clear(former.container, &former.cgroup).await;
         }
         // Also after a start that failed. Nobody writes to it any more: all output was read before the end was told.
         let retired = self.retired();
         let same = retired.get(&container.id).filter(|retired| retired.container == container);
-        same.map(|retired| retired.log.try_clone().and_then(Ring::open).map_err(unusable)).transpose()
+        same.map(|retired| retired.log.descriptor().and_then(Ring::open).map_err(unusable)).transpose()
     }
 
     /// Ends and forgets the processes of a container; its files stay.

@@ -265,6 +265,16 @@ pub(super) fn copies(world: &mut dyn World) -> Result<(), Failure> {
     admin.ok(&["cp", "box:/srv", &path("back")])?;
     let back = fs::read(here.path().join("back/sub/noise")).map_err(Failure::io("read what came back"))?;
     ensure(back == noise, || format!("{} bytes came back, and not the same", back.len()))?;
+    let wherry = admin.binary().display().to_string();
+    let shell = Wherry::new("/bin/sh".into(), admin.home().to_owned());
+    // Archives of other programs, as they come and go through pipes.
+    let piped = format!(
+        "tar cC '{}' . | '{wherry}' cp - box:/tmp/dot && '{wherry}' cp box:/tmp/dot/sub/noise - | tar xO | wc -c",
+        path("site")
+    );
+    shell.run(&["-c", &piped])?.expect_stdout(&format!("{NOISE_BYTES}\n"))?;
+    let nonsense = format!("echo no archive | '{wherry}' cp - box:/tmp");
+    shell.refused(&["-c", &nonsense], "archive")?;
     admin.ok(&["cp", "box:/etc/hostname", &path("name")])?;
     let name = fs::read_to_string(here.path().join("name")).map_err(Failure::io("read what came back"))?;
     ensure(name == "box\n", || format!("its /etc/hostname is {name:?}"))?;
@@ -280,11 +290,8 @@ pub(super) fn copies(world: &mut dyn World) -> Result<(), Failure> {
     admin.refused(&["cp", &path("missing"), "box:/tmp"], "missing")?;
     admin.refused(&["cp", &path("site"), "nobody:/tmp"], "nobody")?;
     // Output of which much is still on its way when the program has ended.
-    let reader = Wherry::new("/bin/sh".into(), admin.home().to_owned());
-    let slowly = format!(
-        "'{}' exec box -- dd if=/dev/zero bs=64k count=48 2>/dev/null | (sleep 2; wc -c)",
-        admin.binary().display()
-    );
-    reader.run(&["-c", &slowly])?.expect_stdout(&format!("{}\n", 48 * 64 * 1024))?;
+    let slowly =
+        format!("'{wherry}' exec box -- dd if=/dev/zero bs=64k count=48 2>/dev/null | (sleep 2; wc -c)");
+    shell.run(&["-c", &slowly])?.expect_stdout(&format!("{}\n", 48 * 64 * 1024))?;
     admin.ok(&["rm", "-f", "box"]).map(drop)
 }

@@ -1,8 +1,8 @@
-//! `cp`: files out of a running container and into it, as tar archives that this program reads and writes.
+//! `cp`: files out of a running container and into it, as tar archives that this program reads and writes, or passes on.
 use crate::context::{CliError, Context};
 use clap::Args;
 use futures_util::future::{Either, select};
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal as _, Read, Write};
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 use wherry_client::{Input, Output};
@@ -18,9 +18,10 @@ const MAX_WORDS: usize = 4096;
 /// `wherry cp`
 #[derive(Debug, Args)]
 pub(crate) struct Cp {
-    /// A path here, or CONTAINER:PATH.
+    /// A path here, CONTAINER:PATH, or - for a tar archive on standard input.
     from: String,
-    /// The other one. An existing directory takes what is copied into it; otherwise it is the new name.
+    /// The other one; - writes a tar archive to standard output. An existing directory takes what is copied into it;
+    /// otherwise it is the new name.
     to: String,
 }
 
@@ -52,7 +53,20 @@ fn way(args: &Cp) -> Result<Way<'_>, CliError> {
     if !path.starts_with('/') {
         return usage(format!("'{path}' is not an absolute path in the container"));
     }
-    Ok(way)
+    match &way {
+        Way::Out { to, .. } if is_stream(to) && io::stdout().is_terminal() => {
+            usage("an archive is not for a terminal: redirect standard output".into())
+        }
+        Way::In { from, .. } if is_stream(from) && io::stdin().is_terminal() => {
+            usage("no archive comes from a terminal: redirect standard input".into())
+        }
+        Way::Out { .. } | Way::In { .. } => Ok(way),
+    }
+}
+
+/// Whether a path here stands for standard input or output.
+fn is_stream(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 /// Copies files.
@@ -64,7 +78,8 @@ pub(crate) async fn cp(context: &Context, args: &Cp) -> Result<u8, CliError> {
 }
 
 fn shown(path: &Path, error: &io::Error) -> CliError {
-    CliError::Other(format!("{}: {error}", path.display()))
+    let path = if is_stream(path) { "the archive".into() } else { path.display().to_string() };
+    CliError::Other(format!("{path}: {error}"))
 }
 
 async fn copy_out(context: &Context, container: &str, path: &str, to: &Path) -> Result<u8, CliError> {
@@ -72,7 +87,9 @@ async fn copy_out(context: &Context, container: &str, path: &str, to: &Path) -> 
     let process = context.container(container)?.copy(spec).await?;
     let (pieces, reader) = channel();
     let into = to.to_owned();
-    let unpacking = tokio::task::spawn_blocking(move || unpack(reader, &into));
+    let unpacking = tokio::task::spawn_blocking(move || {
+        if is_stream(&into) { pass(reader, io::stdout().lock()) } else { unpack(reader, &into) }
+    });
     let heard = listen(process.output, Some(pieces)).await?;
     let unpacked = unpacking.await.map_err(|error| CliError::Other(error.to_string()))?;
     // An archive that was cut off is no use to anybody; why it was says the container.
@@ -81,27 +98,37 @@ async fn copy_out(context: &Context, container: &str, path: &str, to: &Path) -> 
 }
 
 async fn copy_in(context: &Context, from: &Path, container: &str, path: &str) -> Result<u8, CliError> {
-    // What is not here must not be found out by an empty archive.
-    std::fs::symlink_metadata(from).map_err(|error| shown(from, &error))?;
+    let stream = is_stream(from);
+    if !stream {
+        // What is not here must not be found out by an empty archive.
+        std::fs::symlink_metadata(from).map_err(|error| shown(from, &error))?;
+    }
     let spec = CopySpec::In { path: path.to_owned() };
     let process = context.container(container)?.copy(spec).await?;
     let (pieces, mut reader) = channel();
     let source = from.to_owned();
-    let packing = tokio::task::spawn_blocking(move || pack(&source, Pieces::new(pieces)));
+    let packing = tokio::task::spawn_blocking(move || {
+        let pieces = Pieces::new(pieces);
+        if stream { pass(io::stdin().lock(), pieces) } else { pack(&source, pieces) }
+    });
     let mut input = process.input;
-    let heard = {
+    let (heard, all_sent) = {
         let listening = std::pin::pin!(listen(process.output, None));
         let sending = std::pin::pin!(send(&mut input, &mut reader.pieces));
         // What the container says ends it: nobody reads there any more.
         match select(listening, sending).await {
-            Either::Left((heard, _)) => heard,
-            Either::Right(((), listening)) => listening.await,
+            Either::Left((heard, _)) => (heard, false),
+            Either::Right(((), listening)) => (listening.await, true),
         }
     };
     // The thread must not wait for a reader that has gone.
     drop(reader);
-    let packed = packing.await.map_err(|error| CliError::Other(error.to_string()))?;
     heard?.finish()?;
+    if stream && !all_sent {
+        // The archive has ended; whoever writes to our standard input need not have.
+        return Ok(0);
+    }
+    let packed = packing.await.map_err(|error| CliError::Other(error.to_string()))?;
     packed.map(|()| 0).map_err(|error| shown(from, &error))
 }
 
@@ -226,6 +253,12 @@ impl Write for Pieces {
         let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the container takes no more");
         self.pieces.blocking_send(piece).map_err(gone)
     }
+}
+
+/// Passes an archive on as it is.
+fn pass(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
+    io::copy(&mut from, &mut to)?;
+    to.flush()
 }
 
 /// Writes what is at `from` as an archive.
