@@ -121,7 +121,9 @@ fn receive(path: &Path, input: impl Read) -> io::Result<()> {
     let mut archive = Archive::new(input);
     let mut place = Place { directory, rename, tree: None };
     for entry in archive.entries()? {
-        let mut entry = entry?;
+        let mut entry = entry.map_err(|error| {
+            io::Error::new(error.kind(), format!("what comes is no whole tar archive: {error}"))
+        })?;
         let to = place.of(&entry.path()?)?;
         let kind = entry.header().entry_type();
         if kind.is_dir() {
@@ -315,7 +317,10 @@ mod tests {
         evil.extend_from_slice(&[b'x'; 512]);
         evil.extend_from_slice(&[0; 1024]);
         assert!(receive(base.path(), evil.as_slice()).unwrap_err().to_string().contains("climbs"));
-        assert!(receive(base.path(), &[7_u8; 2048][..]).is_err());
+        for nonsense in [&[7_u8; 2048][..], b"no archive"] {
+            let error = receive(base.path(), nonsense).unwrap_err().to_string();
+            assert!(error.starts_with("what comes is no whole tar archive: "), "{error}");
+        }
         assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
     }
 }

@@ -274,7 +274,7 @@ pub(super) fn copies(world: &mut dyn World) -> Result<(), Failure> {
     );
     shell.run(&["-c", &piped])?.expect_stdout(&format!("{NOISE_BYTES}\n"))?;
     let nonsense = format!("echo no archive | '{wherry}' cp - box:/tmp");
-    shell.refused(&["-c", &nonsense], "archive")?;
+    shell.refused(&["-c", &nonsense], "no whole tar archive")?;
     admin.ok(&["cp", "box:/etc/hostname", &path("name")])?;
     let name = fs::read_to_string(here.path().join("name")).map_err(Failure::io("read what came back"))?;
     ensure(name == "box\n", || format!("its /etc/hostname is {name:?}"))?;
