@@ -76,9 +76,7 @@ impl Router {
         let instance = self.instance(container)?;
         let bounded = self.runtime.limits();
         let execution = Execution::start(self.runtime.supervisor(), &instance, &spec, bounded).await?;
-        let result = converse(stream, &execution).await;
-        execution.release().await;
-        Ok(result?)
+        carry(stream, execution).await
     }
 
     async fn copy(
@@ -90,9 +88,7 @@ impl Router {
         let instance = self.instance(container)?;
         let bounded = self.runtime.limits();
         let execution = Execution::copy(self.runtime.supervisor(), &instance, copy, bounded).await?;
-        let result = converse(stream, &execution).await;
-        execution.release().await;
-        Ok(result?)
+        carry(stream, execution).await
     }
 
     async fn attach(&self, stream: &mut Stream, container: ContainerRef) -> Result<(), Failure> {
@@ -196,7 +192,13 @@ impl From<SessionError> for Failure {
     }
 }
 
-/// Carries an exec'd process to its end.
+/// Carries an added process to its end, and leaves nothing of it.
+async fn carry(stream: &mut Stream, execution: Execution) -> Result<(), Failure> {
+    let result = converse(stream, &execution).await;
+    execution.release().await;
+    Ok(result?)
+}
+
 async fn converse(stream: &mut Stream, execution: &Execution) -> Result<(), SessionError> {
     io::send(stream, &Reply::Done).await?;
     let (mut reader, writer) = stream.split();

@@ -1,12 +1,12 @@
 //! A person's terminal: a pseudo-terminal with a command in it.
+use crate::cli::Collected;
 use crate::failure::{Failure, ensure};
 use crate::wait::until;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A command with a terminal, and what it has shown there. Killed when dropped.
@@ -14,7 +14,7 @@ use std::time::Duration;
 pub struct Terminal {
     keyboard: File,
     child: Child,
-    shown: Arc<Mutex<String>>,
+    shown: Collected,
 }
 
 impl Terminal {
@@ -34,23 +34,15 @@ impl Terminal {
         let keyboard = File::from(controller);
         tcsetwinsize(&keyboard, size(rows, columns)).map_err(failed)?;
         let child = command.spawn().map_err(Failure::io("run a command in a terminal"))?;
-        let shown = Arc::new(Mutex::new(String::new()));
-        let (mut screen, into) = (keyboard.try_clone().map_err(unusable())?, Arc::clone(&shown));
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            // EIO once nobody has the other end.
-            while let Ok(count @ 1..) = screen.read(&mut buffer) {
-                let text = String::from_utf8_lossy(&buffer[..count]);
-                into.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
-            }
-        });
+        // Reading ends with EIO once nobody has the other end.
+        let shown = Collected::from(Some(keyboard.try_clone().map_err(unusable())?));
         Ok(Self { keyboard, child, shown })
     }
 
     /// Everything on the screen so far.
     #[must_use]
     pub fn shown(&self) -> String {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shown.text()
     }
 
     /// Waits until `text` is on the screen.
@@ -80,7 +72,7 @@ impl Terminal {
     pub fn expect_code(&mut self, code: i32, timeout: Duration) -> Result<(), Failure> {
         let status = until("the end of a command in a terminal", timeout, || match self.child.try_wait() {
             Ok(Some(status)) => Ok(status),
-            other => Err(format!("{other:?}; {}", self.shown.lock().unwrap_or_else(PoisonError::into_inner))),
+            other => Err(format!("{other:?}; {}", self.shown.text())),
         })?;
         ensure(status.code() == Some(code), || {
             format!("it ended with {status}, not {code}: {}", self.shown())

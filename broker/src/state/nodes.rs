@@ -156,26 +156,22 @@ impl Broker {
         }
     }
 
-    fn container_report(&mut self, index: NodeIndex, mut report: ContainerReport) {
+    fn container_report(&mut self, index: NodeIndex, report: ContainerReport) {
         let id = report.container.id;
-        if let Some(container) = self.tables.container(id) {
-            report.state = as_it_will_be(container, report.state, report.restarts);
-        }
         match self.tables.container(id).filter(|c| c.node == index) {
             // Nothing of the kind should be there.
             None => self.tell_node(index, ToNode::Remove(id)),
             Some(container) => {
                 let current = container.is_present() && container.generation == report.container.generation;
-                let reported = (report.restarts, progress(&report.state));
+                let state = as_it_will_be(container, report.state, report.restarts);
+                let reported = (report.restarts, progress(&state));
                 let forward = match reported.cmp(&(container.restarts, progress(&container.state))) {
                     std::cmp::Ordering::Greater => true,
-                    std::cmp::Ordering::Equal => {
-                        !container.state.is_finished() && container.state != report.state
-                    }
+                    std::cmp::Ordering::Equal => !container.state.is_finished() && container.state != state,
                     std::cmp::Ordering::Less => false,
                 };
                 if current && forward {
-                    self.new_state(id, report.state, report.restarts);
+                    self.new_state(id, state, report.restarts);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! One more process in a running container, as the service sees it: started through the supervisor, its streams at hand.
 use super::exec::ARGUMENT;
-use super::instance::{Instance, unusable};
+use super::instance::{Instance, not_running, unusable};
 use super::plan::{self, Process};
 use super::pump::{AsyncDescriptor, END_OF_TRANSMISSION};
 use super::report::{self, Report};
@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Mutex;
 use wherry_init::control::{Descriptors, Launch, Namespaces, ProcessKey};
+use wherry_protocol::WireError;
 use wherry_protocol::message::{CopySpec, ExecSpec, ExitStatus};
-use wherry_protocol::{ErrorCode, WireError};
 use wherry_sys::terminal::{Pty, WindowSize, open_pty_of, set_window_size};
 
 /// Ids of exec'd processes have this bit, which no container's has; a restarted service ends what it finds of them,
@@ -73,10 +73,7 @@ impl Execution {
         (process, spec): (&Process, &ExecSpec),
         bounded: bool,
     ) -> Result<Self, WireError> {
-        let pidfd = instance.pidfd().ok_or_else(|| {
-            let message = format!("container {} is not running", instance.container.id);
-            WireError::new(ErrorCode::WrongState, message)
-        })?;
+        let pidfd = instance.pidfd().ok_or_else(|| not_running(instance.container))?;
         let cgroup = if bounded {
             Some(instance.cgroup.directory().map_err(|error| unusable(io::Error::other(error)))?)
         } else {

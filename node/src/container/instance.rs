@@ -278,6 +278,11 @@ fn status(raw: Option<RawStatus>, out_of_memory: bool) -> ExitStatus {
     }
 }
 
+/// What is asked of a container takes a process in it.
+pub(super) fn not_running(container: ContainerRef) -> WireError {
+    WireError::new(ErrorCode::WrongState, format!("container {} is not running", container.id))
+}
+
 /// What the node itself could not do for a container.
 pub(super) fn unusable(error: io::Error) -> WireError {
     WireError::new(ErrorCode::Internal, format!("the node could not set the container up: {error}"))

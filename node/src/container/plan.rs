@@ -212,23 +212,41 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// By its name in [`policy::LIMITS`].
+    const ALL: [Self; 12] = [
+        Self::As,
+        Self::Core,
+        Self::Cpu,
+        Self::Data,
+        Self::Fsize,
+        Self::Memlock,
+        Self::Msgqueue,
+        Self::Nice,
+        Self::Nofile,
+        Self::Nproc,
+        Self::Sigpending,
+        Self::Stack,
+    ];
+
+    /// Its name in [`policy::LIMITS`].
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::As => "as",
+            Self::Core => "core",
+            Self::Cpu => "cpu",
+            Self::Data => "data",
+            Self::Fsize => "fsize",
+            Self::Memlock => "memlock",
+            Self::Msgqueue => "msgqueue",
+            Self::Nice => "nice",
+            Self::Nofile => "nofile",
+            Self::Nproc => "nproc",
+            Self::Sigpending => "sigpending",
+            Self::Stack => "stack",
+        }
+    }
+
     fn named(name: &str) -> Option<Self> {
-        let all = [
-            Self::As,
-            Self::Core,
-            Self::Cpu,
-            Self::Data,
-            Self::Fsize,
-            Self::Memlock,
-            Self::Msgqueue,
-            Self::Nice,
-            Self::Nofile,
-            Self::Nproc,
-            Self::Sigpending,
-            Self::Stack,
-        ];
-        policy::LIMITS.iter().zip(all).find(|(known, _)| **known == name).map(|(_, resource)| resource)
+        Self::ALL.into_iter().find(|resource| resource.name() == name)
     }
 }
 

@@ -187,3 +187,8 @@ fn generated_files_name_the_container() {
     assert!(files[0].1.ends_with("10.2.0.5\tweb\n"));
     assert_eq!((files[1].1.as_str(), files[2].1.as_str()), ("web\n", "nameserver 9.9.9.9\n"));
 }
+
+#[test]
+fn every_limit_that_is_granted_is_known() {
+    assert_eq!(Resource::ALL.map(Resource::name), policy::LIMITS);
+}

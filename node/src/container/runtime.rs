@@ -3,7 +3,7 @@ use super::cgroup::{Cgroup, CgroupError, Cgroups};
 use super::execute::EXEC_BIT;
 use super::instance::{
     Ended, Instance, KEPT_LOG, KEPT_PLAN, KEPT_STDERR, KEPT_STDIN, KEPT_STDOUT, KEPT_TERMINAL, Parts, key,
-    unusable,
+    not_running, unusable,
 };
 use super::layers::{BlobSource, Layers, ReadyImage};
 use super::logs::{DEFAULT_CAPACITY, Log, Ring};
@@ -246,10 +246,7 @@ impl Runtime {
     pub async fn signal(&self, container: ContainerRef, signal: u8) -> Result<(), WireError> {
         let running = self.instance(container).is_some_and(|instance| instance.ended().is_none());
         if !running {
-            return Err(WireError::new(
-                ErrorCode::WrongState,
-                format!("container {} is not running", container.id),
-            ));
+            return Err(not_running(container));
         }
         self.inner.supervisor.signal(key(container), i32::from(signal)).await.map_err(control_error)
     }

@@ -1,11 +1,11 @@
 //! What a container uses, and what runs in it: read from /proc and its cgroup when somebody asks.
-use super::instance::Instance;
+use super::instance::{Instance, not_running};
 use super::pump::unix_ms;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use wherry_protocol::WireError;
 use wherry_protocol::message::{ContainerStats, ProcessInfo};
-use wherry_protocol::{ErrorCode, WireError};
 
 /// Processes told at most; a container has 512 unless it asked for more.
 const MAX_PROCESSES: usize = 4096;
@@ -67,11 +67,7 @@ pub fn processes(instance: &Instance) -> Result<Vec<ProcessInfo>, WireError> {
 }
 
 fn still_running(instance: &Instance) -> Result<(), WireError> {
-    if instance.ended().is_none() {
-        return Ok(());
-    }
-    let message = format!("container {} is not running", instance.container.id);
-    Err(WireError::new(ErrorCode::WrongState, message))
+    if instance.ended().is_none() { Ok(()) } else { Err(not_running(instance.container)) }
 }
 
 fn proc(pid: u32, name: &str) -> PathBuf {

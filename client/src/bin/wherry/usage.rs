@@ -44,24 +44,18 @@ struct ProcessLine<'a> {
     command: &'a str,
 }
 
+impl<'a> ProcessLine<'a> {
+    fn of(info: &'a ProcessInfo) -> Self {
+        let &ProcessInfo { pid, parent, uid, state, cpu_ms, resident_bytes, ref command } = info;
+        Self { pid, parent, uid, state, cpu_ms, resident_bytes, command }
+    }
+}
+
 /// What runs in a container.
 pub(crate) async fn top(context: &Context, args: &Top) -> Result<u8, CliError> {
     let processes = context.container(&args.container)?.processes().await?;
     if context.json {
-        let line = |info: &ProcessInfo| {
-            let ProcessInfo { pid, parent, uid, state, cpu_ms, resident_bytes, .. } = *info;
-            serde_json::to_value(ProcessLine {
-                pid,
-                parent,
-                uid,
-                state,
-                cpu_ms,
-                resident_bytes,
-                command: &info.command,
-            })
-        };
-        let lines = processes.iter().map(line).collect::<Result<Vec<_>, _>>();
-        output::json(&lines.map_err(|error| CliError::Other(error.to_string()))?)?;
+        output::json(&processes.iter().map(ProcessLine::of).collect::<Vec<_>>())?;
         return Ok(0);
     }
     let row = |info: &ProcessInfo| {

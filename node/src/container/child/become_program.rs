@@ -123,21 +123,21 @@ fn enter(root: &OwnedFd, path: &str) -> Result<(), Failure> {
 }
 
 fn set_limit(limit: &Limit) -> Result<(), Failure> {
-    let (kind, name) = match limit.resource {
-        Resource::As => (Kind::RLIMIT_AS, "as"),
-        Resource::Core => (Kind::RLIMIT_CORE, "core"),
-        Resource::Cpu => (Kind::RLIMIT_CPU, "cpu"),
-        Resource::Data => (Kind::RLIMIT_DATA, "data"),
-        Resource::Fsize => (Kind::RLIMIT_FSIZE, "fsize"),
-        Resource::Memlock => (Kind::RLIMIT_MEMLOCK, "memlock"),
-        Resource::Msgqueue => (Kind::RLIMIT_MSGQUEUE, "msgqueue"),
-        Resource::Nice => (Kind::RLIMIT_NICE, "nice"),
-        Resource::Nofile => (Kind::RLIMIT_NOFILE, "nofile"),
-        Resource::Nproc => (Kind::RLIMIT_NPROC, "nproc"),
-        Resource::Sigpending => (Kind::RLIMIT_SIGPENDING, "sigpending"),
-        Resource::Stack => (Kind::RLIMIT_STACK, "stack"),
+    let kind = match limit.resource {
+        Resource::As => Kind::RLIMIT_AS,
+        Resource::Core => Kind::RLIMIT_CORE,
+        Resource::Cpu => Kind::RLIMIT_CPU,
+        Resource::Data => Kind::RLIMIT_DATA,
+        Resource::Fsize => Kind::RLIMIT_FSIZE,
+        Resource::Memlock => Kind::RLIMIT_MEMLOCK,
+        Resource::Msgqueue => Kind::RLIMIT_MSGQUEUE,
+        Resource::Nice => Kind::RLIMIT_NICE,
+        Resource::Nofile => Kind::RLIMIT_NOFILE,
+        Resource::Nproc => Kind::RLIMIT_NPROC,
+        Resource::Sigpending => Kind::RLIMIT_SIGPENDING,
+        Resource::Stack => Kind::RLIMIT_STACK,
     };
-    let fail = |errno| Failure::new(Step::Limit, name, errno);
+    let fail = |errno| Failure::new(Step::Limit, limit.resource.name(), errno);
     match setrlimit(kind, limit.soft, limit.hard) {
         // A node that is itself bounded (a process, not a board) cannot give more than it has.
         Err(Errno::EPERM) => {
