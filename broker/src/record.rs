@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{
-    Connection, ContainerSpec, ContainerState, ImageManifest, ImageName, NodeFacts, Transport,
+    Connection, ContainerSpec, ContainerState, Descriptor, ImageManifest, ImageName, NodeFacts, Transport,
 };
 use wherry_protocol::{AccountId, ContainerId, Digest, Generation, Name, NodeIndex, PublicKey, Role};
 
@@ -31,6 +31,10 @@ pub enum Key {
     Container(ContainerId),
     /// An allowed connection.
     Link(Link),
+    /// What is said about a board.
+    NodeLabels(NodeIndex),
+    /// From which life on a container began without what it had written.
+    Clean(ContainerId),
 }
 
 /// The content of one record.
@@ -54,6 +58,10 @@ pub enum Record {
     Container(Box<Container>),
     /// For [`Key::Link`].
     Link,
+    /// For [`Key::NodeLabels`].
+    NodeLabels(BTreeMap<String, String>),
+    /// For [`Key::Clean`].
+    Clean(Generation),
 }
 
 /// A record with its version, as it is on disk.
@@ -208,9 +216,14 @@ impl Container {
         }
     }
 
-    /// The digests it needs.
+    /// The blobs it needs: its image's, and files that lie over them.
+    pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        self.manifest.layers.iter().chain([&self.manifest.config]).chain(self.spec.files())
+    }
+
+    /// Their digests.
     pub fn digests(&self) -> impl Iterator<Item = Digest> {
-        digests(&self.manifest)
+        self.blobs().map(|blob| blob.digest)
     }
 }
 

@@ -2,10 +2,11 @@
 use crate::error::ClientError;
 use crate::location::{Location, fitting};
 use crate::process::{Output, Process};
+use std::time::Duration;
 use wherry_protocol::io::{Stream, recv};
 use wherry_protocol::message::{
-    ConnectRequest, ContainerInfo, ContainerSelector, ContainerStats, CopySpec, Event, ExecSpec, LogQuery,
-    ProcessInfo, Reply, Request, Transport, WaitUntil,
+    ChangesQuery, ConnectRequest, ContainerInfo, ContainerSelector, ContainerStats, CopySpec, Event,
+    ExecSpec, ImageManifest, LogQuery, Probe, ProcessInfo, Reply, Request, Transport, WaitUntil,
 };
 use wherry_protocol::{ContainerId, Limits, Name};
 
@@ -74,6 +75,40 @@ impl Container {
     /// Starts it again.
     pub async fn start(&self) -> Result<ContainerInfo, ClientError> {
         self.ask_info(Request::Start(self.selector.clone())).await
+    }
+
+    /// Starts it again with none of what it has written; its volumes and its address stay.
+    pub async fn start_clean(&self) -> Result<ContainerInfo, ClientError> {
+        self.ask_info(Request::StartClean(self.selector.clone())).await
+    }
+
+    /// Starts its program, if it is asleep.
+    pub async fn wake(&self) -> Result<ContainerInfo, ClientError> {
+        self.ask_info(Request::Wake(self.selector.clone())).await
+    }
+
+    /// Freezes its processes, or lets them go on.
+    pub async fn pause(&self, paused: bool) -> Result<(), ClientError> {
+        self.ask_done(Request::Pause { container: self.selector.clone(), paused }).await
+    }
+
+    /// Waits until it answers, or, without a `probe`, until its own health check says that it is healthy; at most
+    /// `patience`, 49 days at most.
+    pub async fn ready(&self, probe: Option<Probe>, patience: Duration) -> Result<(), ClientError> {
+        let timeout_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        self.ask_done(Request::Ready { container: self.selector.clone(), probe, timeout_ms }).await
+    }
+
+    /// What it has changed in its files, as standard output of what comes back: see [`ChangesQuery`].
+    pub async fn changes(&self, query: ChangesQuery) -> Result<Changes, ClientError> {
+        let (reply, stream) =
+            self.location.open(&Request::Changes { container: self.selector.clone(), query }).await?;
+        let process = Process::new(self.location.clone(), stream);
+        fitting!("changes", reply, Reply::Base { manifest, config } => Changes { manifest, config, process })
+    }
+
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
     }
 
     /// Gives it another name.
@@ -146,6 +181,17 @@ impl Container {
         let (reply, stream) = self.location.open(&request).await?;
         fitting!("tunnel", reply, Reply::Done => stream)
     }
+}
+
+/// What a container has changed, and against what.
+#[derive(Debug)]
+pub struct Changes {
+    /// What its image consists of.
+    pub manifest: ImageManifest,
+    /// The image's configuration, JSON (OCI image-spec, config.md).
+    pub config: Vec<u8>,
+    /// The changes as standard output, errors as standard error; the code 0 if all went well.
+    pub process: Process,
 }
 
 /// What happens in a cluster, as it happens.

@@ -78,6 +78,9 @@ pub enum ClientError {
     /// An image archive.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// A file here for what is on its way.
+    #[error("cannot keep what the node sends in a temporary file: {0}")]
+    Spool(#[source] io::Error),
     /// A local port.
     #[error("cannot listen on {address}: {source}")]
     Listen {

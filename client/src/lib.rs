@@ -7,6 +7,8 @@
 //! store      the stored locations: address, keys, role
 //! location   a connected cluster: everything that can be asked of it
 //! node, image, container, process, tunnel      what it consists of
+//! snapshot   an image made of a container
+//! upload     single blobs for the broker
 //! address    where a broker is
 //! dev        a cluster in virtual machines
 //! session    the session underneath, renewed when it breaks
@@ -38,11 +40,13 @@ pub mod node;
 pub mod process;
 pub mod seed;
 mod session;
+pub mod snapshot;
 pub mod store;
 pub mod tunnel;
+mod upload;
 
 pub use address::Address;
-pub use container::{Container, Events, selector};
+pub use container::{Changes, Container, Events, selector};
 pub use error::ClientError;
 pub use image::{Image, PushProgress, open_archive};
 pub use join::{JoinOptions, join};
@@ -50,5 +54,6 @@ pub use location::{Location, NewToken};
 pub use node::Node;
 pub use process::{Input, Output, Process};
 pub use seed::{ClusterSeed, SeedOptions, StaticNetwork};
+pub use snapshot::SnapshotNotes;
 pub use store::{Config, StoreError, StoredLocation};
 pub use tunnel::{Tunnel, TunnelEvent};

@@ -126,6 +126,19 @@ impl Location {
         Ok(self.nodes().await?.into_iter().find(|node| is(node.info())))
     }
 
+    /// Says something about a board, for placement (admins only): values of labels by name, and names of labels that go.
+    pub async fn label_node(
+        &self,
+        name: &str,
+        set: Vec<(String, String)>,
+        remove: Vec<String>,
+    ) -> Result<Node, ClientError> {
+        let reply = self.ask(Request::LabelNode { node: name.to_owned(), set, remove }).await?;
+        let nodes = fitting!("label node", reply, Reply::Nodes(nodes) => nodes)?;
+        let node = nodes.into_iter().next().ok_or(ClientError::Unexpected("label node"))?;
+        Ok(Node::new(self.clone(), node))
+    }
+
     /// This account's images.
     pub async fn images(&self) -> Result<Vec<Image>, ClientError> {
         let images = fitting!("images", self.ask(Request::Images).await?, Reply::Images(images) => images)?;
@@ -226,6 +239,11 @@ fn repeatable(request: &Request) -> bool {
         | Request::Stats(_)
         | Request::Processes(_)
         | Request::Accounts
+        | Request::Pause { .. }
+        | Request::Ready { .. }
+        | Request::Wake(_)
+        | Request::Changes { .. }
+        | Request::LabelNode { .. }
         | Request::Events => true,
         Request::RemoveImage(_)
         | Request::Run(_)
@@ -237,6 +255,7 @@ fn repeatable(request: &Request) -> bool {
         | Request::Copy { .. }
         | Request::CreateToken { .. }
         | Request::RemoveAccount(_)
+        | Request::StartClean(_)
         | Request::CrashNode(_) => false,
     }
 }

@@ -180,6 +180,33 @@ pub struct ProcessDefaults {
     /// `SIGTERM`, `15`, `RTMIN+3`.
     #[serde(default)]
     pub stop_signal: Option<String>,
+    /// How to find out whether it is well: Docker's extension.
+    #[serde(default)]
+    pub healthcheck: Option<Healthcheck>,
+}
+
+/// `Healthcheck` of the image configuration (Docker image spec v1.2). Times are nanoseconds, 0 is the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Healthcheck {
+    /// `NONE`; `CMD` and arguments; `CMD-SHELL` and a line.
+    #[serde(default)]
+    pub test: Option<Vec<String>>,
+    /// From one check to the next.
+    #[serde(default)]
+    pub interval: Option<i64>,
+    /// How long one may take.
+    #[serde(default)]
+    pub timeout: Option<i64>,
+    /// During which failures do not count.
+    #[serde(default)]
+    pub start_period: Option<i64>,
+    /// From one check to the next during that time.
+    #[serde(default)]
+    pub start_interval: Option<i64>,
+    /// Failures in a row.
+    #[serde(default)]
+    pub retries: Option<i64>,
 }
 
 /// `rootfs` of the image configuration.
@@ -316,6 +343,12 @@ impl ImageConfig {
         let config: Self = parse("configuration", bytes)?;
         bound("list of layers", config.rootfs.diff_ids.len(), limits::MAX_LAYERS)?;
         Ok(config)
+    }
+
+    /// How to find out whether a container of it is well.
+    #[must_use]
+    pub fn healthcheck(&self) -> Option<&Healthcheck> {
+        self.config.as_ref()?.healthcheck.as_ref()
     }
 
     /// Refuses an image for another system than linux on `architecture`. An image that does not say is accepted.

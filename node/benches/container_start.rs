@@ -17,7 +17,7 @@ use support::{ARCHITECTURE, PROGRAM, cgroup_hierarchy, spec};
 use tokio::sync::mpsc;
 use wherry_node::container::cgroup::Cgroups;
 use wherry_node::container::execute::Execution;
-use wherry_node::container::runtime::{Exit, Runtime};
+use wherry_node::container::runtime::{Happening, Runtime};
 use wherry_protocol::message::{ContainerDesired, ExecSpec, ExitStatus, ImageManifest};
 use wherry_protocol::{ContainerId, ContainerRef, Generation};
 
@@ -136,7 +136,7 @@ struct Many<'a> {
 }
 
 impl Many<'_> {
-    async fn measure(&self, exits: &mut mpsc::UnboundedReceiver<Exit>) {
+    async fn measure(&self, exits: &mut mpsc::UnboundedReceiver<Happening>) {
         const FIRST: u64 = 1_000_000;
         let before = resident_kib();
         let started = Instant::now();
@@ -166,8 +166,7 @@ impl Many<'_> {
         let mut times = Vec::new();
         for _ in 0..RUNS {
             let before = Instant::now();
-            let execution =
-                Execution::start(self.runtime.supervisor(), &instance, &spec, false).await.unwrap();
+            let execution = Execution::start(self.runtime.supervisor(), &instance, &spec).await.unwrap();
             assert_eq!(execution.wait().await.unwrap(), ExitStatus::Code(0));
             times.push(before.elapsed());
             execution.release().await;
@@ -215,7 +214,7 @@ fn program(base: &Path) -> PathBuf {
 fn with_runtime(
     base: &Path,
     cgroup: &Path,
-    body: impl FnOnce(&tokio::runtime::Runtime, &Runtime, &mut mpsc::UnboundedReceiver<Exit>),
+    body: impl FnOnce(&tokio::runtime::Runtime, &Runtime, &mut mpsc::UnboundedReceiver<Happening>),
 ) {
     let supervisor = Supervisor::new(&program(base));
     let tokio = tokio::runtime::Runtime::new().unwrap();
@@ -231,7 +230,7 @@ fn with_runtime(
 
 async fn wherry(
     runtime: &Runtime,
-    exits: &mut mpsc::UnboundedReceiver<Exit>,
+    exits: &mut mpsc::UnboundedReceiver<Happening>,
     blobs: &Blobs,
     image: &ImageManifest,
     id: u64,
@@ -241,7 +240,11 @@ async fn wherry(
         ContainerDesired { container, image: image.clone(), ..support::desired(spec(&["/bin/true"])) };
     let before = Instant::now();
     runtime.start(&desired, &[], blobs, |_| async { Ok(()) }).await.unwrap();
-    let exit = exits.recv().await.unwrap();
+    let exit = loop {
+        if let Happening::Ended(exit) = exits.recv().await.unwrap() {
+            break exit;
+        }
+    };
     let taken = before.elapsed();
     assert_eq!(exit.ended.status, ExitStatus::Code(0));
     runtime.remove(container).await.unwrap();

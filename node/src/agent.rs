@@ -101,6 +101,7 @@ impl Agent {
                 order @ (Output::SetIndex(_)
                 | Output::Start(_)
                 | Output::Signal { .. }
+                | Output::Wake(_)
                 | Output::Remove(_)
                 | Output::ApplyNetwork { .. }) => self.executor.perform(order, &self.inputs),
             }
@@ -134,6 +135,9 @@ impl Agent {
                 let said = hello.send(NodeHello { facts, load: self.meter.sample(&self.data), inventory });
                 // The session may have ended while this event was queued; its successor announces itself.
                 self.reports = said.is_ok().then_some(reports);
+                for condition in self.state.conditions() {
+                    self.report(condition);
+                }
             }
             SessionEvent::Said(message) => self.handle(Input::Broker(message)),
             SessionEvent::Down => self.reports = None,

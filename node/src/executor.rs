@@ -1,7 +1,8 @@
 //! Carries out what the state decides: containers through the runtime, addresses and rules through the network.
 use crate::blobs::BrokerBlobs;
-use crate::container::runtime::{Exit, Runtime};
+use crate::container::runtime::{Exit, Happening, Runtime};
 use crate::net::{LocalContainer, Network};
+use crate::probe::Prober;
 use crate::state::{Input, Output};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -15,6 +16,7 @@ use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, WireError
 pub struct Executor {
     runtime: Runtime,
     network: Network,
+    prober: Prober,
     blobs: BrokerBlobs,
     /// Name servers of the board; containers ask them.
     nameservers: Arc<Mutex<Vec<Ipv4Addr>>>,
@@ -36,8 +38,11 @@ impl Executor {
     pub fn new(runtime: Runtime, network: Network, blobs: BrokerBlobs, inputs: mpsc::Sender<Input>) -> Self {
         let (network_orders, queue) = mpsc::unbounded_channel();
         let (now_numbered, numbered) = watch::channel(false);
+        let prober = Prober::new(runtime.clone(), network.clone());
+        // Those that outlived a former life of the service.
+        runtime.all().into_iter().for_each(|instance| prober.watch(instance));
         tokio::spawn(keep_network(runtime.clone(), network.clone(), queue, inputs, now_numbered));
-        Self { runtime, network, blobs, nameservers: Arc::default(), network_orders, numbered }
+        Self { runtime, network, prober, blobs, nameservers: Arc::default(), network_orders, numbered }
     }
 
     /// Whether the kernel can do GRE.
@@ -77,6 +82,14 @@ impl Executor {
                     }
                 });
             }
+            Output::Wake(container) => {
+                let runtime = self.runtime.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = runtime.wake(container).await {
+                        tracing::warn!(%container, "cannot be woken: {error}");
+                    }
+                });
+            }
             // The agent keeps reports to itself.
             Output::Report(_) => {}
         }
@@ -107,7 +120,12 @@ impl Executor {
             })
         };
         match self.runtime.start(&desired, &nameservers, &self.blobs, connect).await {
-            Ok(started) => Input::Started { container, pid: started.pid, started_ms: started.started_ms },
+            Ok(started) => {
+                if let Some(instance) = self.runtime.instance(container) {
+                    self.prober.watch(instance);
+                }
+                Input::Started { container, pid: started.pid, started_ms: started.started_ms }
+            }
             Err(error) => {
                 tracing::warn!(%container, "cannot be started: {error}");
                 self.detach(container.id).await;
@@ -132,17 +150,22 @@ impl Executor {
     }
 }
 
-/// Passes the ends of containers on; their interfaces went with their namespaces.
-pub async fn forward_exits(
-    mut exits: mpsc::UnboundedReceiver<Exit>,
+/// Passes on what containers do by themselves. The interfaces of those that have ended went with their namespaces.
+pub async fn forward(
+    mut happenings: mpsc::UnboundedReceiver<Happening>,
     network: Network,
     inputs: mpsc::Sender<Input>,
 ) {
-    while let Some(Exit { container, ended }) = exits.recv().await {
-        if let Err(error) = network.detach(container.id).await {
-            tracing::warn!(%container, "detaching the network: {error}");
-        }
-        let input = Input::Exited { container, status: ended.status, finished_ms: ended.finished_ms };
+    while let Some(happening) = happenings.recv().await {
+        let input = match happening {
+            Happening::Ended(Exit { container, ended }) => {
+                if let Err(error) = network.detach(container.id).await {
+                    tracing::warn!(%container, "detaching the network: {error}");
+                }
+                Input::Exited { container, status: ended.status, finished_ms: ended.finished_ms }
+            }
+            Happening::Condition(container, condition) => Input::Condition { container, condition },
+        };
         if inputs.send(input).await.is_err() {
             return;
         }

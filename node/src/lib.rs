@@ -21,6 +21,7 @@ pub mod facts;
 pub mod identity;
 pub mod link;
 pub mod net;
+pub mod probe;
 pub mod routed;
 pub mod serve;
 pub mod session;

@@ -1,4 +1,5 @@
 //! Requests of users that the broker routed here, one stream each.
+use crate::container::changes;
 use crate::container::execute::Execution;
 use crate::container::instance::Instance;
 use crate::container::logs::{Attendant, Batch, Entry, Log};
@@ -6,6 +7,7 @@ use crate::container::pump::{AsyncDescriptor, unix_ms};
 use crate::container::runtime::Runtime;
 use crate::container::usage;
 use crate::net::Network;
+use crate::probe::Prober;
 use crate::session::ServeStream;
 use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use std::sync::Arc;
@@ -13,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 use wherry_protocol::io::{self, SessionError, Stream};
 use wherry_protocol::message::{
-    Channel, CopySpec, ExecSpec, Frame, LogQuery, LogSince, Reply, Routed, RoutedRequest,
+    ChangesQuery, Channel, CopySpec, ExecSpec, ExitStatus, Frame, LogQuery, LogSince, Probe, Reply, Routed,
+    RoutedRequest,
 };
 use wherry_protocol::{ContainerRef, ErrorCode, Limits, WireError};
 
@@ -27,6 +30,7 @@ const CHUNK: usize = 16 * 1024;
 pub struct Router {
     runtime: Runtime,
     network: Network,
+    prober: Prober,
     /// Whether this image may be told to crash.
     crash_allowed: bool,
 }
@@ -35,7 +39,8 @@ impl Router {
     /// Serves from these.
     #[must_use]
     pub fn new(runtime: Runtime, network: Network, crash_allowed: bool) -> Self {
-        Self { runtime, network, crash_allowed }
+        let prober = Prober::new(runtime.clone(), network.clone());
+        Self { runtime, network, prober, crash_allowed }
     }
 
     async fn route(&self, mut stream: Stream) -> Result<(), SessionError> {
@@ -53,6 +58,11 @@ impl Router {
             RoutedRequest::Stats { container } => self.stats(&mut stream, container).await,
             RoutedRequest::Processes { container } => self.processes(&mut stream, container).await,
             RoutedRequest::Signal { container, signal } => self.signal(&mut stream, container, signal).await,
+            RoutedRequest::Pause { container, paused } => self.pause(&mut stream, container, paused).await,
+            RoutedRequest::Ready { container, probe, timeout_ms } => {
+                self.ready(&mut stream, container, probe, timeout_ms).await
+            }
+            RoutedRequest::Changes { container, query } => self.changes(&mut stream, container, query).await,
             RoutedRequest::Crash => self.crash(&mut stream).await,
         };
         match served {
@@ -74,8 +84,7 @@ impl Router {
         spec: ExecSpec,
     ) -> Result<(), Failure> {
         let instance = self.instance(container)?;
-        let bounded = self.runtime.limits();
-        let execution = Execution::start(self.runtime.supervisor(), &instance, &spec, bounded).await?;
+        let execution = Execution::start(self.runtime.supervisor(), &instance, &spec).await?;
         carry(stream, execution).await
     }
 
@@ -86,8 +95,7 @@ impl Router {
         copy: &CopySpec,
     ) -> Result<(), Failure> {
         let instance = self.instance(container)?;
-        let bounded = self.runtime.limits();
-        let execution = Execution::copy(self.runtime.supervisor(), &instance, copy, bounded).await?;
+        let execution = Execution::copy(self.runtime.supervisor(), &instance, copy).await?;
         carry(stream, execution).await
     }
 
@@ -148,6 +156,43 @@ impl Router {
         let found = tokio::task::spawn_blocking(move || usage::processes(&instance)).await;
         let found = found.map_err(|error| WireError::new(ErrorCode::Internal, error.to_string()))??;
         Ok(io::send(stream, &Reply::Processes(found)).await?)
+    }
+
+    async fn pause(&self, stream: &mut Stream, container: ContainerRef, paused: bool) -> Result<(), Failure> {
+        self.runtime.pause(container, paused).await?;
+        Ok(io::send(stream, &Reply::Done).await?)
+    }
+
+    async fn ready(
+        &self,
+        stream: &mut Stream,
+        container: ContainerRef,
+        probe: Option<Probe>,
+        timeout_ms: u32,
+    ) -> Result<(), Failure> {
+        let patience = std::time::Duration::from_millis(u64::from(timeout_ms));
+        let (mut reader, mut writer) = stream.split();
+        let answered = async {
+            match self.prober.ready(container, probe, patience).await {
+                Ok(()) => io::send(&mut writer, &Reply::Done).await,
+                Err(error) => io::send(&mut writer, &Reply::Error(error)).await,
+            }
+        };
+        Ok(until_hung_up(answered, &mut reader).await?)
+    }
+
+    async fn changes(
+        &self,
+        stream: &mut Stream,
+        container: ContainerRef,
+        query: ChangesQuery,
+    ) -> Result<(), Failure> {
+        let instance = self.instance(container)?;
+        let config = self.runtime.image_config(&instance.image.config)?;
+        io::send(stream, &Reply::Base { manifest: instance.image.clone(), config }).await?;
+        let (mut reader, mut writer) = stream.split();
+        let shown = show_changes(&mut writer, instance, query);
+        Ok(until_hung_up(shown, &mut reader).await?)
     }
 
     async fn crash(&self, stream: &mut Stream) -> Result<(), Failure> {
@@ -376,6 +421,50 @@ async fn show(
         io::send(writer, &Frame::Data { channel: entry.channel, bytes: entry.bytes }).await?;
     }
     Ok(batch.next)
+}
+
+/// Sends what a container has changed; a thread of its own reads it, no faster than the user takes it.
+async fn show_changes(
+    writer: &mut (impl AsyncWrite + Unpin),
+    instance: Arc<Instance>,
+    query: ChangesQuery,
+) -> Result<(), SessionError> {
+    let (chunks, mut queue) = tokio::sync::mpsc::channel(4);
+    let work = tokio::task::spawn_blocking(move || {
+        let mut out = std::io::BufWriter::with_capacity(CHUNK, Chunks(chunks));
+        match query {
+            ChangesQuery::Names => changes::names(&instance.root, &mut out)?,
+            ChangesQuery::Layer => changes::layer(&instance.root, &mut out)?,
+        }
+        std::io::Write::flush(&mut out)
+    });
+    while let Some(bytes) = queue.recv().await {
+        io::send(writer, &Frame::Data { channel: Channel::Stdout, bytes }).await?;
+    }
+    let last = match work.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Ok(()) => Frame::Exit(ExitStatus::Code(0)),
+        Err(error) => {
+            let message = format!("the container's files cannot be read: {error}");
+            Frame::Error(WireError::new(ErrorCode::Internal, message))
+        }
+    };
+    io::send(writer, &last).await
+}
+
+/// Hands bytes over to the stream.
+struct Chunks(tokio::sync::mpsc::Sender<Vec<u8>>);
+
+impl std::io::Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let chunk = bytes.get(..bytes.len().min(CHUNK)).unwrap_or_default().to_vec();
+        let length = chunk.len();
+        self.0.blocking_send(chunk).map_err(|_| std::io::ErrorKind::BrokenPipe)?;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Runs both; the first failure of either ends both, and the end of `speaking` is the end.

@@ -108,19 +108,24 @@ async fn serve(environment: &Environment) -> Result<(), ServeError> {
     // The firewall closes before the interface has an address.
     let network = Network::new(NetConfig::NODE)?;
     let uplink = bring_up(environment.mode, &config)?;
-    let (exits, exit_queue) = mpsc::unbounded_channel();
+    let (happenings, queue) = mpsc::unbounded_channel();
     let memory = facts::memory_bytes() / DEFAULT_MEMORY_SHARE;
     let cgroups = Cgroups::open(dirs.cgroup.clone(), memory)
         .map_err(|error| ServeError::Io { what: "cannot use cgroups", source: io::Error::other(error) })?;
-    let (runtime, adopted) =
-        Runtime::open((&dirs.data, &dirs.run), cgroups, facts::architecture(), Endpoint::from_env()?, exits)
-            .await
-            .map_err(ServeError::Runtime)?;
+    let (runtime, adopted) = Runtime::open(
+        (&dirs.data, &dirs.run),
+        cgroups,
+        facts::architecture(),
+        Endpoint::from_env()?,
+        happenings,
+    )
+    .await
+    .map_err(ServeError::Runtime)?;
     let (current, watching) = watch::channel(None);
     let inputs = agent::inputs();
     let executor =
         Executor::new(runtime.clone(), network.clone(), BrokerBlobs::new(watching), inputs.0.clone());
-    tokio::spawn(executor::forward_exits(exit_queue, network.clone(), inputs.0.clone()));
+    tokio::spawn(executor::forward(queue, network.clone(), inputs.0.clone()));
     tokio::spawn(follow_uplink(uplink, network.clone(), executor.clone()));
     let (events, sessions) = mpsc::channel(256);
     let crash_allowed = config.test_image && environment.test;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{
-    ContainerDesired, ContainerReport, ContainerState, ExitStatus, FromNode, NetworkDesired, NodeDesired,
-    ToNode, Want,
+    Condition, ContainerDesired, ContainerReport, ContainerState, ExitStatus, FromNode, NetworkDesired,
+    NodeDesired, ToNode, Want,
 };
 use wherry_protocol::{ContainerId, ContainerRef, NodeIndex, WireError};
 
@@ -60,6 +60,13 @@ pub enum Input {
         /// When, Unix milliseconds.
         finished_ms: u64,
     },
+    /// A container that runs is otherwise than before.
+    Condition {
+        /// Which.
+        container: ContainerRef,
+        /// How it is.
+        condition: Condition,
+    },
     /// Nothing is left of a container.
     Removed(ContainerRef),
     /// The network of this revision is in place, or could not be.
@@ -87,6 +94,8 @@ pub enum Output {
         /// Signal number.
         signal: u8,
     },
+    /// Start the program of a container that is asleep.
+    Wake(ContainerRef),
     /// Delete every trace of a container whose process is not running.
     Remove(ContainerRef),
     /// Make the network so.
@@ -153,6 +162,10 @@ struct Entry {
     quick_ends: u32,
     /// When it last ended, Unix milliseconds.
     ended_ms: u64,
+    /// How it is while it runs.
+    condition: Condition,
+    /// It was asleep and is being woken.
+    waking: bool,
 }
 
 /// The node's memory.
@@ -171,7 +184,9 @@ impl State {
             Input::Started { container, pid, started_ms } => {
                 let phase = Phase::Running { pid, started_ms, since: now, ending: Ending::No };
                 self.advance(now, container, phase, out);
+                out.extend(self.entry(container).and_then(|entry| entry.unusual()).map(Output::Report));
             }
+            Input::Condition { container, condition } => self.condition(now, container, condition, out),
             Input::StartFailed { container, error } => {
                 self.advance(now, container, Phase::Ended(ContainerState::Failed(error)), out);
             }
@@ -208,6 +223,12 @@ impl State {
         self.containers.values().filter_map(Entry::report).collect()
     }
 
+    /// What the broker is told besides when a session begins: containers that are not as usual.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<FromNode> {
+        self.containers.values().filter_map(Entry::unusual).collect()
+    }
+
     /// The desired form of a container that runs in this generation: what exec and friends need.
     #[must_use]
     pub fn running(&self, container: ContainerRef) -> bool {
@@ -235,6 +256,25 @@ impl State {
         self.containers.insert(container.id, entry);
     }
 
+    /// It may come before the news that the container runs.
+    fn condition(
+        &mut self,
+        now: MonoMs,
+        container: ContainerRef,
+        condition: Condition,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(entry) = self.entry(container) else { return };
+        match entry.phase {
+            Phase::Preparing | Phase::Running { .. } => entry.condition = condition.clone(),
+            Phase::Idle | Phase::Waiting { .. } | Phase::Ended(_) | Phase::Removing => return,
+        }
+        if matches!(entry.phase, Phase::Running { .. }) {
+            out.push(Output::Report(FromNode::Condition { container, condition }));
+            settle(now, entry, out);
+        }
+    }
+
     /// A fact about the process of `container`; facts about earlier generations are late and change nothing.
     fn advance(&mut self, now: MonoMs, container: ContainerRef, phase: Phase, out: &mut Vec<Output>) {
         let Some(entry) = self.entry(container) else { return };
@@ -248,6 +288,10 @@ impl State {
             Some(false) => 0,
             None => entry.quick_ends,
         };
+        if !matches!(phase, Phase::Running { .. }) {
+            entry.condition = Condition::default();
+            entry.waking = false;
+        }
         entry.phase = phase;
         entry.consider_restart(now);
         entry.report_to(out);
@@ -325,7 +369,16 @@ fn gone(id: ContainerId) -> ContainerRef {
 
 impl Entry {
     fn new(container: ContainerRef) -> Self {
-        Self { container, wish: Wish::Unknown, phase: Phase::Idle, restarts: 0, quick_ends: 0, ended_ms: 0 }
+        Self {
+            container,
+            wish: Wish::Unknown,
+            phase: Phase::Idle,
+            restarts: 0,
+            quick_ends: 0,
+            ended_ms: 0,
+            condition: Condition::default(),
+            waking: false,
+        }
     }
 
     /// What has ended by itself and should start again does not end, it waits. Whether that is so.
@@ -378,6 +431,13 @@ impl Entry {
     fn report(&self) -> Option<ContainerReport> {
         let restarts = self.restarts;
         self.state().map(|state| ContainerReport { container: self.container, state, restarts })
+    }
+
+    /// What is to be said of it beyond its state.
+    fn unusual(&self) -> Option<FromNode> {
+        let (container, condition) = (self.container, self.condition.clone());
+        let told = matches!(self.phase, Phase::Running { .. }) && condition != Condition::default();
+        told.then_some(FromNode::Condition { container, condition })
     }
 
     fn report_to(&self, out: &mut Vec<Output>) {
@@ -439,6 +499,12 @@ fn settle_kept(now: MonoMs, entry: &mut Entry, desired: &ContainerDesired, out: 
             entry.phase = Phase::Ended(ContainerState::Exited { status, finished_ms });
             entry.report_to(out);
         }
+        (Want::Running, Phase::Running { ending: Ending::No, .. }) => {
+            if entry.condition.asleep && !desired.spec.is_asleep() && !entry.waking {
+                entry.waking = true;
+                out.push(Output::Wake(container));
+            }
+        }
         // One start per generation: what has ended stays ended until the broker asks for a new life.
         (Want::Running, Phase::Preparing | Phase::Running { .. } | Phase::Ended(_) | Phase::Removing)
         | (Want::Stopped { .. }, Phase::Idle | Phase::Preparing | Phase::Ended(_) | Phase::Removing) => {}
@@ -478,6 +544,7 @@ mod tests {
             address: std::net::Ipv4Addr::new(10, 1, 0, 2),
             want,
             restarts: 0,
+            clean_since: Generation(0),
         }
     }
 
@@ -768,7 +835,7 @@ mod tests {
                     pending.push(Input::Exited { container, status: ExitStatus::Signal(9), finished_ms: now })
                 }
                 Output::Remove(container) => pending.push(Input::Removed(container)),
-                Output::SetIndex(_) | Output::ApplyNetwork { .. } | Output::Report(_) => {}
+                Output::Wake(_) | Output::SetIndex(_) | Output::ApplyNetwork { .. } | Output::Report(_) => {}
             }
         }
     }

@@ -4,145 +4,17 @@ mod support;
 
 use std::ffi::CStr;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use support::blobs::Blobs;
-use support::supervisor::Supervisor;
-use support::{ARCHITECTURE, PROGRAM, cgroup_hierarchy, eventually, spec};
-use tokio::runtime::Runtime as Tokio;
-use tokio::sync::mpsc;
-use wherry_node::container::cgroup::Cgroups;
+use support::service::{Service, World, output, sh};
+use support::{eventually, spec};
 use wherry_node::container::execute::Execution;
-use wherry_node::container::instance::Instance;
-use wherry_node::container::runtime::{Exit, Runtime};
 use wherry_node::container::usage;
 use wherry_protocol::message::{
-    ContainerDesired, ContainerReport, ContainerSpec, ContainerState, Descriptor, ExecSpec, ExitStatus,
-    ImageManifest, Media, ProcessInfo, Setting,
+    ContainerDesired, ContainerSpec, ContainerState, Descriptor, ExecSpec, ExitStatus, ImageManifest, Media,
+    ProcessInfo, Setting,
 };
 use wherry_protocol::{ContainerId, ContainerRef, Digest, ErrorCode, Generation, WireError};
-
-/// A node's disk, its supervisor, and an image.
-struct World {
-    base: tempfile::TempDir,
-    cgroup: PathBuf,
-    supervisor: Supervisor,
-    blobs: Blobs,
-    image: ImageManifest,
-}
-
-impl World {
-    fn new() -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "these tests run as root, as the node does");
-        let base = tempfile::tempdir().unwrap();
-        let mut blobs = Blobs::default();
-        let image = blobs.busybox(&base.path().join("root"));
-        let name = format!("wherry-test-{}", base.path().file_name().unwrap().to_string_lossy());
-        let cgroup = cgroup_hierarchy().join(name);
-        Self { base, cgroup, supervisor: Supervisor::new(PROGRAM.as_ref()), blobs, image }
-    }
-
-    fn data(&self) -> PathBuf {
-        self.base.path().join("data")
-    }
-
-    fn desired(&self, id: u64, generation: u32, spec: ContainerSpec) -> ContainerDesired {
-        let container = ContainerRef { id: ContainerId(id), generation: Generation(generation) };
-        ContainerDesired { container, image: self.image.clone(), ..support::desired(spec) }
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        for entry in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
-            fs::remove_dir(entry.path()).ok();
-        }
-        fs::remove_dir(&self.cgroup).ok();
-    }
-}
-
-/// One life of the node's service.
-struct Service<'a> {
-    world: &'a World,
-    tokio: Tokio,
-    runtime: Runtime,
-    adopted: Vec<ContainerReport>,
-    exits: mpsc::UnboundedReceiver<Exit>,
-}
-
-impl<'a> Service<'a> {
-    fn new(world: &'a World) -> Self {
-        let tokio = Tokio::new().unwrap();
-        let endpoint = world.supervisor.connect();
-        let cgroups = Cgroups::open(world.cgroup.clone(), 64 << 20).unwrap();
-        let (sender, exits) = mpsc::unbounded_channel();
-        let (data, run) = (world.data(), world.base.path().join("run"));
-        let opened = tokio.block_on(Runtime::open((&data, &run), cgroups, ARCHITECTURE, endpoint, sender));
-        let (runtime, adopted) = opened.unwrap();
-        Self { world, tokio, runtime, adopted, exits }
-    }
-
-    fn start(&self, desired: &ContainerDesired) -> Result<Arc<Instance>, WireError> {
-        let connect = |_pidfd| async { Ok(()) };
-        let started = self.tokio.block_on(async {
-            let start = self.runtime.start(desired, &[Ipv4Addr::LOCALHOST], &self.world.blobs, connect);
-            tokio::time::timeout(support::PATIENCE, start).await.expect("it starts in time")
-        })?;
-        let instance = self.runtime.instance(desired.container).unwrap();
-        assert_eq!((started.pid, started.started_ms), (instance.pid, instance.started_ms));
-        Ok(instance)
-    }
-
-    fn exit(&mut self) -> Exit {
-        let exits = &mut self.exits;
-        self.tokio
-            .block_on(async { tokio::time::timeout(support::PATIENCE, exits.recv()).await })
-            .expect("it ends in time")
-            .unwrap()
-    }
-
-    /// Runs to the end: output and status.
-    fn run(&mut self, desired: &ContainerDesired) -> (String, ExitStatus) {
-        let instance = self.start(desired).unwrap();
-        let exit = self.exit();
-        assert_eq!(exit.container, desired.container);
-        (output(&instance), exit.ended.status)
-    }
-
-    fn remove(&self, container: ContainerRef) {
-        self.tokio.block_on(self.runtime.remove(container)).unwrap();
-    }
-
-    fn exec(&self, instance: &Instance, script: &str) -> (String, Result<ExitStatus, WireError>) {
-        let command = ["sh", "-c", script].map(str::to_owned).to_vec();
-        let spec = ExecSpec { command, ..ExecSpec::default() };
-        self.tokio.block_on(async {
-            let execution =
-                Execution::start(self.runtime.supervisor(), instance, &spec, self.runtime.limits());
-            let execution = execution.await.unwrap();
-            let (mut text, mut buffer) = (Vec::new(), [0; 1024]);
-            loop {
-                match execution.stdout.read(&mut buffer).await.unwrap() {
-                    0 => break,
-                    length => text.extend_from_slice(&buffer[..length]),
-                }
-            }
-            let ended = execution.wait().await;
-            execution.release().await;
-            (String::from_utf8(text).unwrap(), ended)
-        })
-    }
-}
-
-fn output(instance: &Instance) -> String {
-    let entries = instance.log.read(0, usize::MAX).unwrap().entries;
-    entries.iter().map(|entry| String::from_utf8_lossy(&entry.bytes).into_owned()).collect()
-}
-
-fn sh(script: &str) -> ContainerSpec {
-    spec(&["sh", "-c", script])
-}
 
 #[test]
 fn a_container_runs_is_heard_and_ends() {
@@ -389,14 +261,12 @@ fn exec_in_a_running_container() {
     assert_eq!(service.exec(&instance, "kill -9 $$").1, Ok(ExitStatus::Signal(9)));
     let spec = ExecSpec { command: vec!["foo".into()], ..ExecSpec::default() };
     let error = service.tokio.block_on(async {
-        let execution =
-            Execution::start(service.runtime.supervisor(), &instance, &spec, false).await.unwrap();
+        let execution = Execution::start(service.runtime.supervisor(), &instance, &spec).await.unwrap();
         execution.wait().await.unwrap_err()
     });
     assert_eq!(error.message, "could not start: no such program 'foo' in the image, check the command");
     service.remove(desired.container);
-    let gone =
-        service.tokio.block_on(Execution::start(service.runtime.supervisor(), &instance, &spec, false));
+    let gone = service.tokio.block_on(Execution::start(service.runtime.supervisor(), &instance, &spec));
     assert_eq!(gone.map(drop).unwrap_err().code, ErrorCode::WrongState);
 }
 
@@ -495,8 +365,7 @@ fn the_terminal_of_an_exec_is_the_container_s() {
     let command = ["sh", "-c", script].map(str::to_owned).into();
     let spec = ExecSpec { command, tty: Some((30, 90)), user: Some("ann".into()), ..ExecSpec::default() };
     let text = service.tokio.block_on(async {
-        let execution =
-            Execution::start(service.runtime.supervisor(), &instance, &spec, false).await.unwrap();
+        let execution = Execution::start(service.runtime.supervisor(), &instance, &spec).await.unwrap();
         let mut text = String::new();
         let mut buffer = [0; 256];
         while let Ok(length @ 1..) = execution.stdout.read(&mut buffer).await {

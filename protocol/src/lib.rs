@@ -11,6 +11,7 @@
 //! The crate has no clock, no runtime and no unsafe code; time and randomness are passed in.
 #![forbid(unsafe_code)]
 
+pub mod constraint;
 mod crypto;
 pub mod error;
 pub mod handshake;
@@ -24,6 +25,7 @@ pub mod policy;
 pub mod session;
 pub mod token;
 
+pub use constraint::Constraint;
 pub use error::{ErrorCode, WireError};
 pub use id::{AccountId, ContainerId, ContainerRef, Digest, Generation, Name, NodeIndex};
 #[cfg(feature = "io")]

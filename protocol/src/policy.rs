@@ -1,6 +1,12 @@
 //! What a [`Setting`] may say: the same rules for whoever asks (the laptop), whoever decides (the broker) and whoever does it
 //! (the node). Nothing here can be switched off.
-use crate::message::{ContainerSpec, RestartPolicy, Setting};
+mod device;
+mod health;
+
+pub use device::is_device_granted;
+pub use health::check_probe;
+
+use crate::message::{ContainerSpec, Descriptor, Media, RestartPolicy, Setting};
 
 /// What the first user of a container may do, unless dropped: Docker's default without making devices, raw sockets, writing
 /// to the audit log, changing the root directory and file capabilities (capabilities(7)).
@@ -55,6 +61,10 @@ const MAX_SYSCTL_BYTES: usize = 256;
 const MAX_HOST_BYTES: usize = 253;
 /// Places whose content the runtime decides.
 const RESERVED_DIRECTORIES: [&str; 3] = ["proc", "sys", "dev"];
+/// Archives of files put into one container before it starts.
+const MAX_FILE_ARCHIVES: usize = 8;
+/// Largest of them, in bytes: configuration, certificates, a page or two. More belongs into an image or a volume.
+pub const MAX_FILES_BYTES: u64 = 16 * 1024 * 1024;
 /// PATH_MAX of Linux.
 const MAX_PATH_BYTES: usize = 4096;
 
@@ -121,6 +131,9 @@ pub fn check(spec: &ContainerSpec) -> Result<(), Refused> {
             "a container that is removed when it ends cannot be started again: choose one of both",
         );
     }
+    if spec.files().count() > MAX_FILE_ARCHIVES {
+        return refuse(format!("more than {MAX_FILE_ARCHIVES} archives of files"));
+    }
     spec.settings.iter().try_for_each(check_setting)
 }
 
@@ -160,8 +173,33 @@ fn check_setting(setting: &Setting) -> Result<(), Refused> {
         }
         Setting::Nameserver(_) => Ok(()),
         Setting::Host { name, .. } => check_host(name),
-        Setting::Attended => Ok(()),
+        Setting::Attended | Setting::Init | Setting::NoHealth | Setting::Asleep => Ok(()),
+        Setting::Device { device, path } => device::check(device, path),
+        Setting::Constraint(constraint) if constraint.is_usable() => Ok(()),
+        Setting::Constraint(constraint) => refuse(format!(
+            "'{}' is not a constraint: a name or a value is empty, too long or no text",
+            shown(&constraint.to_string())
+        )),
+        Setting::Files(blob) => check_files(blob),
+        Setting::Health(check) => health::check(check),
     }
+}
+
+fn check_files(blob: &Descriptor) -> Result<(), Refused> {
+    let plain = match blob.media {
+        Media::LayerTar => true,
+        Media::Config | Media::LayerTarGzip | Media::LayerTarZstd => false,
+    };
+    if !plain {
+        return refuse("files for a container come as a plain tar archive");
+    }
+    if blob.size > MAX_FILES_BYTES {
+        return refuse(format!(
+            "{} bytes of files are more than the {MAX_FILES_BYTES} that a container may be given: make an image of them",
+            blob.size
+        ));
+    }
+    Ok(())
 }
 
 /// Whether somebody may put something at `path` of a container: not over what the runtime decides.

@@ -36,6 +36,10 @@ fn rule(request: &Request) -> Rule {
         | Request::Run(_)
         | Request::Containers { all_accounts: false }
         | Request::Start(_)
+        | Request::StartClean(_)
+        | Request::Wake(_)
+        | Request::Changes { .. }
+        | Request::Ready { .. }
         | Request::Rename { .. }
         | Request::Processes(_)
         | Request::Copy { .. }
@@ -50,6 +54,7 @@ fn rule(request: &Request) -> Rule {
         Request::Inspect(_)
         | Request::Wait { .. }
         | Request::Stop { .. }
+        | Request::Pause { .. }
         | Request::Stats(_)
         | Request::Remove { .. }
         | Request::Events => ADMIN_ANY,
@@ -57,6 +62,7 @@ fn rule(request: &Request) -> Rule {
         | Request::CreateToken { .. }
         | Request::Accounts
         | Request::RemoveAccount(_)
+        | Request::LabelNode { .. }
         | Request::CrashNode(_) => ADMIN_ONLY,
     }
 }

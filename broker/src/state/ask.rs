@@ -1,6 +1,6 @@
 //! One request of one user: first the right, then the deed.
 use super::access::{Reach, authorise};
-use super::containers::Asker;
+use super::containers::{Asker, Files};
 use super::legal::Action;
 use super::waiting::{Until, Waiter};
 use super::{Broker, Fresh, RequestId, SessionId, error};
@@ -41,7 +41,10 @@ impl Broker {
             Request::Wait { container, until } => self.wait(&asker, &container, until),
             Request::Stop { container, grace_seconds } => self.stop(&asker, &container, grace_seconds),
             Request::Rename { container, name } => self.rename(&asker, &container, name).map(Some),
-            Request::Start(container) => self.start(&asker, &container).map(Some),
+            Request::Start(container) => self.start(&asker, &container, Files::Kept).map(Some),
+            Request::StartClean(container) => self.start(&asker, &container, Files::Fresh).map(Some),
+            Request::Wake(container) => self.wake(&asker, &container),
+            Request::LabelNode { node, set, remove } => self.label_node(&node, set, &remove).map(Some),
             Request::Remove { container, force } => self.remove(&asker, &container, force),
             Request::Connect(link) => self.connect(&asker, &link),
             Request::Disconnect(link) => self.disconnect(&asker, &link),
@@ -59,6 +62,9 @@ impl Broker {
             | Request::Stats(_)
             | Request::Processes(_)
             | Request::Copy { .. }
+            | Request::Pause { .. }
+            | Request::Ready { .. }
+            | Request::Changes { .. }
             | Request::CrashNode(_) => self.route(&asker, body),
         }
     }
@@ -67,24 +73,16 @@ impl Broker {
     pub(super) fn route(&mut self, asker: &Asker, body: Request) -> Now {
         match &body {
             Request::Signal { container, signal } => {
-                if !(1..=64).contains(signal) {
-                    return Err(error(ErrorCode::Invalid, format!("{signal} is no signal: use 1 to 64")));
-                }
-                let signal = *signal;
+                let signal = super::spec::check_signal(*signal)?;
                 self.enter(asker, container, |container| RoutedRequest::Signal { container, signal })
             }
             Request::Exec { container, spec } => {
                 super::spec::check_exec(spec)?;
-                self.enter(asker, container, |container| RoutedRequest::Exec {
-                    container,
-                    spec: spec.clone(),
-                })
+                let spec = spec.clone();
+                self.enter(asker, container, |container| RoutedRequest::Exec { container, spec })
             }
             Request::Tunnel { container, port } => {
-                if *port == 0 {
-                    return Err(error(ErrorCode::Invalid, "a port is 1 to 65535, not 0"));
-                }
-                let port = *port;
+                let port = super::spec::check_port(*port)?;
                 self.enter(asker, container, |container| RoutedRequest::Tunnel { container, port })
             }
             Request::Stats(container) => {
@@ -95,10 +93,22 @@ impl Broker {
             }
             Request::Copy { container, copy } => {
                 super::spec::check_copy(copy)?;
-                self.enter(asker, container, |container| RoutedRequest::Copy {
-                    container,
-                    copy: copy.clone(),
-                })
+                let copy = copy.clone();
+                self.enter(asker, container, |container| RoutedRequest::Copy { container, copy })
+            }
+            Request::Pause { container, paused } => {
+                let paused = *paused;
+                self.enter(asker, container, |container| RoutedRequest::Pause { container, paused })
+            }
+            Request::Changes { container, query } => {
+                let query = *query;
+                self.watch(asker, container, &body, |container| RoutedRequest::Changes { container, query })
+            }
+            Request::Ready { container, probe, timeout_ms } => {
+                super::spec::check_probe(probe.as_ref())?;
+                let (probe, timeout_ms) = (probe.clone(), *timeout_ms);
+                let ready = |container| RoutedRequest::Ready { container, probe, timeout_ms };
+                self.watch(asker, container, &body, ready)
             }
             Request::Attach(container) => {
                 self.watch(asker, container, &body, |container| RoutedRequest::Attach { container })
@@ -127,6 +137,9 @@ impl Broker {
             | Request::Stop { .. }
             | Request::Rename { .. }
             | Request::Start(_)
+            | Request::StartClean(_)
+            | Request::Wake(_)
+            | Request::LabelNode { .. }
             | Request::Remove { .. }
             | Request::Connect(_)
             | Request::Disconnect(_)

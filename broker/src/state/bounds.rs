@@ -34,6 +34,8 @@ pub(crate) const MAX_QUESTION_DIGESTS: usize = 1024;
 pub(crate) const MAX_PUBLISHED: usize = 64;
 /// Labels, mounts of one container.
 pub(crate) const MAX_LABELS: usize = 64;
+/// Labels of one board.
+pub(crate) const MAX_NODE_LABELS: usize = 64;
 /// Bytes of desired containers that one board's `Sync` may take: with the network below it stays under the message
 /// limit of 1 MiB.
 pub(crate) const MAX_DESIRED_BYTES: usize = 640 * 1024;

@@ -12,11 +12,11 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use wherry_protocol::limits::MAX_CONTAINERS_PER_NODE;
 use wherry_protocol::message::{
-    ContainerDesired, ContainerSelector, ContainerSpec, ContainerState, Event, Reply, RunRequest, ToNode,
-    WaitUntil, Want,
+    ContainerDesired, ContainerSelector, ContainerSpec, ContainerState, Event, Reply, RunRequest, Setting,
+    ToNode, WaitUntil, Want,
 };
 use wherry_protocol::{
-    AccountId, ContainerId, ContainerRef, ErrorCode, Generation, Name, NodeIndex, WireError,
+    AccountId, Constraint, ContainerId, ContainerRef, ErrorCode, Generation, Name, NodeIndex, Role, WireError,
 };
 
 /// The signal of a stop request (signal(7)).
@@ -31,6 +31,13 @@ pub(super) struct Asker {
     pub(super) session: SessionId,
     pub(super) account: AccountId,
     pub(super) reach: Reach,
+}
+
+/// What becomes of the files that former lives of a container wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Files {
+    Kept,
+    Fresh,
 }
 
 /// A legal way on.
@@ -105,6 +112,7 @@ impl Broker {
 
     pub(super) fn run(&mut self, asker: &Asker, run: RunRequest, fresh: Fresh) -> Result<Reply, WireError> {
         spec::check(&run.spec)?;
+        self.check_granted(asker, &run.spec)?;
         let image = self.image(asker.account, &run.image)?.clone();
         self.check_ports(&run.spec)?;
         let id = ContainerId(self.tables.meta().last_container.saturating_add(1));
@@ -179,6 +187,7 @@ impl Broker {
             architecture: &image.architecture,
             image_bytes: blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.size)),
             memory_bytes: spec.resources.memory_bytes,
+            constraints: constraints(spec).collect(),
         };
         let weight = weight(spec, &image.manifest);
         match wanted {
@@ -199,7 +208,7 @@ impl Broker {
         }
     }
 
-    fn node_called(&self, text: &str) -> Result<NodeIndex, WireError> {
+    pub(super) fn node_called(&self, text: &str) -> Result<NodeIndex, WireError> {
         let by_name =
             self.tables.nodes.iter().find(|(_, node)| node.name.as_str() == text).map(|(index, _)| *index);
         let by_number = || accounts::number_of(text).filter(|index| self.tables.nodes.contains(index));
@@ -225,6 +234,7 @@ impl Broker {
             promised: live.promised,
             has_slot: count < MAX_CONTAINERS_PER_NODE && used.saturating_add(weight) <= MAX_DESIRED_BYTES,
             has_image: self.tables.containers_on(index).any(|(_, c)| c.manifest == image.manifest),
+            labels: self.tables.labels.get(&index).cloned().unwrap_or_default(),
         })
     }
 
@@ -241,6 +251,17 @@ impl Broker {
             .ok_or_else(|| {
                 error(ErrorCode::NoCapacity, format!("{index} has no free address: remove containers"))
             })
+    }
+
+    /// What only some may wish, and only of what is theirs.
+    fn check_granted(&self, asker: &Asker, spec: &ContainerSpec) -> Result<(), WireError> {
+        let device = |setting: &Setting| matches!(setting, Setting::Device { .. });
+        let admin = self.session_of(asker.session)?.role == Role::Admin;
+        if !admin && spec.settings.iter().any(device) {
+            let text = "only an admin may give a container a device of the board: ask one";
+            return Err(error(ErrorCode::Forbidden, text));
+        }
+        spec.files().try_for_each(|blob| self.check_held(asker.account, blob))
     }
 
     fn check_ports(&self, spec: &ContainerSpec) -> Result<(), WireError> {
@@ -347,14 +368,28 @@ impl Broker {
         Ok(self.container_reply(self.present(id)?, id))
     }
 
-    pub(super) fn start(&mut self, asker: &Asker, selector: &ContainerSelector) -> Result<Reply, WireError> {
+    pub(super) fn start(
+        &mut self,
+        asker: &Asker,
+        selector: &ContainerSelector,
+        files: Files,
+    ) -> Result<Reply, WireError> {
         let (id, container) = self.find(asker, selector)?;
         let node = container.node;
-        match self.permitted(id, Action::Start)? {
+        let action = match files {
+            Files::Fresh => Action::StartClean,
+            Files::Kept => Action::Start,
+        };
+        match self.permitted(id, action)? {
             Step::Already => {}
             Step::Go | Step::WhenStarted => {
                 self.board_session(node)?;
                 self.next_generation(id);
+                if files == Files::Fresh
+                    && let Some(generation) = self.tables.container(id).map(|c| c.generation)
+                {
+                    self.tables.clean.insert(id, generation);
+                }
                 if self.tables.container(id).is_some_and(|c| !c.detached) {
                     self.orphans.remove(&id);
                     self.owners.insert(id, asker.session);
@@ -374,6 +409,7 @@ impl Broker {
             container.state = ContainerState::Pending;
             container.restarts = 0;
         }
+        self.forget_condition(id);
     }
 
     fn set_phase(&mut self, id: ContainerId, phase: Phase) {
@@ -406,6 +442,7 @@ impl Broker {
         });
         self.owners.remove(&id);
         self.orphans.remove(&id);
+        self.forget_condition(id);
         self.cut_links(id);
         self.set_phase(id, Phase::Removing { confirmed: false });
         self.release(account, blobs);
@@ -459,31 +496,41 @@ impl Broker {
     pub(super) fn send_desired(&mut self, id: ContainerId) {
         if let Some(container) = self.tables.container(id) {
             let node = container.node;
-            if let Some(desired) = desired(id, container) {
+            if let Some(desired) = self.desired(id, container) {
                 self.tell_node(node, ToNode::Container(Box::new(desired)));
             }
         }
     }
+
+    /// The container as its board should have it; `None` if nothing of it should be there.
+    pub(super) fn desired(&self, id: ContainerId, container: &Container) -> Option<ContainerDesired> {
+        let want = match container.phase {
+            // One that has ended must not start again by itself, even on a board that has forgotten it.
+            Phase::Wanted if container.state.is_finished() => {
+                Want::Stopped { signal: SIGKILL, grace_seconds: 0 }
+            }
+            Phase::Wanted => Want::Running,
+            Phase::Stopping { signal, grace_seconds } => Want::Stopped { signal, grace_seconds },
+            Phase::Removing { .. } => return None,
+        };
+        Some(ContainerDesired {
+            container: ContainerRef { id, generation: container.generation },
+            account: container.account,
+            name: container.name.clone(),
+            spec: container.spec.clone(),
+            image: container.manifest.clone(),
+            address: container.address,
+            want,
+            restarts: container.restarts,
+            clean_since: self.tables.clean.get(&id).copied().unwrap_or(Generation(0)),
+        })
+    }
 }
 
-/// The container as its board should have it; `None` if nothing of it should be there.
-pub(super) fn desired(id: ContainerId, container: &Container) -> Option<ContainerDesired> {
-    let want = match container.phase {
-        // One that has ended must not start again by itself, even on a board that has forgotten it.
-        Phase::Wanted if container.state.is_finished() => Want::Stopped { signal: SIGKILL, grace_seconds: 0 },
-        Phase::Wanted => Want::Running,
-        Phase::Stopping { signal, grace_seconds } => Want::Stopped { signal, grace_seconds },
-        Phase::Removing { .. } => return None,
-    };
-    Some(ContainerDesired {
-        container: ContainerRef { id, generation: container.generation },
-        account: container.account,
-        name: container.name.clone(),
-        spec: container.spec.clone(),
-        image: container.manifest.clone(),
-        address: container.address,
-        want,
-        restarts: container.restarts,
+fn constraints(spec: &ContainerSpec) -> impl Iterator<Item = &Constraint> {
+    spec.settings.iter().filter_map(|setting| match setting {
+        Setting::Constraint(constraint) => Some(constraint),
+        _ => None,
     })
 }
 

@@ -130,7 +130,7 @@ impl Broker {
         Ok(Reply::Image(info))
     }
 
-    fn check_held(&self, account: AccountId, blob: &Descriptor) -> Result<(), WireError> {
+    pub(super) fn check_held(&self, account: AccountId, blob: &Descriptor) -> Result<(), WireError> {
         match self.tables.holds.get(&(account, blob.digest)) {
             Some(hold) if hold.size == blob.size => Ok(()),
             Some(hold) => {
@@ -251,7 +251,7 @@ impl Broker {
         self.tables
             .containers_on(index)
             .filter(|(_, c)| c.is_present())
-            .flat_map(|(_, c)| c.manifest.layers.iter().chain([&c.manifest.config]))
+            .flat_map(|(_, c)| c.blobs())
             .find(|blob| blob.digest == digest)
             .map(|blob| blob.size)
             .ok_or_else(|| error(ErrorCode::NotFound, format!("no container of {index} needs {digest}")))

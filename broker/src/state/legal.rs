@@ -7,6 +7,8 @@ use wherry_protocol::message::ContainerState;
 pub(crate) enum Action {
     Stop,
     Start,
+    /// Starting it with none of what it has written.
+    StartClean,
     Remove {
         force: bool,
     },
@@ -14,6 +16,8 @@ pub(crate) enum Action {
     Enter,
     /// Attach and logs: they need output, also that of a process which has ended.
     Watch,
+    /// Starting the program of one that is asleep.
+    Wake,
 }
 
 /// What a container is doing, as far as legality goes.
@@ -70,17 +74,22 @@ pub(crate) fn situation(container: &Container) -> Situation {
 }
 
 pub(crate) fn legal(action: Action, situation: Situation) -> Verdict {
-    use Action::{Enter, Remove, Start, Stop, Watch};
+    use Action::{Enter, Remove, Start, StartClean, Stop, Wake, Watch};
     use Situation::{Ended, Failed, Removing, Restarting, Running, Starting, Stopping};
     match (action, situation) {
-        (Stop | Start | Remove { .. } | Enter | Watch, Removing) => Verdict::NotThere,
+        (Stop | Start | StartClean | Remove { .. } | Enter | Watch | Wake, Removing) => Verdict::NotThere,
 
         (Stop, Starting | Running | Restarting | Stopping) => Verdict::Go,
         (Stop, Ended | Failed) => Verdict::Already,
 
         (Start, Starting | Running | Restarting) => Verdict::Already,
-        (Start, Stopping) => Verdict::Refuse("is being stopped: wait until it has ended, then start it"),
-        (Start, Ended | Failed) => Verdict::Go,
+        (StartClean, Starting | Running | Restarting) => {
+            Verdict::Refuse("is running: stop it first, or use `wherry restart --reset`")
+        }
+        (Start | StartClean, Stopping) => {
+            Verdict::Refuse("is being stopped: wait until it has ended, then start it")
+        }
+        (Start | StartClean, Ended | Failed) => Verdict::Go,
 
         (Remove { force: true }, Starting | Running | Restarting | Stopping | Ended | Failed) => Verdict::Go,
         (Remove { force: false }, Ended | Failed) => Verdict::Go,
@@ -93,8 +102,9 @@ pub(crate) fn legal(action: Action, situation: Situation) -> Verdict {
         (Enter, Restarting) => {
             Verdict::Refuse("has ended and is about to start again: wait for it, or look at its log")
         }
-        (Enter, Ended) => Verdict::Refuse("is not running: start it first"),
-        (Enter | Watch, Failed) => Verdict::TellFailure,
+        (Enter | Wake, Ended) => Verdict::Refuse("is not running: start it first"),
+        (Wake, Starting | Running | Restarting | Stopping) => Verdict::Go,
+        (Enter | Watch | Wake, Failed) => Verdict::TellFailure,
 
         (Watch, Starting) => Verdict::WhenStarted,
         (Watch, Running | Restarting | Stopping | Ended) => Verdict::Go,

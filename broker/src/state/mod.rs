@@ -7,6 +7,7 @@
 //! containers  run … remove               placement  which board, which address, and why
 //! network     connections, per board     nodes      sessions of boards, their reports
 //! waiting     answers that come later    views      what people are shown
+//! live        what changes while a container runs; labels of boards
 //! ```
 mod access;
 mod accounts;
@@ -15,6 +16,7 @@ mod bounds;
 mod containers;
 mod images;
 mod legal;
+mod live;
 mod names;
 mod network;
 mod nodes;
@@ -34,8 +36,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use tables::Tables;
 use waiting::Waiter;
 use wherry_protocol::message::{
-    Descriptor, EnrolReply, EnrolRequest, Event, FromNode, NetworkDesired, NodeHello, Reply, Request, Routed,
-    ToNode,
+    Condition, Descriptor, EnrolReply, EnrolRequest, Event, FromNode, NetworkDesired, NodeHello, Reply,
+    Request, Routed, ToNode,
 };
 use wherry_protocol::{
     AccountId, ContainerId, Digest, ErrorCode, Name, NodeIndex, PublicKey, Role, WireError,
@@ -260,6 +262,8 @@ pub struct Broker {
     /// When a blob that no image names is forgotten, monotonic milliseconds.
     unnamed: BTreeMap<(AccountId, Digest), u64>,
     published: BTreeMap<u16, (ContainerId, u16)>,
+    /// How containers that run are, where their boards have said so.
+    conditions: BTreeMap<ContainerId, Condition>,
     timers: BTreeSet<(u64, Timer)>,
     publish_changed: bool,
     out: Vec<Output>,
@@ -287,6 +291,7 @@ impl Broker {
             orphans: BTreeMap::new(),
             unnamed: BTreeMap::new(),
             published: BTreeMap::new(),
+            conditions: BTreeMap::new(),
             timers: BTreeSet::new(),
             publish_changed: false,
             out: Vec::new(),

@@ -123,11 +123,7 @@ impl Broker {
     fn send_sync(&mut self, index: NodeIndex) {
         let network = self.network_of(index);
         self.networks.insert(index, network.clone());
-        let containers = self
-            .tables
-            .containers_on(index)
-            .filter_map(|(id, c)| super::containers::desired(id, c))
-            .collect();
+        let containers = self.tables.containers_on(index).filter_map(|(id, c)| self.desired(id, c)).collect();
         self.tell_node(index, ToNode::Sync(NodeDesired { index, containers, network }));
         // The board removes by itself what is not in the list; asked, it also says so about what it does not have.
         let leaving: Vec<ContainerId> =
@@ -152,6 +148,9 @@ impl Broker {
             }
             FromNode::Container(report) => self.container_report(index, report),
             FromNode::Removed(container) => self.container_removed(index, container.id),
+            FromNode::Condition { container, condition } => {
+                self.condition_report(index, container, condition)
+            }
             FromNode::Network { revision, error } => self.network_report(index, revision, error.as_deref()),
         }
     }
@@ -183,10 +182,14 @@ impl Broker {
             failure.message = failure.message.chars().take(500).collect();
         }
         let finished = state.is_finished();
+        if !matches!(state, ContainerState::Running { .. }) {
+            self.forget_condition(id);
+        }
         self.tables.set_state(id, state, restarts);
         self.container_event(id);
         self.waiters_state(id);
         if finished {
+            self.waiters_awake(id);
             self.schedule_auto_remove(id);
         }
     }
@@ -232,6 +235,7 @@ impl Broker {
             self.tables.remove_container(id);
         }
         self.tables.nodes.remove(&index);
+        self.tables.labels.remove(&index);
         self.networks.remove(&index);
         self.applied.remove(&index);
         let waiting: Vec<ContainerId> =

@@ -1,5 +1,8 @@
 //! Where a container goes, and why. Pure: candidates in, choice and reason out.
 use super::bounds::EXPECTED_MEMORY_BYTES;
+use std::collections::BTreeMap;
+use wherry_protocol::Constraint;
+use wherry_protocol::constraint::Board;
 use wherry_protocol::message::NodeLoad;
 use wherry_protocol::{ErrorCode, Name, NodeIndex, WireError};
 
@@ -19,6 +22,8 @@ pub(super) struct Candidate {
     pub(super) has_slot: bool,
     /// Whether a container of the same image is there already, so that it takes no more disk.
     pub(super) has_image: bool,
+    /// What an admin has said about it.
+    pub(super) labels: BTreeMap<String, String>,
 }
 
 /// What the container needs.
@@ -29,6 +34,8 @@ pub(super) struct Need<'a> {
     /// Bytes of the image, which may have to be unpacked there.
     pub(super) image_bytes: u64,
     pub(super) memory_bytes: Option<u64>,
+    /// What the board must be.
+    pub(super) constraints: Vec<&'a Constraint>,
 }
 
 /// The board and the reason for it.
@@ -54,9 +61,17 @@ impl Candidate {
         self.free_bytes().saturating_mul(1000) / (1000 + self.load_per_cpu())
     }
 
+    fn meets(&self, constraint: &Constraint) -> bool {
+        let id = self.index.to_string();
+        let board = Board { id: &id, name: self.name.as_str(), architecture: &self.architecture };
+        constraint.is_met(board, |name| self.labels.get(name).map(String::as_str))
+    }
+
     fn obstacle(&self, need: &Need<'_>) -> Option<String> {
         let wanted = need.memory_bytes.unwrap_or(0);
-        if self.architecture != need.architecture {
+        if let Some(unmet) = need.constraints.iter().find(|constraint| !self.meets(constraint)) {
+            Some(format!("does not meet {unmet}"))
+        } else if self.architecture != need.architecture {
             Some(format!("is {}, {} is {}", self.architecture, need.image, need.architecture))
         } else if !self.has_slot {
             Some("holds as many containers as one board may".into())
@@ -155,6 +170,7 @@ mod tests {
             promised: 0,
             has_slot: true,
             has_image: false,
+            labels: BTreeMap::new(),
         }
     }
 
@@ -164,6 +180,7 @@ mod tests {
             architecture: "amd64",
             image_bytes: 10 * MIB,
             memory_bytes: memory_mib.map(|mib| mib * MIB),
+            constraints: Vec::new(),
         }
     }
 
@@ -211,5 +228,17 @@ mod tests {
         let error = named(&arm, &need(None)).unwrap_err();
         assert!(error.message.starts_with("node1 is arm64, web:latest is amd64"), "{error}");
         assert!(best(&[], &need(None)).unwrap_err().message.starts_with("no node is connected"));
+    }
+
+    #[test]
+    fn constraints_choose_and_are_named() {
+        let top: Constraint = "node.labels.shelf==top".parse().unwrap();
+        let need = Need { constraints: vec![&top], ..need(None) };
+        let mut small = board(1, 64, 0);
+        small.labels.insert("shelf".into(), "Top".into());
+        assert_eq!(best(&[small, board(2, 900, 0)], &need).unwrap().index, NodeIndex(1));
+        let error = best(&[board(2, 900, 0)], &need).unwrap_err();
+        assert_eq!(error.message, "no node can take it: node2 does not meet node.labels.shelf==top");
+        assert!(named(&board(2, 900, 0), &need).unwrap_err().message.contains("does not meet"));
     }
 }

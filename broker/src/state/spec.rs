@@ -3,7 +3,7 @@ use super::bounds::{MAX_LABELS, MAX_PUBLISHED, RESERVED_PORTS};
 use super::error;
 use std::collections::BTreeSet;
 use wherry_protocol::limits::MAX_ARGUMENT_BYTES;
-use wherry_protocol::message::{ContainerSpec, CopySpec, ExecSpec};
+use wherry_protocol::message::{ContainerSpec, CopySpec, ExecSpec, Probe};
 use wherry_protocol::policy::{self, MAX_STOP_SECONDS};
 use wherry_protocol::{ErrorCode, Name, WireError};
 
@@ -37,6 +37,29 @@ pub(super) fn check_exec(spec: &ExecSpec) -> Result<(), WireError> {
     check_arguments(spec.command.iter(), &spec.env)?;
     check_path("working directory", spec.workdir.as_deref())?;
     check_text("user", spec.user.as_deref())
+}
+
+/// Signals as Linux numbers them (signal(7)).
+pub(super) fn check_signal(signal: u8) -> Result<u8, WireError> {
+    if (1..=64).contains(&signal) {
+        Ok(signal)
+    } else {
+        invalid(format!("{signal} is no signal: use 1 to 64"))
+    }
+}
+
+/// A port that can be connected to.
+pub(super) fn check_port(port: u16) -> Result<u16, WireError> {
+    if port == 0 { invalid("a port is 1 to 65535, not 0") } else { Ok(port) }
+}
+
+/// Checks the form of a question to a container.
+pub(super) fn check_probe(probe: Option<&Probe>) -> Result<(), WireError> {
+    match probe {
+        Some(Probe::Exec(command)) => check_arguments(command.iter(), &[])?,
+        Some(Probe::Tcp { .. } | Probe::Http { .. }) | None => {}
+    }
+    probe.map_or(Ok(()), |probe| policy::check_probe(probe).or_else(|refused| invalid(refused.to_string())))
 }
 
 /// Checks the form of a place to copy from or to.

@@ -3,8 +3,8 @@ use crate::record::{
     Account, Change, Container, Hold, Image, Key, Link, Meta, Node, PendingToken, Record, Table,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use wherry_protocol::message::{ContainerSpec, ContainerState, ImageManifest, ImageName};
-use wherry_protocol::{AccountId, ContainerId, Digest, NodeIndex, PublicKey};
+use wherry_protocol::message::{ContainerSpec, ContainerState, ImageManifest, ImageName, Setting};
+use wherry_protocol::{AccountId, ContainerId, Digest, Generation, NodeIndex, PublicKey};
 
 /// Why a set of records is not a broker's state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +33,8 @@ pub(crate) struct Tables {
     pub(crate) holds: Table<(AccountId, Digest), Hold>,
     containers: Table<ContainerId, Container>,
     links: Table<Link, ()>,
+    pub(crate) labels: Table<NodeIndex, BTreeMap<String, String>>,
+    pub(crate) clean: Table<ContainerId, Generation>,
     // Derived from the above.
     keys: BTreeMap<PublicKey, AccountId>,
     on_node: BTreeMap<NodeIndex, BTreeSet<ContainerId>>,
@@ -62,6 +64,8 @@ impl Tables {
             (Key::Hold(account, digest), Record::Hold(hold)) => self.holds.load((account, digest), hold),
             (Key::Container(id), Record::Container(container)) => self.containers.load(id, *container),
             (Key::Link(link), Record::Link) => self.links.load(link, ()),
+            (Key::NodeLabels(index), Record::NodeLabels(labels)) => self.labels.load(index, labels),
+            (Key::Clean(id), Record::Clean(since)) => self.clean.load(id, since),
             (key, _) => return Err(LoadError::Kind(key)),
         }
         Ok(())
@@ -83,6 +87,16 @@ impl Tables {
             }
             self.on_node.entry(container.node).or_default().insert(*id);
             *self.desired_bytes.entry(container.node).or_default() += desired_bytes(container);
+        }
+        for (index, _) in self.labels.iter() {
+            if !self.nodes.contains(index) {
+                return Err(LoadError::Dangling(Key::NodeLabels(*index)));
+            }
+        }
+        for (id, _) in self.clean.iter() {
+            if !self.containers.contains(id) {
+                return Err(LoadError::Dangling(Key::Clean(*id)));
+            }
         }
         for (link, ()) in self.links.iter() {
             let present = |id| self.containers.get(id).is_some_and(Container::is_present);
@@ -150,6 +164,17 @@ impl Tables {
         self.containers.edit(&id)
     }
 
+    /// Takes a wish back that holds only until somebody takes it back: to be asleep.
+    pub(crate) fn wake(&mut self, id: ContainerId) {
+        let Some(container) = self.containers.edit(&id) else { return };
+        let before = desired_bytes(container);
+        container.spec.settings.retain(|setting| *setting != Setting::Asleep);
+        let saved = before.saturating_sub(desired_bytes(container));
+        if let Some(bytes) = self.desired_bytes.get_mut(&container.node) {
+            *bytes = bytes.saturating_sub(saved);
+        }
+    }
+
     /// Sets the state last seen. What is on the way to something else costs no write.
     pub(crate) fn set_state(&mut self, id: ContainerId, state: ContainerState, restarts: u32) {
         let container = match state {
@@ -169,6 +194,7 @@ impl Tables {
 
     pub(crate) fn remove_container(&mut self, id: ContainerId) -> Option<Container> {
         let container = self.containers.remove(&id)?;
+        self.clean.remove(&id);
         if let Some(ids) = self.on_node.get_mut(&container.node) {
             ids.remove(&id);
         }
@@ -236,6 +262,8 @@ impl Tables {
         );
         keys.extend(self.containers.take_touched().into_iter().map(Key::Container));
         keys.extend(self.links.take_touched().into_iter().map(Key::Link));
+        keys.extend(self.labels.take_touched().into_iter().map(Key::NodeLabels));
+        keys.extend(self.clean.take_touched().into_iter().map(Key::Clean));
         keys
     }
 
@@ -252,6 +280,8 @@ impl Tables {
             Key::Hold(account, digest) => self.holds.get(&(*account, *digest)).copied().map(Record::Hold),
             Key::Container(id) => self.containers.get(id).map(|c| Record::Container(Box::new(durable(c)))),
             Key::Link(link) => self.links.get(link).map(|()| Record::Link),
+            Key::NodeLabels(index) => self.labels.get(index).cloned().map(Record::NodeLabels),
+            Key::Clean(id) => self.clean.get(id).copied().map(Record::Clean),
         }
     }
 
@@ -269,6 +299,8 @@ impl Tables {
         keys.extend(self.holds.iter().map(|((account, digest), _)| Key::Hold(*account, *digest)));
         keys.extend(self.containers.iter().map(|(id, _)| Key::Container(*id)));
         keys.extend(self.links.iter().map(|(link, ())| Key::Link(*link)));
+        keys.extend(self.labels.iter().map(|(index, _)| Key::NodeLabels(*index)));
+        keys.extend(self.clean.iter().map(|(id, _)| Key::Clean(*id)));
         keys.into_iter().filter_map(|key| self.record(&key).map(|record| (key, record))).collect()
     }
 }

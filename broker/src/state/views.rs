@@ -24,6 +24,7 @@ impl Broker {
             detached: container.detached,
             publish: container.spec.publish.clone(),
             spec: container.spec.clone(),
+            condition: self.conditions.get(&id).cloned().unwrap_or_default(),
         }
     }
 
@@ -63,9 +64,14 @@ impl Broker {
                 facts: node.facts.clone(),
                 load: live.map(|live| live.load),
                 containers: u32::try_from(containers).unwrap_or(u32::MAX),
+                labels: self.labels_of(*index).map(|(name, value)| (name.clone(), value.clone())).collect(),
             }
         });
         Reply::Nodes(infos.collect())
+    }
+
+    pub(super) fn labels_of(&self, index: NodeIndex) -> impl Iterator<Item = (&String, &String)> {
+        self.tables.labels.get(&index).into_iter().flatten()
     }
 
     fn account_info(&self, id: AccountId, account: &Account) -> AccountInfo {

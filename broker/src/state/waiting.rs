@@ -13,6 +13,8 @@ pub(super) enum Waiter {
     Container { id: ContainerId, until: Until },
     /// For the end of a removal.
     Removed { id: ContainerId },
+    /// For a container to be woken, or to have ended.
+    Awake { id: ContainerId },
     /// For boards to apply a network revision.
     Network { pending: BTreeMap<NodeIndex, u64>, goal: Goal },
 }
@@ -58,6 +60,7 @@ impl Broker {
         let text = match &waiter {
             Waiter::Container { id, .. } => format!("{id} has not ended in time; it is still being stopped"),
             Waiter::Removed { id } => format!("{id} has not been removed in time; its board goes on with it"),
+            Waiter::Awake { id } => format!("{id} has not woken in time; its board goes on with it"),
             Waiter::Network { pending, goal } => {
                 let boards: Vec<String> = pending.keys().map(|index| self.node_name(*index)).collect();
                 let after = match goal {
@@ -84,7 +87,7 @@ impl Broker {
         let Some(state) = self.tables.container(changed).map(|c| c.state.clone()) else { return };
         let reached = self.take_waiters(|waiter| match waiter {
             Waiter::Container { id, until } => *id == changed && until_reached(until.state(), &state),
-            Waiter::Removed { .. } | Waiter::Network { .. } => false,
+            Waiter::Removed { .. } | Waiter::Awake { .. } | Waiter::Network { .. } => false,
         });
         for (request, waiter) in reached {
             match waiter {
@@ -95,17 +98,28 @@ impl Broker {
                     let reply = self.present(id).map(|c| self.container_reply(c, id));
                     self.reply_result(request, reply);
                 }
-                Waiter::Removed { .. } | Waiter::Network { .. } => {}
+                Waiter::Removed { .. } | Waiter::Awake { .. } | Waiter::Network { .. } => {}
             }
         }
     }
 
     /// A container is being removed: nobody waits for its state any longer.
     pub(super) fn waiters_lost(&mut self, lost: ContainerId) {
-        let waiters =
-            self.take_waiters(|waiter| matches!(waiter, Waiter::Container { id, .. } if *id == lost));
+        let waiters = self.take_waiters(|waiter| match waiter {
+            Waiter::Container { id, .. } | Waiter::Awake { id } => *id == lost,
+            Waiter::Removed { .. } | Waiter::Network { .. } => false,
+        });
         for (request, _) in waiters {
             self.reply(request, Reply::Error(not_found("container", lost, "it was removed")));
+        }
+    }
+
+    /// A container is awake, or has ended.
+    pub(super) fn waiters_awake(&mut self, woken: ContainerId) {
+        let waiters = self.take_waiters(|waiter| matches!(waiter, Waiter::Awake { id } if *id == woken));
+        for (request, _) in waiters {
+            let reply = self.present(woken).map(|c| self.container_reply(c, woken));
+            self.reply_result(request, reply);
         }
     }
 
@@ -121,7 +135,7 @@ impl Broker {
     pub(super) fn waiters_network(&mut self, index: NodeIndex, revision: u64, failure: Option<&str>) {
         let concerned = |waiter: &Waiter| match waiter {
             Waiter::Network { pending, .. } => pending.get(&index).is_some_and(|wanted| *wanted <= revision),
-            Waiter::Container { .. } | Waiter::Removed { .. } => false,
+            Waiter::Container { .. } | Waiter::Removed { .. } | Waiter::Awake { .. } => false,
         };
         for (request, waiter) in self.take_waiters(concerned) {
             let Waiter::Network { mut pending, mut goal } = waiter else { continue };
@@ -156,7 +170,7 @@ impl Broker {
             .filter(|(_, waiter)| match waiter {
                 Waiter::Container { id, until: Until::Stopped | Until::Route { .. } } => on_board(id),
                 Waiter::Container { until: Until::Started | Until::Ended, .. } => false,
-                Waiter::Removed { id } => on_board(id),
+                Waiter::Removed { id } | Waiter::Awake { id } => on_board(id),
                 Waiter::Network { pending, .. } => pending.contains_key(&index),
             })
             .map(|(request, _)| *request)
@@ -172,7 +186,7 @@ impl Broker {
         let reply = match waiter {
             // It will be removed when the board returns, as the request's description says.
             Waiter::Removed { .. } => Reply::Done,
-            Waiter::Container { .. } => Reply::Error(self.unreachable(index)),
+            Waiter::Container { .. } | Waiter::Awake { .. } => Reply::Error(self.unreachable(index)),
             Waiter::Network { mut pending, goal } => match goal {
                 Goal::Connect { .. } => {
                     self.take_back(goal);

@@ -420,7 +420,10 @@ async fn routed(mut stream: Stream) {
             drop(send(&mut stream, &Frame::Exit(ExitStatus::Code(0))).await);
             drop(stream.close().await);
         }
-        RoutedRequest::Signal { .. }
+        RoutedRequest::Changes { .. }
+        | RoutedRequest::Pause { .. }
+        | RoutedRequest::Ready { .. }
+        | RoutedRequest::Signal { .. }
         | RoutedRequest::Stats { .. }
         | RoutedRequest::Processes { .. }
         | RoutedRequest::Crash => drop(stream.close().await),

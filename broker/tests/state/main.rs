@@ -2,6 +2,7 @@
 mod accounts;
 mod containers;
 mod images;
+mod live;
 mod network;
 mod nodes;
 mod properties;

@@ -28,6 +28,11 @@ fn container_requests(id: ContainerId) -> Vec<(&'static str, Request)> {
         ("stats", Request::Stats(container.clone())),
         ("processes", Request::Processes(container.clone())),
         ("copy", Request::Copy { container: container.clone(), copy: CopySpec::Out { path: "/etc".into() } }),
+        ("pause", Request::Pause { container: container.clone(), paused: true }),
+        ("ready", Request::Ready { container: container.clone(), probe: None, timeout_ms: 1 }),
+        ("wake", Request::Wake(container.clone())),
+        ("start clean", Request::StartClean(container.clone())),
+        ("changes", Request::Changes { container: container.clone(), query: ChangesQuery::Names }),
         ("tunnel", Request::Tunnel { container: container.clone(), port: 80 }),
         (
             "connect",
@@ -133,6 +138,7 @@ fn every_request() -> Vec<(&'static str, Request)> {
         ("accounts", Request::Accounts),
         ("remove account", Request::RemoveAccount(AccountId(9))),
         ("crash node", Request::CrashNode(NodeIndex(1))),
+        ("label node", Request::LabelNode { node: "n1".into(), set: vec![], remove: vec!["x".into()] }),
         ("events", Request::Events),
     ];
     all.extend(container_requests(ContainerId(1)));

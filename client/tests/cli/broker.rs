@@ -450,6 +450,7 @@ impl State {
             detached: request.detached,
             publish: request.spec.publish.clone(),
             spec: request.spec,
+            condition: Condition::default(),
         };
         self.containers.insert(id, info.clone());
         info
@@ -659,6 +660,7 @@ fn nodes(containers: usize) -> Vec<NodeInfo> {
         facts,
         load,
         containers,
+        labels: Vec::new(),
     };
     vec![node(1, "node1", true, Some(facts), Some(load), containers), node(2, "node2", false, None, None, 0)]
 }

@@ -170,6 +170,28 @@ impl Cgroup {
         field(&events, "oom_kill") > 0
     }
 
+    /// Whether its processes are frozen, or about to be.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.hierarchy
+            && fs::read_to_string(self.path.join("cgroup.freeze")).is_ok_and(|text| text.trim() == "1")
+    }
+
+    /// Freezes its processes, or lets them go on. It is so once [`Cgroup::has_settled`] says it.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or there is no cgroup.
+    pub fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        write(&self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+    }
+
+    /// Whether all of its processes are frozen, or none is being frozen.
+    #[must_use]
+    pub fn has_settled(&self, frozen: bool) -> bool {
+        let events = fs::read_to_string(self.path.join("cgroup.events")).unwrap_or_default();
+        field(&events, "frozen") == u64::from(frozen)
+    }
+
     /// Kills everything in it.
     ///
     /// # Errors

@@ -105,7 +105,7 @@ fn header(meta: &fs::Metadata, kind: EntryType, size: u64) -> Header {
 }
 
 /// Unpacks an archive into the directory `path`, or, if there is none, as `path`. Files get the owner root.
-fn receive(path: &Path, input: impl Read) -> io::Result<()> {
+pub(super) fn receive(path: &Path, input: impl Read) -> io::Result<()> {
     let (directory, rename) = match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => (path, None),
         Ok(_) | Err(_) => {

@@ -115,7 +115,7 @@ fn failure_of_child(from_child: OwnedFd) -> Result<Option<Failure>, Failure> {
     read.map_err(|error| join(wherry_sys::fd::errno_of(&error)))?;
     Ok(report::decode(&bytes).0.into_iter().find_map(|report| match report {
         Report::Failed(failure) => Some(failure),
-        Report::Executing | Report::Code(_) | Report::Signal(_) => None,
+        Report::Executing | Report::Code(_) | Report::Signal(_) | Report::AtTheGate => None,
     }))
 }
 

@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Mutex;
 use wherry_init::control::{Descriptors, Launch, Namespaces, ProcessKey};
-use wherry_protocol::WireError;
 use wherry_protocol::message::{CopySpec, ExecSpec, ExitStatus};
+use wherry_protocol::{ErrorCode, WireError};
 use wherry_sys::terminal::{Pty, WindowSize, open_pty_of, set_window_size};
 
 /// Ids of exec'd processes have this bit, which no container's has; a restarted service ends what it finds of them,
@@ -46,10 +46,9 @@ impl Execution {
         supervisor: &Supervisor,
         instance: &Instance,
         spec: &ExecSpec,
-        bounded: bool,
     ) -> Result<Self, WireError> {
         let process = plan::exec(&instance.process, spec)?;
-        Self::begin(supervisor, instance, (&process, spec), bounded).await
+        Self::begin(supervisor, instance, (&process, spec)).await
     }
 
     /// Starts copying files out of or into the container that `instance` is.
@@ -60,21 +59,23 @@ impl Execution {
         supervisor: &Supervisor,
         instance: &Instance,
         copy: &CopySpec,
-        bounded: bool,
     ) -> Result<Self, WireError> {
         let process = plan::copy(&instance.process, copy)?;
         let spec = ExecSpec { stdin: matches!(copy, CopySpec::In { .. }), ..ExecSpec::default() };
-        Self::begin(supervisor, instance, (&process, &spec), bounded).await
+        Self::begin(supervisor, instance, (&process, &spec)).await
     }
 
     async fn begin(
         supervisor: &Supervisor,
         instance: &Instance,
         (process, spec): (&Process, &ExecSpec),
-        bounded: bool,
     ) -> Result<Self, WireError> {
         let pidfd = instance.pidfd().ok_or_else(|| not_running(instance.container))?;
-        let cgroup = if bounded {
+        if instance.condition().borrow().paused {
+            let message = format!("container {} is paused: let it go on first", instance.container.id);
+            return Err(WireError::new(ErrorCode::WrongState, message));
+        }
+        let cgroup = if instance.cgroup.is_real() {
             Some(instance.cgroup.directory().map_err(|error| unusable(io::Error::other(error)))?)
         } else {
             None
@@ -117,7 +118,7 @@ impl Execution {
             Some(Report::Signal(signal)) => Ok(ExitStatus::Signal(u8::try_from(signal).unwrap_or(u8::MAX))),
             Some(Report::Failed(failure)) => Err(failure.into()),
             // The helper itself was killed, with the container.
-            Some(Report::Executing) | None => Ok(ExitStatus::Signal(9)),
+            Some(Report::Executing | Report::AtTheGate) | None => Ok(ExitStatus::Signal(9)),
         }
     }
 

@@ -1,19 +1,20 @@
 //! One life of a container, running or ended: its output, its input, its terminal, how it ended.
 use super::cgroup::Cgroup;
+use super::gate::Gate;
+use super::health::HealthPlan;
 use super::logs::{Log, Ring};
-use super::plan::{self, Plan, Process};
+use super::plan::{self, Plan, Process, Root};
 use super::pump::{self, AsyncDescriptor, Input, unix_ms};
 use super::supervisor::{ExitWatch, Survivor};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use wherry_init::control::{ProcessKey, RawStatus};
-use wherry_protocol::message::{Channel, ExitStatus};
+use wherry_protocol::message::{Channel, Condition, ExitStatus, ImageManifest};
 use wherry_protocol::{ContainerRef, ErrorCode, WireError};
 use wherry_sys::terminal::{self, WindowSize};
 
@@ -29,6 +30,10 @@ pub const KEPT_STDOUT: &str = "stdout";
 pub const KEPT_STDERR: &str = "stderr";
 /// The controlling side of the terminal.
 pub const KEPT_TERMINAL: &str = "pty";
+/// Write end of the gate of a container that is asleep.
+pub const KEPT_GO: &str = "go";
+/// Read end of its reports.
+pub const KEPT_REPORT: &str = "report";
 
 /// How long output is awaited after the last process has ended: only a descriptor that leaked out of the container could
 /// hold a pipe open.
@@ -61,8 +66,15 @@ pub struct Instance {
     pub process: Process,
     /// Its bounds.
     pub cgroup: Cgroup,
-    /// Directories that its root is made of, which must stay.
-    pub layers: Vec<PathBuf>,
+    /// Its root, whose directories must stay.
+    pub root: Root,
+    /// How it is found out whether it is well.
+    pub health: Option<HealthPlan>,
+    /// What its image consists of.
+    pub image: ImageManifest,
+    condition: watch::Sender<Condition>,
+    /// Where its first process waits until it is woken.
+    gate: Mutex<Option<Gate>>,
     /// Its first process; `None` once it was found ended.
     pidfd: Option<OwnedFd>,
     input: Input,
@@ -97,7 +109,13 @@ pub struct Parts {
     /// From the plan.
     pub process: Process,
     /// From the plan too.
-    pub layers: Vec<PathBuf>,
+    pub root: Root,
+    /// From the plan too.
+    pub health: Option<HealthPlan>,
+    /// From the plan too.
+    pub image: ImageManifest,
+    /// Shut, if it is asleep.
+    pub(super) gate: Option<Gate>,
     /// Its bounds.
     pub cgroup: Cgroup,
     /// The node's ends of its standard streams.
@@ -123,7 +141,10 @@ impl Instance {
             ring,
             attended,
             process,
-            layers,
+            root,
+            health,
+            image,
+            gate,
             cgroup,
             mut ends,
             exit,
@@ -148,9 +169,25 @@ impl Instance {
             (None, None) => Input::None,
         };
         let ended = watch::Sender::new(None);
-        let instance =
-            Self { container, pid, started_ms, log, process, cgroup, layers, pidfd, input, terminal, ended };
-        let instance = Arc::new(instance);
+        let asleep = gate.is_some();
+        let condition = Condition { paused: cgroup.is_frozen(), asleep, health: None };
+        let instance = Arc::new(Self {
+            container,
+            pid,
+            started_ms,
+            log,
+            process,
+            cgroup,
+            root,
+            health,
+            image,
+            condition: watch::Sender::new(condition),
+            gate: Mutex::new(gate),
+            pidfd,
+            input,
+            terminal,
+            ended,
+        });
         tokio::spawn(finish(Arc::clone(&instance), pumps, exit, on_end));
         Ok(instance)
     }
@@ -166,6 +203,10 @@ impl Instance {
         booted_ms: u64,
     ) -> io::Result<Parts> {
         let Survivor { key, pid, started_ms, state, mut kept } = survivor;
+        let gate = match (kept.remove(KEPT_GO), kept.remove(KEPT_REPORT)) {
+            (Some(go), Some(report)) => Some(Gate::new(go, report).map_err(io::Error::other)?),
+            (None, _) | (_, None) => None,
+        };
         let missing = |what| io::Error::new(io::ErrorKind::InvalidData, format!("no {what} was kept"));
         let ring = Ring::open(kept.remove(KEPT_LOG).ok_or_else(|| missing("log"))?)?;
         let sealed = kept.remove(KEPT_PLAN).ok_or_else(|| missing("plan"))?;
@@ -183,11 +224,43 @@ impl Instance {
             // Whoever was attached has lost the stream with the service.
             attended: false,
             process: plan.process,
-            layers: plan.root.layers,
+            root: plan.root,
+            health: plan.health,
+            image: plan.image,
+            gate,
             cgroup,
             ends: kept,
             exit,
         })
+    }
+
+    /// How it is, now and whenever that changes.
+    #[must_use]
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        self.condition.subscribe()
+    }
+
+    /// Changes how it is; those who watch are told if that makes a difference.
+    pub fn change(&self, change: impl FnOnce(&mut Condition)) {
+        self.condition.send_if_modified(|condition| {
+            let before = condition.clone();
+            change(condition);
+            *condition != before
+        });
+    }
+
+    /// Starts the program of one that is asleep; for others it is nothing.
+    ///
+    /// # Errors
+    /// Why it did not start. Its log says so too, because whoever wakes it may be gone.
+    pub async fn wake(&self) -> Result<(), WireError> {
+        let Some(gate) = self.gate.lock().await.take() else { return Ok(()) };
+        let opened = gate.open().await;
+        if let Err(error) = &opened {
+            self.log.append(Channel::Stderr, pump::unix_ms(), format!("{error}\n").as_bytes());
+        }
+        self.change(|condition| condition.asleep = false);
+        opened
     }
 
     /// How it ended; `None` while it runs.

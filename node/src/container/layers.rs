@@ -92,6 +92,17 @@ impl Layers {
         Ok(ReadyImage { config, layers })
     }
 
+    /// The configuration of an image that a container here was made from.
+    ///
+    /// # Errors
+    /// When it is not on this node any more.
+    pub fn config_bytes(&self, wanted: &Descriptor) -> Result<Vec<u8>, WireError> {
+        let mut bytes = Vec::new();
+        let file = self.blobs.read(&wanted.digest, wanted.size).map_err(store_error)?;
+        file.take(MAX_CONFIG_BYTES).read_to_end(&mut bytes).map_err(|error| internal(&error))?;
+        Ok(bytes)
+    }
+
     async fn config(&self, source: &impl BlobSource, wanted: &Descriptor) -> Result<ImageConfig, WireError> {
         let _turn = self.turn(wanted.digest).await;
         let bytes = match self.blobs.read(&wanted.digest, wanted.size) {
@@ -156,7 +167,7 @@ impl Layers {
     }
 }
 
-fn internal(error: &dyn std::error::Error) -> WireError {
+pub(super) fn internal(error: &dyn std::error::Error) -> WireError {
     WireError::new(ErrorCode::Internal, format!("the node could not prepare the image: {error}"))
 }
 
@@ -167,10 +178,11 @@ fn cut(error: &dyn std::error::Error) -> WireError {
     )
 }
 
-fn store_error(error: StoreError) -> WireError {
+pub(super) fn store_error(error: StoreError) -> WireError {
     let code = match &error {
         _ if error.is_disk_full() => ErrorCode::DiskFull,
         StoreError::TooLarge { .. } => ErrorCode::TooLarge,
+        StoreError::DigestMismatch { .. } | StoreError::SizeMismatch { .. } => ErrorCode::DigestMismatch,
         _ => ErrorCode::Internal,
     };
     WireError::new(code, format!("the node's disk: {error}"))

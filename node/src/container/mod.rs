@@ -4,6 +4,9 @@
 //! plan      what is asked for + what the image says → what to do, step by step      pure
 //! seccomp   the list of allowed system calls, compiled once
 //! user      user[:group] by the image's own files                                    pure
+//! health    when it is asked how it is, and what the answers add up to                pure
+//! device    devices of the board that it gets
+//! gate      where its first process waits for the network, or for being woken
 //! child     performs the plan between clone and the container's program
 //! copy      files out of and into a running container, from inside
 //! exec      the same for one more process in a running container
@@ -15,15 +18,21 @@
 //! supervisor  the control socket to PID 1
 //! instance  one life of a container, running or ended
 //! execute   one more process in it, as the service sees it
+//! changes   what it has changed in its files
 //! usage     what it uses and what runs in it
 //! pump      bytes between descriptors and the log
 //! runtime   all of it, for the agent
 //! ```
 pub mod cgroup;
+pub mod changes;
 pub mod child;
 mod copy;
+mod device;
 pub mod exec;
 pub mod execute;
+mod files;
+mod gate;
+pub mod health;
 pub mod instance;
 pub mod layers;
 pub mod logs;

@@ -1,11 +1,12 @@
 //! What the child will do, decided beforehand and without touching anything.
+use super::health::{self, HealthPlan};
 use super::rootfs::ContainerDir;
 use super::seccomp::Filter;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use wherry_images::oci::{OciError, ProcessSettings};
-use wherry_protocol::message::{ContainerDesired, CopySpec, ExecSpec, Setting};
+use wherry_protocol::message::{ContainerDesired, CopySpec, ExecSpec, ImageManifest, Setting};
 use wherry_protocol::{ErrorCode, WireError, limits, policy};
 use wherry_sys::capability::CapabilitySet;
 
@@ -60,6 +61,8 @@ impl From<PlanError> for WireError {
 pub struct Plan {
     /// What becomes `/`.
     pub root: Root,
+    /// Archives that are unpacked there, as long as it is all that there is.
+    pub files: Vec<PathBuf>,
     /// Mounted below it, in this order.
     pub mounts: Vec<Mount>,
     /// Character devices.
@@ -76,6 +79,14 @@ pub struct Plan {
     pub hostname: String,
     /// What is executed in the end.
     pub process: Process,
+    /// Whether an init of ours stays the first process, and the program is its child.
+    pub init: bool,
+    /// Whether it says that it waits at the gate, because it may stay there for long.
+    pub asleep: bool,
+    /// How it is found out whether it is well.
+    pub health: Option<HealthPlan>,
+    /// What the image consists of: whoever asks later what has changed since must know.
+    pub image: ImageManifest,
 }
 
 /// An overlay (Documentation/filesystems/overlayfs.rst).
@@ -265,6 +276,10 @@ pub struct Surroundings<'a> {
     pub nameservers: &'a [Ipv4Addr],
     /// The compiled filter.
     pub filter: &'a Filter,
+    /// The board's devices that it gets.
+    pub devices: &'a [Device],
+    /// Its archives of files.
+    pub files: &'a [PathBuf],
 }
 
 /// Decides everything for one life of a container.
@@ -297,8 +312,9 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
             mount_point: around.dir.mount_point(),
             read_only: spec.read_only,
         },
+        files: around.files.to_vec(),
         mounts,
-        devices: devices(),
+        devices: devices().into_iter().chain(around.devices.iter().cloned()).collect(),
         links: links(),
         sysctls: sysctls(&spec.settings),
         masked: owned(&MASKED),
@@ -316,6 +332,10 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
             stop_signal: spec.stop_signal().unwrap_or(settings.stop_signal),
             copy: None,
         },
+        init: spec.settings.contains(&Setting::Init),
+        asleep: spec.is_asleep(),
+        image: desired.image.clone(),
+        health: health::plan(around.image.healthcheck(), &spec.settings),
     })
 }
 

@@ -16,6 +16,7 @@ fn desired(spec: ContainerSpec) -> ContainerDesired {
         address: Ipv4Addr::new(10, 2, 0, 5),
         want: Want::Running,
         restarts: 0,
+        clean_since: Generation(0),
     }
 }
 
@@ -31,6 +32,8 @@ fn make(spec: ContainerSpec, layers: &[PathBuf]) -> Result<Plan, PlanError> {
         nameservers: &[Ipv4Addr::new(9, 9, 9, 9)],
         volumes: &base.volumes_of(AccountId(3)),
         filter: &Filter::compile(),
+        devices: &[],
+        files: &[],
     };
     plan(&desired(spec), &around)
 }

@@ -23,6 +23,8 @@ pub enum Step {
     Source,
     /// Making the layers the root directory.
     Pivot,
+    /// Unpacking files that are to be there before the program starts.
+    Files,
     /// Mounting something.
     Mount,
     /// Making a device node or a link in /dev.
@@ -65,6 +67,7 @@ impl Step {
             Self::Overlay => "mounting the image",
             Self::Source => "opening",
             Self::Pivot => "changing the root",
+            Self::Files => "putting files into the container:",
             Self::Mount => "mounting",
             Self::Device => "making",
             Self::Mask => "hiding",
@@ -114,6 +117,8 @@ pub enum Report {
     Code(i32),
     /// This signal ended an exec'd process.
     Signal(i32),
+    /// All is set up; it waits to be let through.
+    AtTheGate,
 }
 
 /// The reports in `bytes`, and how many of the bytes they took.

@@ -3,7 +3,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use wherry_protocol::{AccountId, ContainerId, Name};
+use wherry_protocol::{AccountId, ContainerId, Generation, Name};
 
 /// A file system operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -162,6 +162,12 @@ impl ContainerDir {
         self.disk.join("work")
     }
 
+    /// Archives that are unpacked in it with each start.
+    #[must_use]
+    pub fn files(&self) -> PathBuf {
+        self.disk.join("files")
+    }
+
     /// Where the child mounts the overlay, in its own mount namespace: all containers use the same.
     #[must_use]
     pub fn mount_point(&self) -> PathBuf {
@@ -174,15 +180,33 @@ impl ContainerDir {
         self.skeleton.clone()
     }
 
-    /// Makes the directories. What an earlier life wrote is kept.
+    /// Makes the directories. What an earlier life wrote is kept, unless it is to be thrown away: `clean_since` is the
+    /// first life that began, or begins, without it.
     ///
     /// # Errors
-    /// When something cannot be made.
-    pub fn prepare(&self) -> Result<(), RootfsError> {
+    /// When something cannot be made or thrown away.
+    pub fn prepare(&self, clean_since: Generation) -> Result<(), RootfsError> {
         make(&self.disk, 0o700)?;
+        if clean_since > Generation(0) && self.clean_since() < clean_since {
+            for directory in [self.upper(), self.work()] {
+                remove_all(&directory)?;
+            }
+            // Last: whoever is interrupted before begins again.
+            let path = self.clean_mark();
+            write(&path, &clean_since.0.to_string()).map_err(RootfsError::at(&path))?;
+        }
         make(&self.work(), 0o700)?;
         // The root directory of the container has the mode of this one.
         make(&self.upper(), 0o755)
+    }
+
+    fn clean_mark(&self) -> PathBuf {
+        self.disk.join("clean-since")
+    }
+
+    fn clean_since(&self) -> Generation {
+        let text = fs::read_to_string(self.clean_mark()).unwrap_or_default();
+        Generation(text.parse().unwrap_or(0))
     }
 
     /// Deletes all of it; nothing there is fine.
@@ -190,16 +214,20 @@ impl ContainerDir {
     /// # Errors
     /// When something resists.
     pub fn remove(&self) -> Result<(), RootfsError> {
-        match fs::remove_dir_all(&self.disk) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootfsError::at(&self.disk)(error)),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        remove_all(&self.disk)
     }
 
     /// Whether there is something.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.disk.exists()
+    }
+}
+
+fn remove_all(path: &Path) -> Result<(), RootfsError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootfsError::at(path)(error)),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -231,10 +259,17 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let data = DataDir::open(&base.path().join("node"), &base.path().join("run")).unwrap();
         let dir = data.container(ContainerId(7));
-        dir.prepare().unwrap();
+        dir.prepare(Generation(0)).unwrap();
         fs::write(dir.upper().join("kept"), "x").unwrap();
-        dir.prepare().unwrap();
+        dir.prepare(Generation(0)).unwrap();
         assert!(dir.upper().join("kept").exists());
+        dir.prepare(Generation(2)).unwrap();
+        assert!(!dir.upper().join("kept").exists());
+        fs::write(dir.upper().join("kept"), "x").unwrap();
+        dir.prepare(Generation(2)).unwrap();
+        assert!(dir.upper().join("kept").exists(), "thrown away once, not with each start");
+        dir.prepare(Generation(5)).unwrap();
+        assert!(!dir.upper().join("kept").exists());
         assert_eq!(data.container_ids().unwrap(), [ContainerId(7)]);
         assert_eq!(fs::metadata(data.layers()).unwrap().permissions().mode() & 0o777, 0o700);
         assert_eq!(fs::metadata(dir.upper()).unwrap().permissions().mode() & 0o777, 0o755);

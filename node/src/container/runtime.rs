@@ -1,21 +1,23 @@
 //! Starts containers, finds them again, and cleans up after them.
 use super::cgroup::{Cgroup, CgroupError, Cgroups};
+use super::device;
 use super::execute::EXEC_BIT;
+use super::files;
+use super::gate::Gate;
 use super::instance::{
-    Ended, Instance, KEPT_LOG, KEPT_PLAN, KEPT_STDERR, KEPT_STDIN, KEPT_STDOUT, KEPT_TERMINAL, Parts, key,
-    not_running, unusable,
+    Ended, Instance, KEPT_GO, KEPT_LOG, KEPT_PLAN, KEPT_REPORT, KEPT_STDERR, KEPT_STDIN, KEPT_STDOUT,
+    KEPT_TERMINAL, Parts, key, not_running, unusable,
 };
 use super::layers::{BlobSource, Layers, ReadyImage};
 use super::logs::{DEFAULT_CAPACITY, Log, Ring};
 use super::plan::{self, Plan, Surroundings};
-use super::pump::{AsyncDescriptor, unix_ms};
-use super::report::{self, Failure, Report, Step};
+use super::pump::unix_ms;
 use super::rootfs::{DataDir, RootfsError};
 use super::seccomp::Filter;
 use super::supervisor::{Launched, Supervisor, Survivor};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -23,7 +25,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use wherry_init::control::{ControlError, Descriptors, Endpoint, Launch, Namespaces, ProcessKey};
-use wherry_protocol::message::{ContainerDesired, ContainerReport, ContainerState, Setting};
+use wherry_protocol::message::{
+    Condition, ContainerDesired, ContainerReport, ContainerState, Descriptor, Setting,
+};
 use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, WireError};
 use wherry_sys::terminal::{WindowSize, open_pty};
 
@@ -33,8 +37,11 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long other starts may take until layers are removed.
 const OTHERS_FINISH: Duration = Duration::from_secs(2);
+/// How long it may take until all processes of a container are frozen.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(5);
 /// SIGKILL (signal(7)).
 const SIGKILL: i32 = 9;
+const SIGKILL_U8: u8 = 9;
 /// A terminal's size until somebody who has one attaches.
 const FIRST_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
 
@@ -56,6 +63,15 @@ pub struct Exit {
     pub ended: Ended,
 }
 
+/// What is told to the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happening {
+    /// A container's process has ended.
+    Ended(Exit),
+    /// A container that runs is otherwise than before.
+    Condition(ContainerRef, Condition),
+}
+
 /// All containers of this node. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Runtime {
@@ -70,7 +86,7 @@ struct Inner {
     filter: Filter,
     architecture: &'static str,
     supervisor: Supervisor,
-    exits: mpsc::UnboundedSender<Exit>,
+    happenings: mpsc::UnboundedSender<Happening>,
     instances: Mutex<HashMap<ContainerId, Arc<Instance>>>,
     /// Of containers between two starts: what the next one goes on with, and what must stay on the disk for it.
     retired: Mutex<HashMap<ContainerId, Retired>>,
@@ -87,7 +103,7 @@ struct Retired {
 }
 
 impl Runtime {
-    /// Opens the runtime on `data` and, for what need not outlive the board's power, `run`; and takes over the containers that outlived a former life of this service. `exits`
+    /// Opens the runtime on `data` and, for what need not outlive the board's power, `run`; and takes over the containers that outlived a former life of this service. `happenings`
     /// hears of each end once.
     ///
     /// # Errors
@@ -97,7 +113,7 @@ impl Runtime {
         cgroups: Cgroups,
         architecture: &'static str,
         endpoint: Endpoint,
-        exits: mpsc::UnboundedSender<Exit>,
+        happenings: mpsc::UnboundedSender<Happening>,
     ) -> Result<(Self, Vec<ContainerReport>), WireError> {
         let (supervisor, survivors) = Supervisor::connect(endpoint).await.map_err(control_error)?;
         let inner = Inner {
@@ -107,7 +123,7 @@ impl Runtime {
             filter: Filter::compile(),
             architecture,
             supervisor,
-            exits,
+            happenings,
             instances: Mutex::default(),
             retired: Mutex::default(),
             in_use: tokio::sync::RwLock::default(),
@@ -207,7 +223,9 @@ impl Runtime {
     ) -> Result<(Plan, Cgroup), WireError> {
         let inner = &self.inner;
         let image = inner.layers.ensure(blobs, &desired.image, inner.architecture).await?;
-        let plan = self.plan(desired, &image, nameservers)?;
+        let files =
+            files::ensure(blobs, desired.spec.files(), &inner.data.container(desired.container.id)).await?;
+        let plan = self.plan(desired, &image, (&files, nameservers))?;
         let cgroup =
             inner.cgroups.create(desired.container.id, &desired.spec.resources).map_err(cgroup_error)?;
         Ok((plan, cgroup))
@@ -220,7 +238,7 @@ impl Runtime {
         let Ok(alone) = tokio::time::timeout(OTHERS_FINISH, self.inner.in_use.write()).await else {
             return 0;
         };
-        let known = self.all().into_iter().flat_map(|instance| instance.layers.clone());
+        let known = self.all().into_iter().flat_map(|instance| instance.root.layers.clone());
         let retired: Vec<PathBuf> =
             self.retired().values().flat_map(|retired| retired.layers.clone()).collect();
         let used = known.chain(retired).collect();
@@ -244,10 +262,7 @@ impl Runtime {
     /// # Errors
     /// When it does not run.
     pub async fn signal(&self, container: ContainerRef, signal: u8) -> Result<(), WireError> {
-        let running = self.instance(container).is_some_and(|instance| instance.ended().is_none());
-        if !running {
-            return Err(not_running(container));
-        }
+        self.running(container)?;
         self.inner.supervisor.signal(key(container), i32::from(signal)).await.map_err(control_error)
     }
 
@@ -258,8 +273,68 @@ impl Runtime {
     pub async fn ask_to_stop(&self, container: ContainerRef, signal: u8) -> Result<(), WireError> {
         /// What the broker sends unless somebody wants otherwise (signal(7)).
         const SIGTERM: u8 = 15;
-        let own = self.instance(container).map_or(signal, |instance| instance.process.stop_signal);
+        let instance = self.running(container)?;
+        // One that is frozen could not end in peace, and one that is asleep has nothing to end.
+        if instance.condition().borrow().paused {
+            self.pause(container, false).await?;
+        }
+        let own =
+            if instance.condition().borrow().asleep { SIGKILL_U8 } else { instance.process.stop_signal };
         self.signal(container, if signal == SIGTERM { own } else { signal }).await
+    }
+
+    /// Freezes a container's processes, or lets them go on; returns once it is so.
+    ///
+    /// # Errors
+    /// When it does not run, or this node has no cgroups to freeze it with.
+    pub async fn pause(&self, container: ContainerRef, paused: bool) -> Result<(), WireError> {
+        let instance = self.running(container)?;
+        if !instance.cgroup.is_real() {
+            let message = "the kernel of this node has no cgroup v2, so containers cannot be paused on it";
+            return Err(WireError::new(ErrorCode::WrongState, message));
+        }
+        instance.cgroup.freeze(paused).map_err(cgroup_error)?;
+        let deadline = tokio::time::Instant::now() + FREEZE_DEADLINE;
+        while !instance.cgroup.has_settled(paused) {
+            if tokio::time::Instant::now() > deadline {
+                instance.cgroup.freeze(!paused).map_err(cgroup_error)?;
+                let message = format!("container {} could not be frozen in time: try again", container.id);
+                return Err(WireError::new(ErrorCode::Timeout, message));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        instance.change(|condition| condition.paused = paused);
+        Ok(())
+    }
+
+    /// Starts the program of a container that is asleep.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub async fn wake(&self, container: ContainerRef) -> Result<(), WireError> {
+        let instance = self.running(container)?;
+        let woken = instance.wake().await;
+        for label in [KEPT_GO, KEPT_REPORT] {
+            self.inner.supervisor.close_kept(key(container), label).await.ok();
+        }
+        woken
+    }
+
+    /// A container that has not ended.
+    ///
+    /// # Errors
+    /// When it has, or was never started.
+    pub fn running(&self, container: ContainerRef) -> Result<Arc<Instance>, WireError> {
+        let running = self.instance(container).filter(|instance| instance.ended().is_none());
+        running.ok_or_else(|| not_running(container))
+    }
+
+    /// The configuration of an image that a container was made from.
+    ///
+    /// # Errors
+    /// When it is not there any more.
+    pub fn image_config(&self, config: &Descriptor) -> Result<Vec<u8>, WireError> {
+        self.inner.layers.config_bytes(config)
     }
 
     /// The user has no more input for a container: its stdin comes to an end, also the supervisor's copy.
@@ -297,10 +372,11 @@ impl Runtime {
         &self,
         desired: &ContainerDesired,
         image: &ReadyImage,
-        nameservers: &[Ipv4Addr],
+        (files, nameservers): (&[PathBuf], &[Ipv4Addr]),
     ) -> Result<Plan, WireError> {
         let inner = &self.inner;
         let dir = inner.data.container(desired.container.id);
+        let devices = device::devices(&desired.spec.settings)?;
         let plan = plan::plan(
             desired,
             &Surroundings {
@@ -310,9 +386,11 @@ impl Runtime {
                 volumes: &inner.data.volumes_of(desired.account),
                 nameservers,
                 filter: &inner.filter,
+                devices: &devices,
+                files,
             },
         )?;
-        dir.prepare().map_err(rootfs_error)?;
+        dir.prepare(desired.clean_since).map_err(rootfs_error)?;
         for mount in &desired.spec.mounts {
             inner.data.make_volume(desired.account, &mount.volume).map_err(rootfs_error)?;
         }
@@ -326,7 +404,7 @@ impl Runtime {
         cgroup: &Cgroup,
         connect: impl FnOnce(OwnedFd) -> F,
     ) -> Result<Started, WireError> {
-        let cgroup_entered = self.limits().then_some(cgroup);
+        let cgroup_entered = cgroup.is_real().then_some(cgroup);
         let prepared = Prepared::new(desired, plan, ring, cgroup_entered).map_err(unusable)?;
         let Prepared { descriptors, ends, ring, go, report } = prepared;
         let launch = Launch {
@@ -340,26 +418,35 @@ impl Runtime {
         let launched = self.inner.supervisor.launch(launch, &descriptors).await?;
         // The child's ends must be nobody's but the child's, or their readers never see the end.
         drop(descriptors);
-        let gate = Gate { go, report: AsyncDescriptor::new(report).map_err(unusable)? };
+        let gate = Gate::new(go, report)?;
         let pidfd = launched.pidfd.try_clone().map_err(unusable)?;
-        let opened = tokio::time::timeout(START_DEADLINE, gate.pass(connect(pidfd))).await;
+        let passed = async {
+            match plan.asleep {
+                true => gate.hold(connect(pidfd)).await.map(Some),
+                false => gate.pass(connect(pidfd)).await.map(|()| None),
+            }
+        };
+        let opened = tokio::time::timeout(START_DEADLINE, passed).await;
         let opened = opened.unwrap_or_else(|_| {
             let message = format!("the container did not start within {} s", START_DEADLINE.as_secs());
             Err(WireError::new(ErrorCode::StartFailed, message))
         });
-        if let Err(error) = opened {
-            let mut exit = launched.exit;
-            self.kill(key(desired.container), exit.wait_for(Option::is_some)).await;
-            return Err(error);
-        }
+        let gate = match opened {
+            Ok(gate) => gate,
+            Err(error) => {
+                let mut exit = launched.exit;
+                self.kill(key(desired.container), exit.wait_for(Option::is_some)).await;
+                return Err(error);
+            }
+        };
         let attended = desired.spec.settings.contains(&Setting::Attended);
-        self.keep(desired.container, launched, (plan, attended), cgroup, ring, ends)
+        self.keep(desired.container, (launched, gate), (plan, attended), cgroup, ring, ends)
     }
 
     fn keep(
         &self,
         container: ContainerRef,
-        launched: Launched,
+        (launched, gate): (Launched, Option<Gate>),
         (plan, attended): (&Plan, bool),
         cgroup: &Cgroup,
         ring: Ring,
@@ -375,7 +462,10 @@ impl Runtime {
             attended: attended && ring.is_empty(),
             ring,
             process: plan.process.clone(),
-            layers: plan.root.layers.clone(),
+            root: plan.root.clone(),
+            health: plan.health.clone(),
+            image: plan.image.clone(),
+            gate,
             cgroup: cgroup.clone(),
             ends,
             exit: launched.exit,
@@ -386,13 +476,14 @@ impl Runtime {
     }
 
     fn watch(&self, parts: Parts) -> io::Result<Arc<Instance>> {
-        let exits = self.inner.exits.clone();
+        let happenings = self.inner.happenings.clone();
         let id = parts.container.id;
         let instance = Instance::watch(parts, move |container, ended| {
             // The agent is gone only when the whole service ends.
-            exits.send(Exit { container, ended }).ok();
+            happenings.send(Happening::Ended(Exit { container, ended })).ok();
         })?;
         self.instances().insert(id, Arc::clone(&instance));
+        tokio::spawn(tell_conditions(Arc::clone(&instance), self.inner.happenings.clone()));
         Ok(instance)
     }
 
@@ -431,7 +522,7 @@ impl Runtime {
                 let message = format!("container {} is still running", container.id);
                 return Err(WireError::new(ErrorCode::WrongState, message));
             }
-            let (log, layers) = (Arc::clone(&former.log), former.layers.clone());
+            let (log, layers) = (Arc::clone(&former.log), former.root.layers.clone());
             self.retired().insert(container.id, Retired { container: former.container, log, layers });
             self.clear(former.container, &former.cgroup).await;
         }
@@ -520,6 +611,10 @@ impl Prepared {
         for (label, end) in &ends {
             kept.push((label.clone(), end.try_clone()?));
         }
+        if desired.spec.is_asleep() {
+            kept.push((KEPT_GO.to_owned(), go.try_clone()?));
+            kept.push((KEPT_REPORT.to_owned(), report.try_clone()?));
+        }
         let cgroup = cgroup.map(Cgroup::directory).transpose().map_err(io::Error::other)?;
         let descriptors =
             Descriptors { plan, go: go_child, report: report_child, stdio, cgroup, extra: Vec::new(), kept };
@@ -553,63 +648,22 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
 }
 
-/// The child waits here until its network is there; then it says whether it became the container's program.
-struct Gate {
-    go: OwnedFd,
-    report: AsyncDescriptor,
-}
-
-impl Gate {
-    async fn pass(self, connected: impl Future<Output = Result<(), WireError>>) -> Result<(), WireError> {
-        let connected = connected.await;
-        let mut go = File::from(self.go);
-        if connected.is_ok() {
-            // A child that has failed already has closed its end; its report says why.
-            go.write_all(&[1]).ok();
-        }
-        // Closed without a word, the child gives up.
-        drop(go);
-        match (connected, outcome(&self.report).await?) {
-            (Ok(()), Outcome::Executed) => Ok(()),
-            (Ok(()), Outcome::Failed(failure)) => Err(failure.into()),
-            (Ok(()), Outcome::Vanished) => Err(WireError::new(
-                ErrorCode::StartFailed,
-                "the container's process was killed before it became its program",
-            )),
-            // What the child failed at by itself explains why its namespace could not be entered; that it was not let
-            // through the gate explains nothing.
-            (Err(_), Outcome::Failed(failure)) if failure.step != Step::Go => Err(failure.into()),
-            (Err(error), Outcome::Executed | Outcome::Failed(_) | Outcome::Vanished) => Err(error),
-        }
+/// Until it ends. That it is as usual needs not be told at its start.
+async fn tell_conditions(instance: Arc<Instance>, happenings: mpsc::UnboundedSender<Happening>) {
+    let mut conditions = instance.condition();
+    if *conditions.borrow() != Condition::default() {
+        conditions.mark_changed();
     }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
-    Executed,
-    Failed(Failure),
-    Vanished,
-}
-
-async fn outcome(report: &AsyncDescriptor) -> Result<Outcome, WireError> {
-    let mut bytes = Vec::new();
-    let mut buffer = [0; 4096];
-    while bytes.len() <= report::MAX_BYTES {
-        let length = report.read(&mut buffer).await.map_err(unusable)?;
-        if length == 0 {
-            break;
+    loop {
+        tokio::select! {
+            changed = conditions.changed() => {
+                let condition = conditions.borrow_and_update().clone();
+                if changed.is_err() || happenings.send(Happening::Condition(instance.container, condition)).is_err() {
+                    return;
+                }
+            }
+            _ = instance.wait() => return,
         }
-        bytes.extend_from_slice(buffer.get(..length).unwrap_or_default());
-    }
-    Ok(judge(report::decode(&bytes).0))
-}
-
-/// The last word counts: `Executing` followed by the end of the pipe means that execve closed it.
-fn judge(reports: Vec<Report>) -> Outcome {
-    match reports.into_iter().next_back() {
-        Some(Report::Executing) => Outcome::Executed,
-        Some(Report::Failed(failure)) => Outcome::Failed(failure),
-        Some(Report::Code(_) | Report::Signal(_)) | None => Outcome::Vanished,
     }
 }
 

@@ -25,6 +25,16 @@ impl Blobs {
         Descriptor { digest, size, media }
     }
 
+    /// Puts bytes where others belong.
+    pub fn set(&mut self, digest: Digest, bytes: Vec<u8>) {
+        self.0.insert(digest, bytes);
+    }
+
+    /// The bytes of a blob.
+    pub fn get(&self, digest: &Digest) -> Vec<u8> {
+        self.0[digest].clone()
+    }
+
     /// Adds an image of busybox, whose files are made at `root` first.
     pub fn busybox(&mut self, root: &Path) -> ImageManifest {
         busybox_root(root);

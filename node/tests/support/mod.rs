@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 pub mod blobs;
+pub mod service;
 pub mod supervisor;
 
 use nix::sched::CloneFlags;
@@ -34,9 +35,10 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_wherry-node");
 /// The processor of this machine in OCI's words.
 pub const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 24] = [
-    "cat", "chmod", "chown", "cp", "echo", "env", "false", "grep", "id", "kill", "ls", "mkdir", "mknod",
-    "mount", "printf", "pwd", "sh", "sleep", "stat", "stty", "touch", "true", "tty", "unshare",
+const APPLETS: [&str; 27] = [
+    "cat", "chmod", "chown", "cp", "echo", "env", "false", "grep", "id", "kill", "ln", "ls", "mkdir",
+    "mknod", "mount", "printf", "pwd", "rm", "sh", "sleep", "stat", "stty", "touch", "true", "tty",
+    "unshare", "test",
 ];
 
 /// A node's data directory and one image.
@@ -80,9 +82,11 @@ impl World {
             nameservers: &[Ipv4Addr::new(9, 9, 9, 9)],
             volumes: &self.data.volumes_of(desired.account),
             filter: &self.filter,
+            devices: &[],
+            files: &[],
         };
         let plan = plan::plan(&desired, &around).unwrap();
-        dir.prepare().unwrap();
+        dir.prepare(wherry_protocol::Generation(0)).unwrap();
         for mount in &desired.spec.mounts {
             self.data.make_volume(desired.account, &mount.volume).unwrap();
         }
@@ -156,6 +160,7 @@ pub fn desired(spec: ContainerSpec) -> ContainerDesired {
         address: Ipv4Addr::new(10, 2, 0, 5),
         want: Want::Running,
         restarts: 0,
+        clean_since: Generation(0),
     }
 }
 

@@ -1,4 +1,6 @@
 //! Containers: what is asked for, what is, and the bytes that flow.
+use super::condition::HealthCheck;
+use crate::constraint::Constraint;
 use crate::error::WireError;
 use crate::id::{ContainerRef, Digest, Name};
 use serde::{Deserialize, Serialize};
@@ -90,6 +92,26 @@ pub enum Setting {
     /// Somebody will attach right after its start and wants all of its output: the node does not let go of what they have not
     /// read, and lets the container wait instead. Otherwise output never holds a container up.
     Attended,
+    /// Its first process is a small init of ours, which passes signals on to its program and reaps orphans.
+    Init,
+    /// A device of the board (admins only).
+    Device {
+        /// Path on the board, below /dev.
+        device: String,
+        /// Path inside, below /dev.
+        path: String,
+    },
+    /// Place it only on boards that are so.
+    Constraint(Constraint),
+    /// A tar archive (a blob that its owner has sent) that is unpacked into its root directory whenever it starts, before
+    /// anything else is mounted there and before its program runs.
+    Files(Descriptor),
+    /// How it is found out whether it is well; instead of the image's.
+    Health(HealthCheck),
+    /// Its health is not checked, whatever the image says.
+    NoHealth,
+    /// All is set up, but its program does not start before it is woken.
+    Asleep,
 }
 
 /// Whether a container that ends by itself is started again, after a pause that grows from 0.1 s to 1 min. One that
@@ -137,6 +159,20 @@ impl ContainerSpec {
             _ => None,
         });
         policy.unwrap_or_default()
+    }
+
+    /// Archives that are unpacked in it before its program runs, in this order.
+    pub fn files(&self) -> impl Iterator<Item = &Descriptor> {
+        self.settings.iter().filter_map(|setting| match setting {
+            Setting::Files(blob) => Some(blob),
+            _ => None,
+        })
+    }
+
+    /// Whether it is not to start before it is woken.
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        self.settings.contains(&Setting::Asleep)
     }
 
     /// The last of [`Setting::StopSignal`].
@@ -391,6 +427,15 @@ impl CopySpec {
             Self::Out { path } | Self::In { path } => path,
         }
     }
+}
+
+/// What of a container's own changes to its files is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangesQuery {
+    /// Names: for each an `A` (added), `C` (changed) or `D` (deleted), the path, and a NUL.
+    Names,
+    /// Everything, as a layer: a tar archive in which deletions are whiteouts (OCI image-spec, layer.md).
+    Layer,
 }
 
 /// Which part of a container's output is wanted.

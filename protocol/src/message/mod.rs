@@ -11,11 +11,13 @@
 //!
 //! Every enum is append-only; the order of variants is the wire format and is pinned by tests.
 mod bytes;
+mod condition;
 mod container;
 mod node;
 mod session;
 mod user;
 
+pub use condition::*;
 pub use container::*;
 pub use node::*;
 pub use session::*;

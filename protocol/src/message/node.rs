@@ -1,6 +1,9 @@
 //! Broker and node. The broker sends what should be; the node makes it so and says what is.
-use super::container::{ContainerReport, ContainerSpec, CopySpec, ExecSpec, ImageManifest, LogQuery};
-use crate::id::{AccountId, ContainerId, ContainerRef, Digest, Name, NodeIndex};
+use super::condition::{Condition, Probe};
+use super::container::{
+    ChangesQuery, ContainerReport, ContainerSpec, CopySpec, ExecSpec, ImageManifest, LogQuery,
+};
+use crate::id::{AccountId, ContainerId, ContainerRef, Digest, Generation, Name, NodeIndex};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
@@ -82,6 +85,13 @@ pub enum FromNode {
         /// Why not, in one sentence.
         error: Option<String>,
     },
+    /// How a container that runs is, whenever that changes. Unless it is said it is as by default.
+    Condition {
+        /// Which life of which container.
+        container: ContainerRef,
+        /// How it is.
+        condition: Condition,
+    },
 }
 
 /// To the node, on the control stream.
@@ -127,6 +137,8 @@ pub struct ContainerDesired {
     pub want: Want,
     /// Restarts in this life that the broker knows of: a node service that starts anew goes on from there.
     pub restarts: u32,
+    /// What it wrote in lives before this one is thrown away.
+    pub clean_since: Generation,
 }
 
 /// Whether a container should run.
@@ -256,5 +268,28 @@ pub enum RoutedRequest {
         container: ContainerRef,
         /// What.
         copy: CopySpec,
+    },
+    /// Freezes it, or lets it go on. Reply `Done` once it is so.
+    Pause {
+        /// Which.
+        container: ContainerRef,
+        /// Whether to freeze it.
+        paused: bool,
+    },
+    /// Asks again and again. Reply `Done` as soon as the answer is yes, an error when the time is over.
+    Ready {
+        /// Whom.
+        container: ContainerRef,
+        /// What; how its own health check judges otherwise.
+        probe: Option<Probe>,
+        /// How long, in milliseconds.
+        timeout_ms: u32,
+    },
+    /// Reply `Base`, then frames: what was asked for as standard output, then `Exit`, or `Error`.
+    Changes {
+        /// Whose.
+        container: ContainerRef,
+        /// What of them.
+        query: ChangesQuery,
     },
 }

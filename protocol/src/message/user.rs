@@ -1,7 +1,8 @@
 //! What people ask the broker, and its replies.
+use super::condition::{Condition, Probe};
 use super::container::{
-    ContainerSpec, ContainerState, ContainerStats, CopySpec, Descriptor, ExecSpec, ImageManifest, LogQuery,
-    ProcessInfo, PublishedPort,
+    ChangesQuery, ContainerSpec, ContainerState, ContainerStats, CopySpec, Descriptor, ExecSpec,
+    ImageManifest, LogQuery, ProcessInfo, PublishedPort,
 };
 use super::node::{NodeFacts, NodeLoad, Transport};
 use crate::error::WireError;
@@ -141,6 +142,42 @@ pub enum Request {
         /// What.
         copy: CopySpec,
     },
+    /// See [`super::RoutedRequest::Pause`].
+    Pause {
+        /// Which.
+        container: ContainerSelector,
+        /// Whether to freeze it.
+        paused: bool,
+    },
+    /// See [`super::RoutedRequest::Ready`].
+    Ready {
+        /// Whom.
+        container: ContainerSelector,
+        /// What; how its own health check judges otherwise.
+        probe: Option<Probe>,
+        /// How long, in milliseconds.
+        timeout_ms: u32,
+    },
+    /// Starts the program of a container that is asleep. `Container` once it runs.
+    Wake(ContainerSelector),
+    /// As `Start`, with none of what the container has written; volumes stay. `Container`.
+    StartClean(ContainerSelector),
+    /// See [`super::RoutedRequest::Changes`].
+    Changes {
+        /// Whose.
+        container: ContainerSelector,
+        /// What of them.
+        query: ChangesQuery,
+    },
+    /// Says something about a board, for placement (admin only). `Nodes` with that board.
+    LabelNode {
+        /// Host name or `n2`.
+        node: String,
+        /// New values by name.
+        set: Vec<(String, String)>,
+        /// Names of labels that go.
+        remove: Vec<String>,
+    },
 }
 
 /// `repository[:tag]` as people write it, normalised: the tag is always there.
@@ -234,6 +271,14 @@ pub enum Reply {
     Stats(ContainerStats),
     /// To `Processes`.
     Processes(Vec<ProcessInfo>),
+    /// To `Changes`: what the container was made from. Frames follow.
+    Base {
+        /// What the image consists of.
+        manifest: ImageManifest,
+        /// Its configuration, JSON.
+        #[serde(with = "super::bytes")]
+        config: Vec<u8>,
+    },
 }
 
 /// Who and where.
@@ -283,6 +328,8 @@ pub struct NodeInfo {
     pub load: Option<NodeLoad>,
     /// Containers placed there.
     pub containers: u32,
+    /// What an admin has said about it.
+    pub labels: Vec<(String, String)>,
 }
 
 /// One named image.
@@ -337,6 +384,8 @@ pub struct ContainerInfo {
     pub publish: Vec<PublishedPort>,
     /// How it is run.
     pub spec: ContainerSpec,
+    /// How it is, while it runs.
+    pub condition: Condition,
 }
 
 /// One allowed direction.

@@ -4,7 +4,7 @@ use futures_util::{AsyncReadExt as _, AsyncWriteExt as _};
 use wherry_protocol::io::{
     ServerKeys, SessionError, accept, answer_hello, connect, hello, read_hello, recv, refuse_busy, send,
 };
-use wherry_protocol::message::{Hello, HelloReply, Reply, Request};
+use wherry_protocol::message::{Hello, HelloReply, PROTOCOL_VERSION, Reply, Request};
 use wherry_protocol::{ErrorCode, Limits, OsRandom, Role, SecretKey, WireError};
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn hello_then_request_and_reply() {
             assert!(incoming.next().await.is_none());
         });
         let reply = hello(&mux, "wherry 1").await.unwrap();
-        assert!(matches!(reply, HelloReply::Accepted { version: 2, role: Some(Role::User), .. }));
+        assert!(matches!(reply, HelloReply::Accepted { version: 3, role: Some(Role::User), .. }));
         let mut stream = mux.open().await.unwrap();
         send(&mut stream, &Request::Ping).await.unwrap();
         assert_eq!(recv::<Reply>(&mut stream, 1000).await.unwrap(), Some(Reply::Done));
@@ -188,7 +188,7 @@ async fn a_cut_connection_is_an_error_and_a_close_is_an_end() {
 #[tokio::test]
 async fn versions_without_overlap_are_refused_in_words() {
     for (oldest, version, fine) in
-        [(2, 2, true), (2, 9, true), (1, 2, true), (1, 1, false), (3, 9, false), (9, 2, false)]
+        [(3, 3, true), (3, 9, true), (1, 3, true), (1, 2, false), (4, 9, false), (9, 3, false)]
     {
         within(async {
             let ((mux, _incoming), (_mux, mut incoming)) = mux_pair(&Limits::DEFAULT).await;
@@ -204,7 +204,7 @@ async fn versions_without_overlap_are_refused_in_words() {
             match reply {
                 HelloReply::Accepted { version, features, .. } => {
                     assert!(fine, "{oldest}..={version}");
-                    assert_eq!((version, features), (2, 0));
+                    assert_eq!((version, features), (PROTOCOL_VERSION, 0));
                 }
                 HelloReply::Refused(error) => {
                     assert!(!fine, "{oldest}..={version}");

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
+use wherry_protocol::constraint::{Constraint, Subject};
 use wherry_protocol::message::*;
 use wherry_protocol::token::TokenSecret;
 use wherry_protocol::{
@@ -62,27 +63,32 @@ listed! {
         Ping, Status, Nodes, MissingBlobs, PutBlob, PutImage, Images, RemoveImage, Run, Containers, Inspect, Wait,
         Stop, Start, Remove, Signal, Connect, Disconnect, Connections, Exec, Attach, Logs, Tunnel, CreateToken,
         Accounts, RemoveAccount, CrashNode, Events, Rename, Stats, Processes,
-        Copy,
+        Copy, Pause, Ready, Wake, StartClean, Changes, LabelNode,
     }
     ContainerSelector { Id, Name }
     WaitUntil { Started, Ended }
     Reply {
         Error, Done, Status, Nodes, Missing, Blob, Image, Images, Container, Containers, Connections, Token, Accounts,
-        Stats, Processes,
+        Stats, Processes, Base,
     }
     Event { Container, ContainerRemoved, Node, Lost }
     NodeCall { Control, FetchBlob }
-    FromNode { Load, Container, Removed, Network }
+    FromNode { Load, Container, Removed, Network, Condition }
     ToNode { Sync, Container, Remove, Network }
     Want { Running, Stopped }
     Transport { Tcp, Udp }
-    RoutedRequest { Exec, Attach, Logs, Tunnel, Signal, Crash, Stats, Processes, Copy }
+    RoutedRequest { Exec, Attach, Logs, Tunnel, Signal, Crash, Stats, Processes, Copy, Pause, Ready, Changes }
     CopySpec { Out, In }
     ContainerState { Pending, Preparing, Running, Exited, Failed, Restarting }
     Setting {
         Restart, StopSignal, StopSeconds, Tmpfs, AddCapability, DropCapability, Limit, Sysctl, Nameserver, Host,
-        Attended,
+        Attended, Init, Device, Constraint, Files, Health, NoHealth, Asleep,
     }
+    Subject { Id, Hostname, Architecture, Label }
+    Probe { Exec, Tcp, Http }
+    Health { Starting, Healthy, Unhealthy }
+    OnUnhealthy { Tell, Kill }
+    ChangesQuery { Names, Layer }
     RestartPolicy { No, OnFailure, Always }
     LogSince { Time, Age }
     ExitStatus { Code, Signal, OutOfMemory }
@@ -256,6 +262,7 @@ fn desired() -> ContainerDesired {
         address: Ipv4Addr::new(10, 2, 0, 2),
         want: Want::Running,
         restarts: 0,
+        clean_since: Generation(2),
     }
 }
 
@@ -278,6 +285,7 @@ fn node_info() -> NodeInfo {
         facts: Some(facts()),
         load: None,
         containers: 3,
+        labels: vec![("shelf".into(), "top".into())],
     }
 }
 
@@ -310,7 +318,34 @@ fn container_info() -> ContainerInfo {
         detached: true,
         publish: vec![],
         spec: ContainerSpec::default(),
+        condition: condition(),
     }
+}
+
+fn condition() -> Condition {
+    let health = HealthReport { health: Health::Unhealthy, failures: 3, output: "no".into() };
+    Condition { paused: true, asleep: false, health: Some(health) }
+}
+
+fn health_check() -> HealthCheck {
+    HealthCheck {
+        probe: Some(Probe::Tcp { port: 80 }),
+        interval_ms: Some(30_000),
+        timeout_ms: None,
+        retries: Some(3),
+        start_period_ms: None,
+        start_interval_ms: None,
+        on_failure: OnUnhealthy::Kill,
+    }
+}
+
+fn constraint() -> Constraint {
+    Constraint { subject: Subject::Label("shelf".into()), equal: true, value: "top".into() }
+}
+
+fn label_node() -> Request {
+    let set = vec![("shelf".into(), "top".into())];
+    Request::LabelNode { node: "n2".into(), set, remove: vec!["disk".into()] }
 }
 
 fn connect() -> ConnectRequest {
@@ -381,6 +416,12 @@ fn requests() -> Vec<Row> {
         row(Request::Stats(selector())),
         row(Request::Processes(selector())),
         row(Request::Copy { container: selector(), copy: CopySpec::In { path: "/a".into() } }),
+        row(Request::Pause { container: selector(), paused: true }),
+        row(Request::Ready { container: selector(), probe: Some(Probe::Tcp { port: 80 }), timeout_ms: 1000 }),
+        row(Request::Wake(selector())),
+        row(Request::StartClean(selector())),
+        row(Request::Changes { container: selector(), query: ChangesQuery::Names }),
+        row(label_node()),
         row(ContainerSelector::Id(ContainerId(300))),
         row(ContainerSelector::Name(name("web"))),
         row(WaitUntil::Started),
@@ -429,6 +470,7 @@ fn replies() -> Vec<Row> {
         row(Reply::Accounts(vec![account()])),
         row(Reply::Stats(ContainerStats { time_ms: 1, pids: Some(2), ..ContainerStats::default() })),
         row(Reply::Processes(vec![process])),
+        row(Reply::Base { manifest: manifest(), config: vec![1, 2, 3] }),
     ]
 }
 
@@ -452,6 +494,7 @@ fn node() -> Vec<Row> {
         row(FromNode::Container(report())),
         row(FromNode::Removed(container())),
         row(FromNode::Network { revision: 9, error: Some("no".into()) }),
+        row(FromNode::Condition { container: container(), condition: condition() }),
         row(ToNode::Sync(sync)),
         row(ToNode::Container(Box::new(ContainerDesired { spec: spec(), want: stopped, ..desired() }))),
         row(ToNode::Remove(ContainerId(300))),
@@ -470,6 +513,11 @@ fn node() -> Vec<Row> {
         row(RoutedRequest::Stats { container: container() }),
         row(RoutedRequest::Processes { container: container() }),
         row(RoutedRequest::Copy { container: container(), copy: CopySpec::Out { path: "/a".into() } }),
+        row(RoutedRequest::Pause { container: container(), paused: true }),
+        row(RoutedRequest::Ready { container: container(), probe: None, timeout_ms: 1000 }),
+        row(RoutedRequest::Changes { container: container(), query: ChangesQuery::Layer }),
+        row(ChangesQuery::Names),
+        row(ChangesQuery::Layer),
         row(CopySpec::Out { path: "/a".into() }),
         row(CopySpec::In { path: "/a".into() }),
     ]
@@ -494,6 +542,25 @@ fn containers() -> Vec<Row> {
         row(Setting::Nameserver(Ipv4Addr::new(9, 9, 9, 9))),
         row(Setting::Host { name: "db".into(), address: Ipv4Addr::new(10, 2, 0, 2) }),
         row(Setting::Attended),
+        row(Setting::Init),
+        row(Setting::Device { device: "/dev/i2c-1".into(), path: "/dev/i2c".into() }),
+        row(Setting::Constraint(constraint())),
+        row(Setting::Files(descriptor())),
+        row(Setting::Health(health_check())),
+        row(Setting::NoHealth),
+        row(Setting::Asleep),
+        row(Subject::Id),
+        row(Subject::Hostname),
+        row(Subject::Architecture),
+        row(Subject::Label("shelf".into())),
+        row(Probe::Exec(vec!["true".into()])),
+        row(Probe::Tcp { port: 80 }),
+        row(Probe::Http { port: 80, path: "/".into() }),
+        row(Health::Starting),
+        row(Health::Healthy),
+        row(Health::Unhealthy),
+        row(OnUnhealthy::Tell),
+        row(OnUnhealthy::Kill),
         row(RestartPolicy::No),
         row(RestartPolicy::OnFailure { most: None }),
         row(RestartPolicy::Always),

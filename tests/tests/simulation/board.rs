@@ -104,6 +104,11 @@ impl Board {
                 Output::SetIndex(_) => {}
                 Output::Start(desired) => later.push(start(now_ms, &desired, dice)),
                 Output::Signal { container, signal } => later.extend(self.signal(container, signal, dice)),
+                Output::Wake(container) => {
+                    let condition = Condition::default();
+                    later
+                        .push(Later::Service(dice.between(1, 50), Input::Condition { container, condition }));
+                }
                 Output::Remove(container) => later.push(Later::Gone(dice.between(5, 200), container)),
                 Output::ApplyNetwork { network, .. } => {
                     self.network_ms = self.network_ms.max(now_ms) + dice.between(5, 60);

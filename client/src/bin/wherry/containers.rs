@@ -1,10 +1,11 @@
 //! `ps`, `inspect`, `logs`, `stop`, `start`, `restart`, `rename`, `kill`, `rm`, `wait`.
 use crate::context::{CliError, Context, for_each};
+use crate::probe_flags::Readiness;
 use crate::{output, parse, pump, signals, view};
 use clap::Args;
 use wherry_client::Container;
 use wherry_protocol::Name;
-use wherry_protocol::message::{ContainerInfo, ContainerState, LogQuery, LogSince};
+use wherry_protocol::message::{Condition, ContainerInfo, ContainerState, LogQuery, LogSince};
 
 /// `wherry ps`
 #[derive(Debug, Args)]
@@ -58,6 +59,20 @@ pub(crate) struct Stop {
     containers: Vec<String>,
 }
 
+/// `wherry restart`
+#[derive(Debug, Args)]
+pub(crate) struct Restart {
+    /// Seconds until SIGKILL; the container's own setting otherwise, or 10.
+    #[arg(short, long, value_name = "SECONDS")]
+    time: Option<u16>,
+    /// Throw away what they have written to their own disks; volumes and addresses stay.
+    #[arg(long)]
+    reset: bool,
+    /// Names or ids.
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
 /// `wherry rename`
 #[derive(Debug, Args)]
 pub(crate) struct Rename {
@@ -70,6 +85,9 @@ pub(crate) struct Rename {
 /// `wherry start`
 #[derive(Debug, Args)]
 pub(crate) struct Start {
+    /// Throw away what they have written to their own disks; volumes stay.
+    #[arg(long)]
+    reset: bool,
     /// Names or ids.
     #[arg(required = true)]
     containers: Vec<String>,
@@ -100,6 +118,8 @@ pub(crate) struct Rm {
 /// `wherry wait`
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
+    #[command(flatten)]
+    readiness: Readiness,
     /// Names or ids.
     #[arg(required = true)]
     containers: Vec<String>,
@@ -140,7 +160,7 @@ fn row(info: &ContainerInfo) -> Vec<String> {
         info.image.to_string(),
         format!("{}{away}", info.node_name),
         info.address.to_string(),
-        state(&info.state),
+        format!("{}{}", state(&info.state), condition(&info.condition)),
         output::ago(info.created_seconds),
         ports.join(", "),
     ]
@@ -161,6 +181,18 @@ fn state(state: &ContainerState) -> String {
             format!("restarting, {status} {}", ago(*finished_ms))
         }
     }
+}
+
+/// What else is to be said of one that runs, in brackets.
+fn condition(condition: &Condition) -> String {
+    let health = condition.health.as_ref().map(|report| report.health.to_string());
+    let words = [
+        condition.paused.then(|| "paused".to_owned()),
+        condition.asleep.then(|| "asleep".to_owned()),
+        health.filter(|_| !condition.asleep),
+    ];
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
 }
 
 /// Everything about some containers.
@@ -184,7 +216,7 @@ pub(crate) async fn logs(context: &Context, args: &Logs) -> Result<u8, CliError>
 }
 
 /// Does something with each of several containers, and prints what was typed for it, or the container as JSON.
-async fn each<F, T>(
+pub(crate) async fn each<F, T>(
     context: &Context,
     containers: &[String],
     action: impl Fn(Container) -> F,
@@ -208,7 +240,7 @@ where
 }
 
 /// What is left of an action to print.
-trait Outcome {
+pub(crate) trait Outcome {
     fn text(&self, typed: &str) -> String {
         typed.to_owned()
     }
@@ -223,7 +255,7 @@ impl Outcome for ContainerInfo {
 }
 
 /// Nothing but that it was done.
-struct Done(&'static str);
+pub(crate) struct Done(pub(crate) &'static str);
 
 impl Outcome for Done {
     fn json(&self, typed: &str) -> serde_json::Value {
@@ -253,11 +285,11 @@ pub(crate) async fn stop(context: &Context, args: Stop) -> Result<u8, CliError> 
 }
 
 /// Stops containers and starts them again.
-pub(crate) async fn restart(context: &Context, args: Stop) -> Result<u8, CliError> {
-    let time = args.time;
-    each(context, &args.containers, |container| async move {
+pub(crate) async fn restart(context: &Context, args: Restart) -> Result<u8, CliError> {
+    let Restart { time, reset, containers } = args;
+    each(context, &containers, |container| async move {
         container.stop(time).await?;
-        start_one(&container).await
+        start_one(&container, reset).await
     })
     .await
 }
@@ -274,11 +306,16 @@ pub(crate) async fn rename(context: &Context, args: Rename) -> Result<u8, CliErr
 
 /// Starts containers again.
 pub(crate) async fn start(context: &Context, args: Start) -> Result<u8, CliError> {
-    each(context, &args.containers, |container| async move { start_one(&container).await }).await
+    let reset = args.reset;
+    each(context, &args.containers, |container| async move { start_one(&container, reset).await }).await
 }
 
-async fn start_one(container: &Container) -> Result<ContainerInfo, CliError> {
-    container.start().await?;
+async fn start_one(container: &Container, reset: bool) -> Result<ContainerInfo, CliError> {
+    if reset {
+        container.start_clean().await?;
+    } else {
+        container.start().await?;
+    }
     let info = container.wait_started().await?;
     match &info.state {
         ContainerState::Failed(error) => Err(CliError::Other(error.message.clone())),
@@ -306,7 +343,17 @@ pub(crate) async fn rm(context: &Context, args: Rm) -> Result<u8, CliError> {
     .await
 }
 
-/// Waits for containers to end.
+/// Waits for containers to end, or to be ready.
 pub(crate) async fn wait(context: &Context, args: Wait) -> Result<u8, CliError> {
+    let readiness = &args.readiness;
+    if readiness.is_asked() {
+        readiness.check()?;
+        let patience = readiness.patience();
+        return each(context, &args.containers, |container| async move {
+            container.ready(readiness.probe(), patience).await?;
+            Ok(Done("ready"))
+        })
+        .await;
+    }
     each(context, &args.containers, |container| async move { Ok(Ended(container.wait_ended().await?)) }).await
 }

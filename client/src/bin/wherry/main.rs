@@ -1,16 +1,19 @@
 //! The `wherry` command: a thin face over the library `wherry_client`. One file per group of commands.
 mod access;
+mod boot_files;
 mod containers;
 mod context;
 mod copy;
 mod dev;
 mod flash;
 mod images;
+mod live;
 mod locations;
 mod network;
 mod nodes;
 mod output;
 mod parse;
+mod probe_flags;
 mod processes;
 mod pump;
 mod run_flags;
@@ -43,6 +46,9 @@ enum Command {
     Status,
     /// The boards: architecture, CPUs, memory, load, containers.
     Resources,
+    /// Say things about boards, for placement (admins only).
+    #[command(subcommand)]
+    Node(nodes::NodeCommand),
     /// Push, list and remove images.
     #[command(subcommand)]
     Image(images::ImageCommand),
@@ -69,7 +75,18 @@ enum Command {
     /// Start stopped containers again.
     Start(containers::Start),
     /// Stop containers and start them again.
-    Restart(containers::Stop),
+    #[command(visible_alias = "reboot")]
+    Restart(containers::Restart),
+    /// Freeze all processes of containers.
+    Pause(live::Several),
+    /// Let paused containers go on.
+    Unpause(live::Several),
+    /// Start the programs of containers that were run with --asleep.
+    Wake(live::Several),
+    /// What a container has changed in its files.
+    Diff(live::Diff),
+    /// Make an image of a container.
+    Commit(live::Commit),
     /// Give a container another name.
     Rename(containers::Rename),
     /// What runs in a container.
@@ -80,7 +97,7 @@ enum Command {
     Kill(containers::Kill),
     /// Remove containers.
     Rm(containers::Rm),
-    /// Wait until containers end and print their exit codes.
+    /// Wait until containers end and print their exit codes, or until they are ready.
     Wait(containers::Wait),
     /// Let one container connect to a port of another.
     Connect(network::Connect),
@@ -164,6 +181,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Locations(args) => locations::locations(&context, args),
         Command::Status => locations::status(&context).await,
         Command::Resources => nodes::resources(&context).await,
+        Command::Node(args) => nodes::node(&context, args).await,
         Command::Image(args) => images::image(&context, args).await,
         Command::Images(args) => images::list(&context, &args).await,
         Command::Rmi(args) => images::remove(&context, args).await,
@@ -177,6 +195,11 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Stop(args) => containers::stop(&context, args).await,
         Command::Start(args) => containers::start(&context, args).await,
         Command::Restart(args) => containers::restart(&context, args).await,
+        Command::Pause(args) => live::pause(&context, args, true).await,
+        Command::Unpause(args) => live::pause(&context, args, false).await,
+        Command::Wake(args) => live::wake(&context, args).await,
+        Command::Diff(args) => live::diff(&context, &args).await,
+        Command::Commit(args) => live::commit(&context, args).await,
         Command::Rename(args) => containers::rename(&context, args).await,
         Command::Top(args) => usage::top(&context, &args).await,
         Command::Stats(args) => usage::stats(&context, &args).await,

@@ -1,9 +1,45 @@
-//! `resources`, and the hidden `debug`.
+//! `resources`, `node`, and the hidden `debug`.
 use crate::context::{CliError, Context};
 use crate::{output, view};
 use clap::Subcommand;
 use wherry_client::Node;
 use wherry_protocol::message::NodeInfo;
+
+/// `wherry node`
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Give a board labels, or take them away; `run --constraint node.labels.NAME==VALUE` goes by them.
+    Label {
+        /// Its name or number (n2).
+        node: String,
+        /// Labels: name=value.
+        #[arg(value_name = "NAME=VALUE", value_parser = wherry_protocol::constraint::label, required_unless_present = "remove")]
+        labels: Vec<(String, String)>,
+        /// Take this label away.
+        #[arg(long = "rm", value_name = "NAME")]
+        remove: Vec<String>,
+    },
+}
+
+/// Says things about boards.
+pub(crate) async fn node(context: &Context, command: NodeCommand) -> Result<u8, CliError> {
+    match command {
+        NodeCommand::Label { node, labels, remove } => {
+            let labelled = context.location()?.label_node(&node, labels, remove).await?;
+            match context.json {
+                true => output::json(&view::Node::of(labelled.info()))?,
+                false => output::line(&format!("{} {}", labelled.info().name, labels_of(labelled.info())))?,
+            }
+            Ok(0)
+        }
+    }
+}
+
+fn labels_of(info: &NodeInfo) -> String {
+    let labels: Vec<String> =
+        info.labels.iter().map(|(name, value)| format!("{name}={}", output::printable(value))).collect();
+    if labels.is_empty() { "has no labels".into() } else { labels.join(" ") }
+}
 
 /// The boards.
 pub(crate) async fn resources(context: &Context) -> Result<u8, CliError> {
@@ -12,25 +48,20 @@ pub(crate) async fn resources(context: &Context) -> Result<u8, CliError> {
         output::json(&nodes.iter().map(|node| view::Node::of(node.info())).collect::<Vec<_>>())?;
         return Ok(0);
     }
-    let rows: Vec<Vec<String>> = nodes.iter().map(|node| row(node.info())).collect();
-    output::table(
-        &[
-            "NODE",
-            "INDEX",
-            "ARCH",
-            "CPUS",
-            "MEMORY FREE",
-            "LOAD",
-            "CPU",
-            "DISK FREE",
-            "CONTAINERS",
-            "STATE",
-            "UP",
-        ],
-        &rows,
-    )?;
+    let mut heading = HEADING.to_vec();
+    let mut rows: Vec<Vec<String>> = nodes.iter().map(|node| row(node.info())).collect();
+    if nodes.iter().any(|node| !node.info().labels.is_empty()) {
+        heading.push("LABELS");
+        for (row, node) in rows.iter_mut().zip(&nodes) {
+            row.push(if node.info().labels.is_empty() { "-".into() } else { labels_of(node.info()) });
+        }
+    }
+    output::table(&heading, &rows)?;
     Ok(0)
 }
+
+const HEADING: [&str; 11] =
+    ["NODE", "INDEX", "ARCH", "CPUS", "MEMORY FREE", "LOAD", "CPU", "DISK FREE", "CONTAINERS", "STATE", "UP"];
 
 fn row(info: &NodeInfo) -> Vec<String> {
     let unknown = || "-".to_owned();

@@ -1,7 +1,9 @@
 //! Texts of the command line, parsed strictly: what is not understood is refused with an example.
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use wherry_protocol::Name;
-use wherry_protocol::message::{LogSince, PublishedPort, RestartPolicy, Setting, Transport, VolumeMount};
+use wherry_protocol::message::{
+    LogSince, OnUnhealthy, Probe, PublishedPort, RestartPolicy, Setting, Transport, VolumeMount,
+};
 
 /// `64m`, `1.5g`, `4096`: bytes, with binary units.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -59,6 +61,52 @@ pub(crate) fn duration(text: &str) -> Result<u32, String> {
         .and_then(|number| number.checked_mul(unit))
         .filter(|&seconds| seconds > 0)
         .ok_or_else(error)
+}
+
+/// `500ms`, `10s`, `1m30s`: milliseconds.
+pub(crate) fn milliseconds(text: &str) -> Result<u32, String> {
+    let time = humantime::parse_duration(text).ok().and_then(|time| u32::try_from(time.as_millis()).ok());
+    time.ok_or_else(|| format!("'{text}' is not a time: use a number with ms, s, m or h, as in 10s or 1m30s"))
+}
+
+/// `8080`, `8080/healthz`: a port that must answer with status 200.
+pub(crate) fn http_probe(text: &str) -> Result<Probe, String> {
+    let (port, path) = text.split_once('/').unwrap_or((text, ""));
+    match port_number(port) {
+        Some(port) => Ok(Probe::Http { port, path: format!("/{path}") }),
+        None => Err(format!("'{text}' is not a port and a path: use 80, or 8080/healthz")),
+    }
+}
+
+/// `pg_isready -U app` for a shell, or `["/bin/check", "--now"]`, as in a Dockerfile.
+pub(crate) fn exec_probe(text: &str) -> Result<Probe, String> {
+    if !text.starts_with('[') {
+        return Ok(Probe::Exec(["/bin/sh", "-c", text].map(str::to_owned).to_vec()));
+    }
+    let words = serde_json::from_str::<Vec<String>>(text).ok().filter(|words| !words.is_empty());
+    words.map(Probe::Exec).ok_or_else(|| {
+        format!("'{text}' is not an array of arguments: write it as in [\"/bin/check\", \"--now\"]")
+    })
+}
+
+/// `none`, `kill`.
+pub(crate) fn on_unhealthy(text: &str) -> Result<OnUnhealthy, String> {
+    match text {
+        "none" => Ok(OnUnhealthy::Tell),
+        "kill" => Ok(OnUnhealthy::Kill),
+        _ => Err(format!(
+            "'{text}' is not what can be done about it: use none, or kill together with --restart"
+        )),
+    }
+}
+
+/// `/dev/ttyUSB0`, `/dev/ttyUSB0:/dev/modem`.
+pub(crate) fn device(text: &str) -> Result<Setting, String> {
+    let (device, path) = text.split_once(':').unwrap_or((text, text));
+    if !device.starts_with("/dev/") || path.contains(':') {
+        return Err(format!("'{text}' is not a device: use /dev/name, or /dev/name:/dev/name-inside"));
+    }
+    Ok(Setting::Device { device: device.to_owned(), path: path.to_owned() })
 }
 
 /// `NAME=value`, or `NAME` for what this process has; `None` if it has none (as docker does, it is left out).
@@ -307,6 +355,40 @@ mod tests {
         }
         for bad in ["", "h", "1", "0s", "-1h", "1.5h", "1h30m", "99999999d", "+1s"] {
             assert!(duration(bad).unwrap_err().contains("not a duration"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn questions() {
+        assert_eq!(
+            (milliseconds("500ms"), milliseconds("10s"), milliseconds("1m30s")),
+            (Ok(500), Ok(10_000), Ok(90_000))
+        );
+        for bad in ["", "10", "-1s", "s", "100000h"] {
+            assert!(milliseconds(bad).unwrap_err().contains("not a time"), "{bad}");
+        }
+        let http = |port, path: &str| Ok(Probe::Http { port, path: path.into() });
+        assert_eq!((http_probe("80"), http_probe("8080/a/b?c")), (http(80, "/"), http(8080, "/a/b?c")));
+        for bad in ["", "x", "0", "/a", "80:x", "70000/"] {
+            assert!(http_probe(bad).unwrap_err().contains("not a port and a path"), "{bad}");
+        }
+        let exec = |words: &[&str]| Ok(Probe::Exec(words.iter().map(|&word| word.to_owned()).collect()));
+        assert_eq!(exec_probe("test -e /x"), exec(&["/bin/sh", "-c", "test -e /x"]));
+        assert_eq!(exec_probe(r#"["/check", "a b"]"#), exec(&["/check", "a b"]));
+        for bad in ["[", "[]", "[1]", "[\"a\"] b"] {
+            assert!(exec_probe(bad).unwrap_err().contains("not an array"), "{bad}");
+        }
+        assert!(on_unhealthy("restart").is_err());
+    }
+
+    #[test]
+    fn devices() {
+        let wish =
+            |device: &str, path: &str| Ok(Setting::Device { device: device.into(), path: path.into() });
+        assert_eq!(device("/dev/ttyUSB0"), wish("/dev/ttyUSB0", "/dev/ttyUSB0"));
+        assert_eq!(device("/dev/ttyUSB0:/dev/modem"), wish("/dev/ttyUSB0", "/dev/modem"));
+        for bad in ["", "ttyUSB0", "/dev/a:/dev/b:rwm"] {
+            assert!(device(bad).unwrap_err().contains("not a device"), "{bad}");
         }
     }
 

@@ -1,4 +1,5 @@
 //! `run`, `exec`, `attach`: commands that give this terminal to a process and end with its exit code.
+use crate::boot_files;
 use crate::context::{CliError, Context};
 use crate::pump::{self, End, Wiring};
 use crate::run_flags::{Environment, Run};
@@ -6,7 +7,9 @@ use crate::{output, terminal, view};
 use clap::Args;
 use std::time::Duration;
 use wherry_client::{ClientError, Container};
-use wherry_protocol::message::{ContainerInfo, ContainerState, ExecSpec, ExitStatus, LogQuery};
+use wherry_protocol::message::{
+    ContainerInfo, ContainerState, ExecSpec, ExitStatus, LogQuery, Media, Setting,
+};
 use wherry_protocol::{ErrorCode, WireError};
 
 /// Exit codes of `run` and `exec` for failures that are not the process's own, as docker has them.
@@ -83,12 +86,18 @@ fn needs_terminal(interactive: bool, tty: bool) -> Result<(), CliError> {
 
 /// Creates a container and, unless detached, stays with it to its end.
 pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
-    let request = args.request().map_err(|error| error.with_code(FAILED))?;
+    let mut request = args.request().map_err(|error| error.with_code(FAILED))?;
+    let files = boot_files::pack(&args.files).map_err(|error| error.with_code(FAILED))?;
     let result = async {
         if !args.detach {
             needs_terminal(args.interactive, args.tty)?;
         }
-        let (container, _) = context.location()?.run(request).await?;
+        let location = context.location()?;
+        if !args.files.is_empty() {
+            let archive = location.put_bytes(&files, Media::LayerTar).await?;
+            request.spec.settings.push(Setting::Files(archive));
+        }
+        let (container, _) = location.run(request).await?;
         let started = container.wait_started().await?;
         if let ContainerState::Failed(error) = &started.state {
             let error = CliError::Client(ClientError::Refused(error.clone()));

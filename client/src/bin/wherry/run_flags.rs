@@ -1,5 +1,7 @@
 //! The flags of `run`, and the request they make.
+use crate::boot_files::{self, BootFile};
 use crate::context::CliError;
+use crate::probe_flags::Health;
 use crate::{parse, signals};
 use clap::Args;
 use std::net::Ipv4Addr;
@@ -8,7 +10,7 @@ use wherry_protocol::limits::MAX_ARGUMENT_BYTES;
 use wherry_protocol::message::{
     ContainerSpec, ImageName, PublishedPort, Resources, RestartPolicy, RunRequest, Setting, VolumeMount,
 };
-use wherry_protocol::{Name, policy};
+use wherry_protocol::{Constraint, Name, policy};
 
 /// Largest environment file, in bytes: no larger environment would be accepted.
 const MAX_ENV_FILE_BYTES: u64 = MAX_ARGUMENT_BYTES as u64;
@@ -133,6 +135,23 @@ pub(crate) struct Run {
     /// Add a line to its /etc/hosts: name:address.
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = parse::host)]
     add_host: Vec<Setting>,
+    /// Put a file or directory of this computer into it, before it starts: file:/path. As often as it starts.
+    #[arg(short, long = "file", value_name = "FILE:PATH", value_parser = boot_files::parse)]
+    pub(crate) files: Vec<BootFile>,
+    /// Give it a device of the board (admins only): /dev/name, or /dev/name:/dev/name-inside.
+    #[arg(long, value_name = "DEVICE[:PATH]", value_parser = parse::device)]
+    device: Vec<Setting>,
+    /// Run it only on nodes that are so: node.hostname, node.id, node.platform.arch or node.labels.NAME, then == or !=.
+    #[arg(long, value_name = "CONSTRAINT")]
+    constraint: Vec<Constraint>,
+    /// Let a small init be its first process, which passes signals on and reaps orphans.
+    #[arg(long)]
+    init: bool,
+    /// Set everything up, but start its program only at `wherry wake`.
+    #[arg(long)]
+    asleep: bool,
+    #[command(flatten)]
+    health: Health,
     /// Attach a label: key=value.
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::label)]
     labels: Vec<(String, String)>,
@@ -148,7 +167,14 @@ impl Run {
             self.stop_signal.map(Setting::StopSignal),
             self.stop_timeout.map(Setting::StopSeconds),
         ];
-        let lists = [&self.tmpfs, &self.ulimit, &self.sysctl, &self.add_host].into_iter().flatten().cloned();
+        let lists = [&self.tmpfs, &self.ulimit, &self.sysctl, &self.add_host, &self.device];
+        let lists = lists.into_iter().flatten().cloned();
+        let constraints = self.constraint.iter().cloned().map(Setting::Constraint);
+        let switches = [
+            self.init.then_some(Setting::Init),
+            self.asleep.then_some(Setting::Asleep),
+            self.health.setting(),
+        ];
         let dropped = self.cap_drop.iter().cloned().map(Setting::DropCapability);
         let added = self.cap_add.iter().cloned().map(Setting::AddCapability);
         let attended = (!self.detach).then_some(Setting::Attended);
@@ -160,6 +186,8 @@ impl Run {
             .chain(dropped)
             .chain(added)
             .chain(servers)
+            .chain(constraints)
+            .chain(switches.into_iter().flatten())
             .collect()
     }
 
@@ -201,6 +229,7 @@ impl Run {
             labels: self.labels.clone(),
             settings: self.settings(),
         };
+        boot_files::check(&self.files, &spec).map_err(usage)?;
         // The broker says the same, but only after a session has been made.
         policy::check(&spec).map_err(|refused| usage(refused.to_string()))?;
         if self.rm && spec.restart() != RestartPolicy::No {
@@ -215,6 +244,7 @@ impl Run {
 mod tests {
     use super::*;
     use clap::Parser;
+    use wherry_protocol::message::{HealthCheck, OnUnhealthy, Probe};
 
     #[derive(Parser)]
     struct Line {
@@ -241,6 +271,18 @@ mod tests {
             expected.spec.settings.insert(0, Setting::Attended);
         }
         assert_eq!(request(line).unwrap(), expected, "{line}");
+    }
+
+    fn health(probe: Option<Probe>) -> HealthCheck {
+        HealthCheck {
+            probe,
+            interval_ms: None,
+            timeout_ms: None,
+            retries: None,
+            start_period_ms: None,
+            start_interval_ms: None,
+            on_failure: OnUnhealthy::Tell,
+        }
     }
 
     #[test]
@@ -318,6 +360,30 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_a_container_s_life_become_a_request() {
+        golden("--init --asleep --device /dev/ttyUSB0:/dev/modem web", |r| {
+            let device = Setting::Device { device: "/dev/ttyUSB0".into(), path: "/dev/modem".into() };
+            r.spec.settings = vec![device, Setting::Init, Setting::Asleep];
+        });
+        golden("--constraint node.labels.shelf!=top --constraint node.platform.arch==arm64 web", |r| {
+            let constraint = |text: &str| Setting::Constraint(text.parse().unwrap());
+            r.spec.settings =
+                vec![constraint("node.labels.shelf!=top"), constraint("node.platform.arch==arm64")];
+        });
+        golden("--health-tcp 80 --health-interval 5s --health-on-failure kill web", |r| {
+            r.spec.settings = vec![Setting::Health(HealthCheck {
+                interval_ms: Some(5000),
+                on_failure: OnUnhealthy::Kill,
+                ..health(Some(Probe::Tcp { port: 80 }))
+            })];
+        });
+        golden("--health-retries 5 web", |r| {
+            r.spec.settings = vec![Setting::Health(HealthCheck { retries: Some(5), ..health(None) })];
+        });
+        golden("--no-healthcheck web", |r| r.spec.settings = vec![Setting::NoHealth]);
+    }
+
+    #[test]
     fn what_follows_the_image_belongs_to_the_command() {
         golden("web ls -l --name -d", |r| {
             r.spec.command = ["ls", "-l", "--name", "-d"].map(String::from).to_vec();
@@ -357,6 +423,24 @@ mod tests {
             ("--sysctl net.core.somaxconn web", "not a kernel parameter"),
             ("--dns nine web", "nine"),
             ("--add-host db web", "not a host"),
+            ("--device ttyUSB0 web", "not a device"),
+            ("--device /dev/sda web", "cannot be had"),
+            ("--device /dev/ttyUSB0:/etc/x web", "below /dev"),
+            ("--constraint shelf==top web", "not a constraint"),
+            ("--constraint node.labels.shelf=top web", "not a constraint"),
+            ("-f nothing web", "not a file for a container"),
+            ("-f a:/srv/a -v data:/srv web", "would be hidden"),
+            ("-f a:/proc/a web", "not on the container's disk"),
+            ("--health-cmd [] web", "not an array"),
+            ("--health-interval often web", "not a time"),
+            ("--health-interval 1ms --health-tcp 80 web", "100 ms to a day"),
+            ("--health-retries 0 --health-tcp 80 web", "1 to 1000"),
+            ("--health-retries many web", "many"),
+            ("--health-http 80:x web", "not a port and a path"),
+            ("--health-tcp 0 web", "0 is not in"),
+            ("--health-tcp 80 --health-http 80 web", "cannot be used with"),
+            ("--no-healthcheck --health-tcp 80 web", "cannot be used with"),
+            ("--health-on-failure restart web", "use none, or kill"),
         ] {
             let error = request(line).unwrap_err();
             assert!(error.contains(words), "{line}: {error}");

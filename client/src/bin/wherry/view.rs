@@ -3,8 +3,8 @@ use crate::signals;
 use serde::Serialize;
 use wherry_client::StoredLocation;
 use wherry_protocol::message::{
-    AccountInfo, ConnectionInfo, ContainerInfo, ContainerSpec, ContainerState, Event, ExitStatus, ImageInfo,
-    NodeInfo, PublishedPort, StatusInfo,
+    AccountInfo, ConnectionInfo, ContainerInfo, ContainerSpec, ContainerState, Event, ExitStatus,
+    HealthReport, ImageInfo, NodeInfo, PublishedPort, StatusInfo,
 };
 
 /// A container's state, flat.
@@ -75,6 +75,12 @@ pub(crate) struct Container<'a> {
     address: String,
     #[serde(flatten)]
     state: State,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    paused: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    asleep: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<&'a HealthReport>,
     restarts: u32,
     created_seconds: u64,
     detached: bool,
@@ -95,6 +101,9 @@ impl<'a> Container<'a> {
             placement: &info.placement,
             address: info.address.to_string(),
             state: State::of(&info.state),
+            paused: info.condition.paused,
+            asleep: info.condition.asleep,
+            health: info.condition.health.as_ref(),
             restarts: info.restarts,
             created_seconds: info.created_seconds,
             detached: info.detached,
@@ -123,6 +132,7 @@ pub(crate) struct Node<'a> {
     index: u8,
     connected: bool,
     containers: u32,
+    labels: std::collections::BTreeMap<&'a str, &'a str>,
     #[serde(flatten)]
     facts: Option<NodeFacts<'a>>,
     #[serde(flatten)]
@@ -161,6 +171,7 @@ impl<'a> Node<'a> {
             index: info.index.0,
             connected: info.connected,
             containers: info.containers,
+            labels: info.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
             facts: info.facts.as_ref().map(|facts| NodeFacts {
                 hostname: &facts.hostname,
                 architecture: &facts.architecture,
@@ -183,6 +194,14 @@ impl<'a> Node<'a> {
             }),
         }
     }
+}
+
+/// One changed path of a container.
+#[derive(Debug, Serialize)]
+pub(crate) struct Change {
+    /// `added`, `changed` or `deleted`.
+    pub(crate) change: &'static str,
+    pub(crate) path: String,
 }
 
 #[derive(Debug, Serialize)]

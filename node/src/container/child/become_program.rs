@@ -57,10 +57,20 @@ pub(in super::super) fn prepare(process: &Process) -> Result<Prepared<'_>, Failu
 }
 
 impl Prepared<'_> {
-    /// Becomes the program.
+    /// Both of the last two steps.
     pub(in super::super) fn execute(self) -> Result<Infallible, Failure> {
+        self.shut()?;
+        self.become_it()
+    }
+
+    /// Puts this process behind the filter.
+    pub(super) fn shut(&self) -> Result<(), Failure> {
+        self.filter.install().map_err(|error| Failure::new(Step::Seccomp, "", seccomp_errno(&error)))
+    }
+
+    /// Becomes the program.
+    pub(super) fn become_it(self) -> Result<Infallible, Failure> {
         wherry_sys::child::restore_broken_pipe_signal();
-        self.filter.install().map_err(|error| Failure::new(Step::Seccomp, "", seccomp_errno(&error)))?;
         if let Some(copy) = self.copy {
             // What is written from here on is the archive's or the user's.
             wherry_sys::child::exit(copy::run(copy));

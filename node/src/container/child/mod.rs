@@ -3,18 +3,19 @@
 //! It runs in new namespaces, made by the supervisor, as the first process there. Descriptors: 0–2 the container's own,
 //! 3 the plan (a sealed memory file), 4 the go pipe (one byte once the network is there), 5 where reports go.
 mod become_program;
+mod init;
 mod mounts;
 mod shield;
 
 pub(super) use become_program::prepare;
+use init::Init;
 pub(super) use shield::shield;
 
-use super::plan::{MAX_BYTES, Plan, Process};
+use super::plan::{MAX_BYTES, Plan};
 use super::report::{Failure, Report, Step};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use serde::de::DeserializeOwned;
-use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,26 +36,43 @@ pub fn run() -> ExitCode {
     // Before any descriptor is taken over: the shield executes this program once more, with all of them.
     let shielded = shield();
     let Ok(report) = wherry_sys::fd::inherited(REPORT_FD) else { return ExitCode::from(EXIT_FAILED) };
-    let Err(failure) = shielded.and_then(|()| start(&report));
-    say(&report, &Report::Failed(failure));
-    ExitCode::from(EXIT_FAILED)
+    match shielded.and_then(|()| start(&report)) {
+        Ok(init) => {
+            // Its end tells that the program runs.
+            drop(report);
+            ExitCode::from(init.accompany())
+        }
+        Err(failure) => {
+            say(&report, &Report::Failed(failure));
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
 }
 
-fn start(report: &OwnedFd) -> Result<Infallible, Failure> {
+/// Returns only to look after the program, if that is wanted.
+fn start(report: &OwnedFd) -> Result<Init, Failure> {
     let plan: Plan = read_plan(inherited(PLAN_FD)?)?;
     let go = inherited(GO_FD)?;
     before_the_root()?;
-    let sources = mounts::change_root(&plan)?;
+    let mut sources = mounts::change_root(&plan)?;
+    mounts::unpack(&mut sources)?;
     mounts::furnish(&plan, sources)?;
     hostname(&plan.hostname)?;
+    if plan.asleep {
+        say(report, &Report::AtTheGate);
+    }
     wait_for_go(go)?;
-    become_first(&plan.process, report)
+    become_first(&plan, report)
 }
 
-fn become_first(process: &Process, report: &OwnedFd) -> Result<Infallible, Failure> {
-    let prepared = prepare(process)?;
+fn become_first(plan: &Plan, report: &OwnedFd) -> Result<Init, Failure> {
+    let prepared = prepare(&plan.process)?;
     say(report, &Report::Executing);
-    prepared.execute()
+    if plan.init {
+        return init::start(prepared);
+    }
+    let Err(failure) = prepared.execute();
+    Err(failure)
 }
 
 /// What is done while /proc is still the node's own.

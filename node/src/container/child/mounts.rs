@@ -1,4 +1,5 @@
 //! The file system part of the plan.
+use super::super::copy;
 use super::super::plan::{Device, Flags, Mount, Plan, Root, Source, Sysctl};
 use super::super::report::{Failure, Step};
 use nix::errno::Errno;
@@ -8,6 +9,8 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 use std::ffi::CString;
+use std::fs::File;
+use std::io::BufReader;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
 use wherry_sys::mount::{Attributes, attach, detached_copy, restrict, restrict_tree};
@@ -18,6 +21,7 @@ const PATH_ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 const NEW_DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 const NEW_FILE: Mode = Mode::from_raw_mode(0o644);
+const UMASK: Mode = Mode::from_raw_mode(0o022);
 const DEVICE: Mode = Mode::from_raw_mode(0o666);
 
 /// What is attached inside later, opened while the node's files can still be reached.
@@ -25,6 +29,7 @@ pub(super) struct Sources {
     /// One per mount of the plan that has one.
     binds: Vec<Option<OwnedFd>>,
     console: Option<OwnedFd>,
+    files: Vec<File>,
 }
 
 fn errno(error: rustix::io::Errno) -> Errno {
@@ -72,7 +77,8 @@ fn mount_overlay(root: &Root) -> Result<(), Failure> {
 fn open_sources(plan: &Plan) -> Result<Sources, Failure> {
     let binds = plan.mounts.iter().map(open_source).collect::<Result<_, _>>()?;
     let console = if plan.process.tty { Some(open_console()?) } else { None };
-    Ok(Sources { binds, console })
+    let files = plan.files.iter().map(|path| open_files(path)).collect::<Result<_, _>>()?;
+    Ok(Sources { binds, console, files })
 }
 
 fn open_source(mount: &Mount) -> Result<Option<OwnedFd>, Failure> {
@@ -84,6 +90,25 @@ fn open_source(mount: &Mount) -> Result<Option<OwnedFd>, Failure> {
     let copy = detached_copy(CWD, path).map_err(sys(Step::Source, &detail))?;
     restrict_tree(&copy, attributes(mount.flags), true).map_err(sys(Step::Source, &detail))?;
     Ok(Some(copy))
+}
+
+fn open_files(path: &Path) -> Result<File, Failure> {
+    let fail = |error: std::io::Error| {
+        Failure::new(Step::Source, path.display().to_string(), wherry_sys::fd::errno_of(&error))
+    };
+    File::open(path).map_err(fail)
+}
+
+/// Unpacks archives as long as there is nothing but the overlay: no link of the image leads anywhere else.
+pub(super) fn unpack(sources: &mut Sources) -> Result<(), Failure> {
+    rustix::process::umask(UMASK);
+    let fail = |error: std::io::Error| {
+        Failure::new(Step::Files, error.to_string(), wherry_sys::fd::errno_of(&error))
+    };
+    sources
+        .files
+        .drain(..)
+        .try_for_each(|file| copy::receive(Path::new("/"), BufReader::new(file)).map_err(fail))
 }
 
 /// The terminal comes from the node's devpts; inside it is found as /dev/console, like with other runtimes.
@@ -137,7 +162,7 @@ pub(super) fn furnish(plan: &Plan, sources: Sources) -> Result<(), Failure> {
     set_sysctls(&root, plan)?;
     plan.masked.iter().try_for_each(|path| mask(&root, path))?;
     plan.protected.iter().try_for_each(|path| protect(&root, path))?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::umask(UMASK);
     if plan.root.read_only {
         restrict(Path::new("/"), Attributes::READ_ONLY, false).map_err(sys(Step::ReadOnly, "/"))?;
     }
