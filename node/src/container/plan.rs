@@ -529,18 +529,23 @@ fn sysctls(settings: &[Setting]) -> Vec<Sysctl> {
     usual.into_iter().chain(wanted).collect()
 }
 
-/// What tells about the node or its kernel and is no container's business (as runc and crun do it).
-const MASKED: [&str; 12] = [
+/// What tells about the node or its kernel and is no container's business: what runc and crun hide, and the node's use of
+/// its physical and virtual memory, which root in a container could read and which helps attacks on the kernel.
+const MASKED: [&str; 16] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
     "/proc/latency_stats",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",
     "/proc/timer_stats",
+    "/proc/vmallocinfo",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
