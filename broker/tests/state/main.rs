@@ -5,6 +5,7 @@ mod images;
 mod network;
 mod nodes;
 mod properties;
+mod refusals;
 mod stored;
 mod table;
 mod world;

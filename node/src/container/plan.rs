@@ -285,8 +285,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
     }
     let mut mounts = kernel_mounts();
     mounts.extend(generated_files(&hostname, desired, around.nameservers));
-    mounts.extend(memory_mounts(&spec.settings));
-    mounts.extend(volumes(desired, around.volumes)?);
+    mounts.extend(wanted(memory_mounts(&spec.settings).chain(volumes(desired, around.volumes)?)));
     // Below the image, so that its own files and directories win.
     let layers = std::iter::once(around.dir.skeleton()).chain(around.layers.iter().cloned()).collect();
     Ok(Plan {
@@ -409,6 +408,14 @@ fn limits_of_process(settings: &[Setting]) -> Vec<Limit> {
         _ => None,
     });
     usual.into_iter().chain(wanted).collect()
+}
+
+/// What is inside of something else comes after it, or it would be hidden.
+fn wanted(mounts: impl Iterator<Item = Mount>) -> Vec<Mount> {
+    let depth = |path: &str| path.split('/').filter(|part| !matches!(*part, "" | ".")).count();
+    let mut mounts: Vec<Mount> = mounts.collect();
+    mounts.sort_by_key(|mount| depth(&mount.target));
+    mounts
 }
 
 /// File systems in memory that somebody wants.
