@@ -92,7 +92,7 @@ enum Task {
     },
     /// Measure
     Bench {
-        /// Which: session, container_start, sizes, machines, link, namespaces; all of them otherwise
+        /// Which: session, container_start, container_load, container_data, sizes, machines, link, namespaces; all of them otherwise
         parts: Vec<String>,
     },
     /// Run every fuzz target, where there is a nightly compiler

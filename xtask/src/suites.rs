@@ -34,7 +34,12 @@ fn host_arch() -> Result<Arch, TaskError> {
 }
 
 /// The benchmarks that are programs of one crate: package, name.
-const CRATE_BENCHES: [(&str, &str); 2] = [("wherry-protocol", "session"), ("wherry-node", "container_start")];
+const CRATE_BENCHES: [(&str, &str); 4] = [
+    ("wherry-protocol", "session"),
+    ("wherry-node", "container_start"),
+    ("wherry-node", "container_load"),
+    ("wherry-node", "container_data"),
+];
 
 /// `make bench`: all of it, or the named parts.
 pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError> {
