@@ -10,7 +10,7 @@ fn of_spec(change: impl Fn(&mut ContainerSpec) + 'static) -> Change {
 }
 
 fn volume(path: &str) -> VolumeMount {
-    VolumeMount { volume: "v".parse().unwrap(), path: path.into(), read_only: false }
+    VolumeMount { volume: "v".parse().expect("a name"), path: path.into(), read_only: false }
 }
 
 fn published(port: u16, container_port: u16) -> PublishedPort {
