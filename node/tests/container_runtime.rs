@@ -466,12 +466,24 @@ fn unused_layers_make_room_and_used_ones_never_do() {
     service.remove(running.container);
 }
 
+/// It fills in the middle of the layer; with room again the same start works.
 #[test]
 fn a_full_disk_is_said_and_leaves_no_layer() {
     let world = World::new();
-    let _disk = SmallDisk::of(&world.data(), c"size=1m");
-    let service = Service::new(&world);
-    let error = service.start(&world.desired(1, 1, spec(&["true"]))).map(drop).unwrap_err();
-    assert_eq!(error.code, ErrorCode::DiskFull, "{error}");
-    assert_eq!(fs::read_dir(world.data().join("layers")).unwrap().count(), 0);
+    let _disk = SmallDisk::of(&world.data(), c"size=4m");
+    let mut service = Service::new(&world);
+    let ballast = world.data().join("ballast");
+    let desired = world.desired(1, 1, spec(&["echo", "hello"]));
+    for mebibytes in [3, 4] {
+        // As much of it as fits.
+        fs::write(&ballast, vec![1; mebibytes << 20]).ok();
+        let error = service.start(&desired).map(drop).unwrap_err();
+        assert_eq!(error.code, ErrorCode::DiskFull, "{error}");
+        assert!(error.message.contains("disk"), "{error}");
+        assert_eq!(fs::read_dir(world.data().join("layers")).unwrap().count(), 0);
+        assert_eq!(processes_below(&world.cgroup), "");
+        fs::remove_file(&ballast).unwrap();
+    }
+    assert_eq!(service.run(&desired), ("hello\n".into(), ExitStatus::Code(0)));
+    service.remove(desired.container);
 }

@@ -7,6 +7,7 @@ pub use device::is_device_granted;
 pub use health::check_probe;
 
 use crate::message::{ContainerSpec, Descriptor, Media, RestartPolicy, Setting};
+use std::collections::BTreeSet;
 
 /// What the first user of a container may do, unless dropped: Docker's default without making devices, raw sockets, writing
 /// to the audit log, changing the root directory and file capabilities (capabilities(7)).
@@ -53,6 +54,8 @@ const SYSCTLS: [&str; 14] = [
 const MAX_SETTINGS: usize = 128;
 /// Longest stop grace, in seconds: one hour.
 pub const MAX_STOP_SECONDS: u16 = 3600;
+/// Smallest bound of a container's memory, in bytes: less, and its own start meets the bound before its program runs.
+pub const MIN_MEMORY_BYTES: u64 = 1 << 20;
 /// Smallest and largest file system in memory, in bytes: a page, and more than any board has.
 const TMPFS_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 40;
 /// Longest value of a kernel parameter, in bytes.
@@ -134,7 +137,27 @@ pub fn check(spec: &ContainerSpec) -> Result<(), Refused> {
     if spec.files().count() > MAX_FILE_ARCHIVES {
         return refuse(format!("more than {MAX_FILE_ARCHIVES} archives of files"));
     }
-    spec.settings.iter().try_for_each(check_setting)
+    if let Some(bytes) = spec.resources.memory_bytes.filter(|bytes| *bytes < MIN_MEMORY_BYTES) {
+        return refuse(format!("{bytes} bytes of memory are too few to start in: give at least 1m"));
+    }
+    spec.settings.iter().try_for_each(check_setting)?;
+    check_places(spec)
+}
+
+/// One thing at one place: what is mounted over something else would only hide it.
+fn check_places(spec: &ContainerSpec) -> Result<(), Refused> {
+    let parts = |path: &str| -> Vec<String> {
+        path.split('/').filter(|part| !matches!(*part, "" | ".")).map(str::to_owned).collect()
+    };
+    let mut places: BTreeSet<Vec<String>> = spec.mounts.iter().map(|mount| parts(&mount.path)).collect();
+    for setting in &spec.settings {
+        if let Setting::Tmpfs { path, .. } = setting
+            && !places.insert(parts(path))
+        {
+            return refuse(format!("two things are mounted at '{}': choose one of both", shown(path)));
+        }
+    }
+    Ok(())
 }
 
 fn check_setting(setting: &Setting) -> Result<(), Refused> {
@@ -269,6 +292,7 @@ fn check_host(name: &str) -> Result<(), Refused> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{Resources, VolumeMount};
     use std::net::Ipv4Addr;
 
     fn spec(settings: Vec<Setting>) -> ContainerSpec {
@@ -354,6 +378,22 @@ mod tests {
         assert!(check(&spec(vec![Setting::StopSignal(1); MAX_SETTINGS + 1])).is_err());
         let both = ContainerSpec { auto_remove: true, ..spec(vec![Setting::Restart(RestartPolicy::Always)]) };
         assert!(check(&both).is_err());
+    }
+
+    #[test]
+    fn two_things_never_share_a_place_and_a_start_has_room() {
+        let volume =
+            |path: &str| VolumeMount { volume: "v".parse().unwrap(), path: path.into(), read_only: false };
+        let with = |path: &str, settings| ContainerSpec { mounts: vec![volume(path)], ..spec(settings) };
+        assert!(check(&spec(vec![tmpfs("/a", 4096), tmpfs("/./a//", 4096)])).is_err());
+        assert!(check(&with("/a/", vec![tmpfs("/a", 4096)])).is_err());
+        assert_eq!(check(&with("/a/b", vec![tmpfs("/a", 4096)])), Ok(()));
+        assert_eq!(check(&with("/a", vec![tmpfs("/a/b", 4096), tmpfs("/ab", 4096)])), Ok(()));
+        let memory = |bytes| {
+            let resources = Resources { memory_bytes: Some(bytes), ..Resources::default() };
+            check(&ContainerSpec { resources, ..ContainerSpec::default() })
+        };
+        assert_eq!((memory(MIN_MEMORY_BYTES), memory(1023).is_err()), (Ok(()), true));
     }
 
     #[test]

@@ -42,12 +42,17 @@ const PASSWD: &str = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
 /// An image's definition.
-struct Fixture {
-    name: &'static str,
-    packages: &'static [&'static str],
-    start: Start,
+pub(crate) struct Fixture {
+    /// Of the image, and of its archive.
+    pub(crate) name: &'static str,
+    /// Debian's.
+    pub(crate) packages: &'static [&'static str],
+    /// Its program.
+    pub(crate) start: Start,
+    /// Added files that can be read by all, with their text.
+    pub(crate) files: &'static [(&'static str, &'static str)],
     /// The layers, from the packages' files in the order of `packages`.
-    layers: fn(&[PathBuf]) -> Result<Vec<Layer>, TaskError>,
+    pub(crate) layers: fn(&Fixture, &[PathBuf]) -> Result<Vec<Layer>, TaskError>,
 }
 
 const FIXTURES: [Fixture; 2] = [
@@ -59,12 +64,14 @@ const FIXTURES: [Fixture; 2] = [
             path: "/usr/sbin:/usr/bin:/sbin:/bin",
             ports: &[80],
         },
+        files: &[("etc/lighttpd.conf", LIGHTTPD_CONF), ("srv/index.html", PAGE)],
         layers: web_layers,
     },
     Fixture {
         name: "client",
         packages: &["busybox-static"],
         start: Start { command: &["/bin/sh"], path: "/bin", ports: &[] },
+        files: &[],
         layers: client_layers,
     },
 ];
@@ -73,13 +80,17 @@ const FIXTURES: [Fixture; 2] = [
 pub(crate) fn run(project: &Project, arch: Arch) -> Result<(), TaskError> {
     let out = project.output(arch).join("fixtures");
     make_dir(&out)?;
-    for fixture in &FIXTURES {
-        let cached = ensure(project, fixture, arch)?;
-        let to = out.join(format!("{}.tar", fixture.name));
-        let bytes = fs::copy(&cached, &to).map_err(TaskError::io("create", &to))?;
-        println!("{:13} {} {}", format!("{}.tar", fixture.name), arch.name(), mebibytes(bytes));
-    }
+    FIXTURES.iter().try_for_each(|fixture| place(project, fixture, arch, &out))?;
     place_busybox(project, arch, &out.join("busybox"))
+}
+
+/// Puts the archive into `out`, made if the cache does not have it.
+pub(crate) fn place(project: &Project, fixture: &Fixture, arch: Arch, out: &Path) -> Result<(), TaskError> {
+    let cached = ensure(project, fixture, arch)?;
+    let to = out.join(format!("{}.tar", fixture.name));
+    let bytes = fs::copy(&cached, &to).map_err(TaskError::io("create", &to))?;
+    println!("{:13} {} {}", format!("{}.tar", fixture.name), arch.name(), mebibytes(bytes));
+    Ok(())
 }
 
 /// The program alone, for root file systems that tests make themselves.
@@ -103,7 +114,7 @@ fn ensure(project: &Project, fixture: &Fixture, arch: Arch) -> Result<PathBuf, T
     make_dir(&dir)?;
     let path = dir.join(format!("{}-{}-{}.tar", fixture.name, arch.name(), key(fixture, &debs)));
     if !path.is_file() {
-        let layers = (fixture.layers)(&debs)?;
+        let layers = (fixture.layers)(fixture, &debs)?;
         let archive = oci::archive(fixture.name, debian_arch(arch), &fixture.start, &layers)
             .map_err(TaskError::io("create", &path))?;
         let partial = path.with_extension(format!("partial-{}", std::process::id()));
@@ -117,13 +128,13 @@ fn ensure(project: &Project, fixture: &Fixture, arch: Arch) -> Result<PathBuf, T
 fn key(fixture: &Fixture, debs: &[PathBuf]) -> String {
     let names = debs.iter().filter_map(|deb| deb.file_name()).map(|name| name.to_string_lossy().into_owned());
     let text = names.collect::<Vec<_>>().join("\n");
-    let start = format!("{:?}", fixture.start);
-    let own = [PAGE, LIGHTTPD_CONF, PASSWD, GROUP].concat() + &APPLETS.concat();
+    let start = format!("{:?} {:?}", fixture.start, fixture.files);
+    let own = [PASSWD, GROUP].concat() + &APPLETS.concat();
     hash_parts(&[RECIPE, text.as_bytes(), start.as_bytes(), own.as_bytes()])[..24].to_owned()
 }
 
 /// Libraries, server, site: three layers, so that a changed page does not move the libraries again.
-fn web_layers(debs: &[PathBuf]) -> Result<Vec<Layer>, TaskError> {
+fn web_layers(fixture: &Fixture, debs: &[PathBuf]) -> Result<Vec<Layer>, TaskError> {
     let (server_deb, library_debs) = split_first(debs)?;
     let (mut libraries, mut server, mut site) = (Layer::default(), Layer::default(), Layer::default());
     for deb in library_debs {
@@ -132,16 +143,26 @@ fn web_layers(debs: &[PathBuf]) -> Result<Vec<Layer>, TaskError> {
     server.package(server_deb, |path| {
         matches!(path, "usr/sbin/lighttpd" | "usr/lib/lighttpd/mod_accesslog.so")
     })?;
-    site.file("etc/lighttpd.conf", LIGHTTPD_CONF);
-    site.file("etc/passwd", PASSWD);
-    site.file("etc/group", GROUP);
-    site.file("srv/index.html", PAGE);
+    add_files(&mut site, fixture);
     site.directory("tmp", 0o1777);
     site.directory("var/tmp", 0o1777);
     Ok(vec![libraries, server, site])
 }
 
-fn split_first(debs: &[PathBuf]) -> Result<(&Path, &[PathBuf]), TaskError> {
+/// The fixture's own files, and who is who.
+pub(crate) fn add_files(layer: &mut Layer, fixture: &Fixture) {
+    let everybody = [("etc/passwd", PASSWD), ("etc/group", GROUP)];
+    everybody.iter().chain(fixture.files).for_each(|(path, text)| layer.file(path, *text));
+}
+
+/// A small shell at /bin, from busybox-static.
+pub(crate) fn add_shell(layer: &mut Layer, deb: &Path) -> Result<(), TaskError> {
+    layer.package(deb, |path| path == BUSYBOX)?;
+    APPLETS.iter().for_each(|applet| layer.symlink(&format!("bin/{applet}"), "busybox"));
+    Ok(())
+}
+
+pub(crate) fn split_first(debs: &[PathBuf]) -> Result<(&Path, &[PathBuf]), TaskError> {
     let (first, rest) =
         debs.split_first().ok_or_else(|| TaskError::Say("a fixture has no package".into()))?;
     Ok((first, rest))
@@ -154,15 +175,14 @@ fn is_library(path: &str) -> bool {
         && !path.contains("/gconv/")
 }
 
-fn client_layers(debs: &[PathBuf]) -> Result<Vec<Layer>, TaskError> {
+fn client_layers(fixture: &Fixture, debs: &[PathBuf]) -> Result<Vec<Layer>, TaskError> {
     let (deb, _) = split_first(debs)?;
     let (mut program, mut links) = (Layer::default(), Layer::default());
     program.package(deb, |path| path == BUSYBOX)?;
     for applet in APPLETS {
         links.symlink(&format!("bin/{applet}"), "busybox");
     }
-    links.file("etc/passwd", PASSWD);
-    links.file("etc/group", GROUP);
+    add_files(&mut links, fixture);
     links.directory("tmp", 0o1777);
     Ok(vec![program, links])
 }

@@ -9,6 +9,7 @@
 //! build      the static binaries; elf  the check that they are static
 //! images     templates of disk images
 //! fixtures   container images for demo and tests; oci  their format; layer  their layers
+//! programs   images of servers and languages that people run, for the tests of containers
 //! suites     demo, tests and benchmarks, started with everything they need; fuzz  a short run of each fuzz target
 //! ```
 mod build;
@@ -22,6 +23,7 @@ mod images;
 mod kernel;
 mod layer;
 mod oci;
+mod programs;
 mod project;
 mod setup;
 mod suites;
@@ -90,7 +92,7 @@ enum Task {
     },
     /// Measure
     Bench {
-        /// Which: session, container_start, sizes, machines, link, namespaces; all of them otherwise
+        /// Which: session, container_start, container_load, container_data, sizes, machines, link, namespaces; all of them otherwise
         parts: Vec<String>,
     },
     /// Run every fuzz target, where there is a nightly compiler
@@ -129,7 +131,10 @@ fn run(task: Task) -> Result<(), TaskError> {
         Task::Build { arch } => build::run(&project, arch).map(|_| ()),
         Task::Images { arch } => images::run(&project, arch),
         Task::Assemble(arguments) => images::assemble_one(&arguments),
-        Task::Fixtures { arch } => fixtures::run(&project, arch),
+        Task::Fixtures { arch } => {
+            fixtures::run(&project, arch)?;
+            programs::run(&project, arch)
+        }
         Task::Demo { arch } => suites::demo(&project, arch),
         Task::Test { arguments } => suites::test(&project, &arguments),
         Task::Bench { parts } => suites::bench(&project, &parts),

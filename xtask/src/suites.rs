@@ -7,7 +7,7 @@ use wherry_images::disk::Arch;
 use crate::error::TaskError;
 use crate::exec;
 use crate::project::{HOST_ARCH, Project};
-use crate::{build, fixtures, fuzz, images, parse_arch, setup};
+use crate::{build, fixtures, fuzz, images, parse_arch, programs, setup};
 
 /// Tells the programs started here where the images are: the parent of `<arch>/{images,fixtures,bin}`.
 const ARTIFACTS: &str = "WHERRY_ARTIFACTS";
@@ -34,7 +34,12 @@ fn host_arch() -> Result<Arch, TaskError> {
 }
 
 /// The benchmarks that are programs of one crate: package, name.
-const CRATE_BENCHES: [(&str, &str); 2] = [("wherry-protocol", "session"), ("wherry-node", "container_start")];
+const CRATE_BENCHES: [(&str, &str); 4] = [
+    ("wherry-protocol", "session"),
+    ("wherry-node", "container_start"),
+    ("wherry-node", "container_load"),
+    ("wherry-node", "container_data"),
+];
 
 /// `make bench`: all of it, or the named parts.
 pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError> {
@@ -60,6 +65,7 @@ pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError
 pub(crate) fn test(project: &Project, arguments: &[String]) -> Result<(), TaskError> {
     setup::run(project)?;
     [Arch::X86_64, Arch::Aarch64].into_iter().try_for_each(|arch| prepare(project, arch))?;
+    programs::run(project, host_arch()?)?;
     // Also what other platforms need: a test reads the whole graph of packages, offline.
     exec::output(cargo(project).args(["fetch", "--locked"]))?;
     let mut programs = cargo(project);

@@ -6,6 +6,7 @@ mod live;
 mod network;
 mod nodes;
 mod properties;
+mod refusals;
 mod stored;
 mod table;
 mod world;

@@ -2,6 +2,8 @@
 #[cfg(test)]
 mod broker;
 #[cfg(test)]
+mod flags;
+#[cfg(test)]
 mod join;
 #[cfg(test)]
 mod lists;

@@ -7,14 +7,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use wherry_protocol::ContainerId;
 use wherry_protocol::message::Resources;
+use wherry_protocol::policy::MIN_MEMORY_BYTES;
 
 /// Processes and threads of a container that asked for no bound: enough for a database, too few for a fork bomb to
 /// exhaust a board's pid space.
 pub const DEFAULT_PIDS: u32 = 512;
 /// Period over which `cpu.max` is accounted, in microseconds: the kernel's own default.
 const CPU_PERIOD_US: u64 = 100_000;
-/// The least memory that lets a static program start, in bytes.
-pub const MIN_MEMORY_BYTES: u64 = 1024 * 1024;
 /// What a container needs from the kernel.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 const CONTROLLERS_ON: &str = "+cpu +memory +pids";

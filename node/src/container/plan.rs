@@ -300,8 +300,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
     }
     let mut mounts = kernel_mounts();
     mounts.extend(generated_files(&hostname, desired, around.nameservers));
-    mounts.extend(memory_mounts(&spec.settings));
-    mounts.extend(volumes(desired, around.volumes)?);
+    mounts.extend(wanted(memory_mounts(&spec.settings).chain(volumes(desired, around.volumes)?)));
     // Below the image, so that its own files and directories win.
     let layers = std::iter::once(around.dir.skeleton()).chain(around.layers.iter().cloned()).collect();
     Ok(Plan {
@@ -431,6 +430,14 @@ fn limits_of_process(settings: &[Setting]) -> Vec<Limit> {
     usual.into_iter().chain(wanted).collect()
 }
 
+/// What is inside of something else comes after it, or it would be hidden.
+fn wanted(mounts: impl Iterator<Item = Mount>) -> Vec<Mount> {
+    let depth = |path: &str| path.split('/').filter(|part| !matches!(*part, "" | ".")).count();
+    let mut mounts: Vec<Mount> = mounts.collect();
+    mounts.sort_by_key(|mount| depth(&mount.target));
+    mounts
+}
+
 /// File systems in memory that somebody wants.
 fn memory_mounts(settings: &[Setting]) -> impl Iterator<Item = Mount> {
     settings.iter().filter_map(|setting| match setting {
@@ -549,18 +556,23 @@ fn sysctls(settings: &[Setting]) -> Vec<Sysctl> {
     usual.into_iter().chain(wanted).collect()
 }
 
-/// What tells about the node or its kernel and is no container's business (as runc and crun do it).
-const MASKED: [&str; 12] = [
+/// What tells about the node or its kernel and is no container's business: what runc and crun hide, and the node's use of
+/// its physical and virtual memory, which root in a container could read and which helps attacks on the kernel.
+const MASKED: [&str; 16] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
     "/proc/latency_stats",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",
     "/proc/timer_stats",
+    "/proc/vmallocinfo",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];

@@ -141,7 +141,7 @@ impl From<Failure> for WireError {
 fn sentence(step: Step, detail: &str, errno: Errno) -> String {
     let shown: String = detail.chars().take(200).collect();
     match (step, errno) {
-        (Step::Program, Errno::ENOENT) => {
+        (Step::Program, Errno::ENOENT | Errno::ENOTDIR) => {
             format!("could not start: no such program '{shown}' in the image, check the command")
         }
         (Step::Program | Step::Exec, Errno::EACCES) => {

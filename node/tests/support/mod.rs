@@ -23,7 +23,7 @@ use wherry_node::container::rootfs::DataDir;
 use wherry_node::container::seccomp::Filter;
 use wherry_node::container::{child, exec};
 use wherry_protocol::message::{
-    ContainerDesired, ContainerSpec, Descriptor, ExecSpec, ImageManifest, Media, Want,
+    ContainerDesired, ContainerSpec, CopySpec, Descriptor, ExecSpec, ImageManifest, Media, Want,
 };
 use wherry_protocol::{AccountId, ContainerId, ContainerRef, Digest, Generation};
 use wherry_sys::process::{End, Spawn, spawn, wait};
@@ -261,8 +261,15 @@ impl Running {
     }
 
     pub fn exec(&self, first: &Process, spec: &ExecSpec) -> Running {
-        let process = plan::exec(first, spec).unwrap();
-        let bytes = postcard::to_stdvec(&process).unwrap();
+        self.add(&plan::exec(first, spec).unwrap())
+    }
+
+    pub fn copy(&self, first: &Process, copy: &CopySpec) -> Running {
+        self.add(&plan::copy(first, copy).unwrap())
+    }
+
+    fn add(&self, process: &Process) -> Running {
+        let bytes = postcard::to_stdvec(process).unwrap();
         let target = self.pidfd.try_clone().unwrap();
         launch(exec::ARGUMENT, &bytes, target, CloneFlags::empty(), process.tty)
     }

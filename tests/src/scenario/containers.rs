@@ -153,6 +153,12 @@ pub(super) fn limits(world: &mut dyn World) -> Result<(), Failure> {
     let listed = admin.ok(&["ps", "-a"])?;
     ensure(listed.contains("out of memory"), || format!("`wherry ps -a`: {listed}"))?;
     admin.ok(&["rm", "greedy"])?;
+    // The least that may be asked for is enough to start in, or it is said that it was not.
+    admin.refused(&["run", "--memory", "1023k", "client", "true"], "at least 1m")?;
+    let least = admin.run(&["run", "--rm", "--memory", "1m", "client", "true"])?;
+    ensure(least.code == 0 || (least.code == 137 && least.stderr.contains("memory")), || {
+        format!("1 MiB of memory: {least:?}")
+    })?;
     // The board itself has lost nothing.
     admin.run(&["run", "--rm", "client", "true"])?.expect_code(0).map(drop)
 }

@@ -52,7 +52,7 @@ pub(crate) struct Logs {
 #[derive(Debug, Args)]
 pub(crate) struct Stop {
     /// Seconds until SIGKILL; the container's own setting otherwise, or 10.
-    #[arg(short, long, value_name = "SECONDS")]
+    #[arg(short, long, value_name = "SECONDS", value_parser = parse::seconds)]
     time: Option<u16>,
     /// Names or ids.
     #[arg(required = true)]

@@ -1,9 +1,9 @@
 //! Texts of the command line, parsed strictly: what is not understood is refused with an example.
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use wherry_protocol::Name;
 use wherry_protocol::message::{
     LogSince, OnUnhealthy, Probe, PublishedPort, RestartPolicy, Setting, Transport, VolumeMount,
 };
+use wherry_protocol::{Name, policy};
 
 /// `64m`, `1.5g`, `4096`: bytes, with binary units.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -29,6 +29,28 @@ pub(crate) fn cpus(text: &str) -> Result<u32, String> {
         .ok_or_else(|| {
             format!("'{text}' is not a number of CPUs: use a number from 0.001 to 1024, as in 0.5")
         })
+}
+
+/// `100`: processes and threads, at least one.
+pub(crate) fn processes(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|&number| number > 0)
+        .ok_or_else(|| format!("'{text}' is not a number of processes: use 1 to {}, as in 100", u32::MAX))
+}
+
+/// `30`: whole seconds.
+pub(crate) fn seconds(text: &str) -> Result<u16, String> {
+    let most = policy::MAX_STOP_SECONDS;
+    text.parse()
+        .ok()
+        .filter(|&number| number <= most)
+        .ok_or_else(|| format!("'{text}' is not a number of seconds: use 0 to {most}, as in 30"))
+}
+
+/// `9.9.9.9`.
+pub(crate) fn address(text: &str) -> Result<Ipv4Addr, String> {
+    text.parse().map_err(|_| format!("'{text}' is not an IPv4 address: use one as in 9.9.9.9"))
 }
 
 /// A decimal number with at most three places, in thousandths.
@@ -234,11 +256,13 @@ pub(crate) fn volume(text: &str) -> Result<VolumeMount, String> {
         Some(_) => return Err(error()),
         None => (rest, false),
     };
-    let clean = path.starts_with('/') && path != "/" && !path.split('/').any(|part| part == "..");
     let volume: Name = name.parse().map_err(|_| error())?;
-    match clean && !path.contains('\0') {
+    match policy::can_be_mounted_over(path) {
         true => Ok(VolumeMount { volume, path: path.to_owned(), read_only }),
-        false => Err(format!("'{path}' is not a place for a volume: use an absolute path other than /")),
+        false => Err(format!(
+            "'{path}' is not a place for a volume: use an absolute path without '..' other than / and not below /proc, \
+             /sys or /dev"
+        )),
     }
 }
 

@@ -103,7 +103,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "NUMBER", value_parser = parse::cpus)]
     cpus: Option<u32>,
     /// Processes and threads it may have.
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = parse::processes)]
     pids_limit: Option<u32>,
     /// Start it again when it ends by itself: no, on-failure[:most], always, unless-stopped.
     #[arg(long, value_name = "POLICY", value_parser = parse::restart)]
@@ -112,7 +112,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "SIGNAL", value_parser = signals::parse)]
     stop_signal: Option<u8>,
     /// Seconds from that signal to KILL; 10 otherwise.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = parse::seconds)]
     stop_timeout: Option<u16>,
     /// Mount an empty file system in memory: /path or /path:size=64m.
     #[arg(long, value_name = "PATH[:size=SIZE]", value_parser = parse::tmpfs)]
@@ -130,7 +130,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::sysctl)]
     sysctl: Vec<Setting>,
     /// Ask this name server instead of the board's.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
     dns: Vec<Ipv4Addr>,
     /// Add a line to its /etc/hosts: name:address.
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = parse::host)]
@@ -398,7 +398,7 @@ mod tests {
             ("Web", "not an image name"),
             ("--memory lots web", "not a size"),
             ("--cpus 0 web", "not a number of CPUs"),
-            ("--pids-limit 0 web", "0 is not in"),
+            ("--pids-limit 0 web", "not a number of processes"),
             ("-v /etc:/etc web", "only named volumes"),
             ("-v a:/x -v b:/x/y web", "overlap"),
             ("-p 80 web", "pair of ports"),
@@ -411,7 +411,7 @@ mod tests {
             ("--restart on-failure:0 web", "not a restart policy"),
             ("--restart always --rm web", "do not go together"),
             ("--stop-signal NONE web", "NONE"),
-            ("--stop-timeout 4000 web", "too long"),
+            ("--stop-timeout 4000 web", "not a number of seconds"),
             ("--tmpfs tmp web", "absolute path"),
             ("--tmpfs /tmp:noexec web", "not a place in memory"),
             ("--cap-add SYS_ADMIN web", "cannot be had"),

@@ -1,0 +1,211 @@
+//! Every flag of `run` with nonsense: one exact sentence, the exit code of wrong usage, and nothing asked of the broker.
+use crate::world::World;
+
+/// Longer than any name may be.
+const LONG: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const NAME: &str =
+    "is not a valid name: use 1 to 63 of a-z, 0-9, '-', '_' and '.', starting with a letter or digit";
+const VARIABLE: &str = "is not a variable: use NAME=value, or NAME to pass on this shell's";
+const PORTS: &str = "is not a pair of ports: use broker-port:container-port, as in 8080:80";
+const VOLUME: &str = "is not a volume: use name:/path or name:/path:ro";
+const PLACE: &str = "is not a place for a volume: use an absolute path without '..' other than / and not below /proc, /sys or /dev";
+const SIZE: &str = "is not a size: use a number with b, k, m or g, as in 64m";
+const CPUS: &str = "is not a number of CPUs: use a number from 0.001 to 1024, as in 0.5";
+const PROCESSES: &str = "is not a number of processes: use 1 to 4294967295, as in 100";
+const RESTART: &str = "is not a restart policy: use no, on-failure[:most], always or unless-stopped";
+const SIGNAL: &str = "is not a signal: use a name or number, as in TERM or 15";
+const SECONDS: &str = "is not a number of seconds: use 0 to 3600, as in 30";
+const LIMIT: &str = "is not a limit: use name=soft[:hard], as in nofile=1024:4096";
+const PARAMETER: &str = "is not a kernel parameter: use name=value, as in net.core.somaxconn=1024";
+const ADDRESS: &str = "is not an IPv4 address: use one as in 9.9.9.9";
+const HOST: &str = "is not a host: use name:address, as in db:10.2.0.2";
+const HOST_NAME: &str = "is not a host name: use letters, digits, '-' and '.'";
+const LABEL: &str = "is not a label: use key=value";
+const MOUNTED: &str = "an absolute path without '..' other than / and not below /proc, /sys or /dev, please";
+const ADDABLE: &str =
+    "cannot be had: beyond the usual ones there are AUDIT_WRITE, IPC_LOCK, NET_RAW, SETFCAP";
+const USUAL: &str = "is no capability that a container has: they are CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, \
+                     SETPCAP, NET_BIND_SERVICE and ALL";
+
+/// What the parser of one flag refuses: the flag as it is given, its form in the help, the value, what the value is not. The
+/// value is named by itself, and again in the sentence.
+const REFUSED_BY_FORM: &[(&str, &str, &str, &str)] = &[
+    ("-v", "--volume <NAME:PATH>", "", VOLUME),
+    ("-v", "--volume <NAME:PATH>", "data", VOLUME),
+    ("-v", "--volume <NAME:PATH>", "data:/srv:rx", VOLUME),
+    ("-p", "--publish <PORT:PORT>", "80", PORTS),
+    ("-p", "--publish <PORT:PORT>", "0:80", PORTS),
+    ("-p", "--publish <PORT:PORT>", "70000:80", PORTS),
+    ("-p", "--publish <PORT:PORT>", "80:80/udp", "cannot be published: only TCP ports can"),
+    ("--name", "--name <NAME>", "", NAME),
+    ("--name", "--name <NAME>", "../evil", NAME),
+    ("--name", "--name <NAME>", LONG, NAME),
+    ("--location", "--location <NAME>", "", NAME),
+    ("--location", "--location <NAME>", "../x", NAME),
+    ("-m", "--memory <SIZE>", "lots", SIZE),
+    ("-m", "--memory <SIZE>", "-1", SIZE),
+    ("-m", "--memory <SIZE>", "99999999999999999999g", SIZE),
+    ("--cpus", "--cpus <NUMBER>", "0", CPUS),
+    ("--cpus", "--cpus <NUMBER>", "nan", CPUS),
+    ("--cpus", "--cpus <NUMBER>", "1e9", CPUS),
+    ("--pids-limit", "--pids-limit <NUMBER>", "0", PROCESSES),
+    ("--pids-limit", "--pids-limit <NUMBER>", "many", PROCESSES),
+    ("--pids-limit", "--pids-limit <NUMBER>", "99999999999", PROCESSES),
+    ("--restart", "--restart <POLICY>", "sometimes", RESTART),
+    ("--restart", "--restart <POLICY>", "on-failure:0", RESTART),
+    ("--restart", "--restart <POLICY>", "always:3", RESTART),
+    ("--stop-signal", "--stop-signal <SIGNAL>", "NONE", SIGNAL),
+    ("--stop-signal", "--stop-signal <SIGNAL>", "0", SIGNAL),
+    ("--stop-signal", "--stop-signal <SIGNAL>", "65", SIGNAL),
+    ("--stop-timeout", "--stop-timeout <SECONDS>", "soon", SECONDS),
+    ("--stop-timeout", "--stop-timeout <SECONDS>", "-1", SECONDS),
+    ("--stop-timeout", "--stop-timeout <SECONDS>", "3601", SECONDS),
+    (
+        "--tmpfs",
+        "--tmpfs <PATH[:size=SIZE]>",
+        "/tmp:noexec",
+        "is not a place in memory: use /path or /path:size=64m",
+    ),
+    ("--ulimit", "--ulimit <NAME=SOFT[:HARD]>", "nofile", LIMIT),
+    ("--ulimit", "--ulimit <NAME=SOFT[:HARD]>", "nofile=x", LIMIT),
+    ("--ulimit", "--ulimit <NAME=SOFT[:HARD]>", "", LIMIT),
+    ("--sysctl", "--sysctl <NAME=VALUE>", "net.core.somaxconn", PARAMETER),
+    ("--sysctl", "--sysctl <NAME=VALUE>", "", PARAMETER),
+    ("--dns", "--dns <ADDRESS>", "nine", ADDRESS),
+    ("--dns", "--dns <ADDRESS>", "::1", ADDRESS),
+    ("--add-host", "--add-host <NAME:ADDRESS>", "db", HOST),
+    ("--add-host", "--add-host <NAME:ADDRESS>", "db:x", HOST),
+    ("-l", "--label <KEY=VALUE>", "", LABEL),
+    ("-l", "--label <KEY=VALUE>", "=v", LABEL),
+];
+
+#[test]
+fn what_a_flag_does_not_understand_is_refused_with_an_example() {
+    let world = World::joined();
+    for (flag, form, value, reason) in REFUSED_BY_FORM {
+        let sentence =
+            format!("wherry: invalid value '{value}' for '{form}': '{value}' {reason}; --help tells more\n");
+        refused(&world, &[flag, value], &sentence);
+    }
+    assert!(world.broker.state().containers.is_empty());
+}
+
+fn refused(world: &World, flags: &[&str], sentence: &str) {
+    // `=` so that a value may begin with a dash.
+    let words = match flags {
+        [flag, value] if flag.starts_with("--") => vec![format!("{flag}={value}")],
+        _ => flags.iter().map(|&word| word.to_owned()).collect(),
+    };
+    let line: Vec<&str> =
+        ["run"].into_iter().chain(words.iter().map(String::as_str)).chain(["web"]).collect();
+    let ran = world.run(&line);
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(2), "", sentence), "{line:?}");
+}
+
+#[test]
+fn what_a_flag_may_not_say_is_refused_in_one_sentence() {
+    let world = World::joined();
+    let cases: &[(&[&str], &str)] = &[
+        (&["-e", "=x"], &format!("'=x' {VARIABLE}")),
+        (&["-e", ""], &format!("'' {VARIABLE}")),
+        (&["-e", "A B=1"], &format!("'A B=1' {VARIABLE}")),
+        (&["-w", "srv"], "the working directory 'srv' is not absolute"),
+        (&["-w", ""], "the working directory '' is not absolute"),
+        (&["-p", "80:80", "-p", "80:81"], "port 80 is published twice"),
+        (&["-v", "a:/x", "-v", "b:/x/y"], "volumes at '/x' and '/x/y' overlap"),
+        (&["-v", "a:/x", "-v", "b:/x"], "volumes at '/x' and '/x' overlap"),
+        (&["-v", "a:/x", "--tmpfs", "/x/"], "two things are mounted at '/x/': choose one of both"),
+        (&["--tmpfs", "/x", "--tmpfs", "/./x"], "two things are mounted at '/./x': choose one of both"),
+        (&["--tmpfs", "tmp"], &format!("nothing can be mounted at 'tmp': {MOUNTED}")),
+        (&["--tmpfs", "/proc"], &format!("nothing can be mounted at '/proc': {MOUNTED}")),
+        (&["--tmpfs", "/a/../b"], &format!("nothing can be mounted at '/a/../b': {MOUNTED}")),
+        (&["--tmpfs", "/x:size=1"], "a file system in memory has 4 KiB to 1 TiB, not 1 bytes"),
+        (&["-m", "1k"], "1024 bytes of memory are too few to start in: give at least 1m"),
+        (&["--restart", "always", "--rm"], "--rm and --restart do not go together: choose one of both"),
+        (&["--cap-add", "SYS_ADMIN"], &format!("the capability 'SYS_ADMIN' {ADDABLE}")),
+        (&["--cap-add", ""], &format!("the capability '' {ADDABLE}")),
+        (&["--cap-drop", "FLY"], &format!("'FLY' {USUAL}")),
+        (&["--cap-drop", ""], &format!("'' {USUAL}")),
+        (&["--ulimit", "nofile=2:1"], "the limit nofile cannot be 2 when it may be at most 1"),
+        (
+            &["--ulimit", "files=1"],
+            "there is no limit called 'files': they are as, core, cpu, data, fsize, memlock, msgqueue, nice, nofile, \
+             nproc, sigpending, stack",
+        ),
+        (
+            &["--sysctl", "net.core.somaxconn="],
+            "the value of net.core.somaxconn is empty, too long or no text",
+        ),
+        (&["--dns", "0.0.0.0"], "0.0.0.0 cannot be a name server"),
+        (&["--dns", "224.0.0.1"], "224.0.0.1 cannot be a name server"),
+        (&["--add-host", "a b:1.2.3.4"], &format!("'a b' {HOST_NAME}")),
+        (&["--add-host", ":1.2.3.4"], &format!("'' {HOST_NAME}")),
+    ];
+    for (flags, sentence) in cases {
+        refused(&world, flags, &format!("wherry: {sentence}\n"));
+    }
+    let places =
+        [("data:/", "/"), ("data:srv", "srv"), ("data:/a/../b", "/a/../b"), ("data:/proc/x", "/proc/x")];
+    for (value, path) in places {
+        let sentence = format!("invalid value '{value}' for '--volume <NAME:PATH>': '{path}' {PLACE}");
+        refused(&world, &["-v", value], &format!("wherry: {sentence}; --help tells more\n"));
+    }
+    assert!(world.broker.state().containers.is_empty());
+}
+
+#[test]
+fn files_and_words_that_do_not_fit_are_refused() {
+    let world = World::joined();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = world.home.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let cases = [
+        (file("missing", b"") + "-not", ": No such file or directory (os error 2)"),
+        (file("large", &[b'a'; 65 * 1024]), ": it is too large for an environment"),
+        (file("latin", b"\xff=1\n"), ": stream did not contain valid UTF-8"),
+        ("/".to_owned(), ": Is a directory (os error 21)"),
+    ];
+    for (path, reason) in cases {
+        refused(&world, &["--env-file", &path], &format!("wherry: cannot read {path}{reason}\n"));
+    }
+    let bad = file("bad", b"A=1\nnot a variable\n");
+    refused(&world, &["--env-file", &bad], &format!("wherry: {bad}, line 2: 'not a variable' {VARIABLE}\n"));
+    for flag in ["--detach", "--interactive", "--tty", "--rm", "--read-only", "--json"] {
+        let sentence =
+            format!("unexpected value 'maybe' for '{flag}' found; no more were expected; --help tells more");
+        refused(&world, &[flag, "maybe"], &format!("wherry: {sentence}\n"));
+    }
+    let image =
+        "is not an image name: expected repository[:tag] in lower case, as in web, tools/web or web:1.2";
+    for name in ["Web", "", "web:", "--no-such-flag"] {
+        let ran = world.run(&["run", name]);
+        assert_eq!((ran.code, ran.err), (Some(2), format!("wherry: '{name}' {image}\n")));
+    }
+    assert!(world.broker.state().containers.is_empty());
+}
+
+/// A flag that is new needs its nonsense here.
+#[test]
+fn every_flag_with_a_value_has_its_nonsense() {
+    /// The broker knows which nodes there are, and it and the image which users, programs and host names.
+    const JUDGED_LATER: [&str; 4] = ["--node", "--user", "--entrypoint", "--hostname"];
+    let world = World::empty();
+    let help = world.line("run --help");
+    let this = include_str!("flags.rs");
+    let flags = help.ok().lines().filter_map(|line| {
+        let (name, rest) = line.split_once("--")?.1.split_once(' ')?;
+        rest.starts_with('<').then(|| format!("--{name}"))
+    });
+    let flags: Vec<String> = flags.collect();
+    assert!(flags.len() > 20, "{flags:?}");
+    let short = |flag: &str| {
+        let pairs = [("--env", "-e"), ("--workdir", "-w")];
+        pairs.iter().find(|(long, _)| *long == flag).map_or(flag.to_owned(), |(_, short)| (*short).to_owned())
+    };
+    for flag in flags.iter().filter(|flag| !JUDGED_LATER.contains(&flag.as_str())) {
+        let named = format!("\"{}", short(flag));
+        assert!(this.contains(&named), "{flag} has no nonsense in this file");
+    }
+}

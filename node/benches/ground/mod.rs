@@ -1,0 +1,211 @@
+//! What the benchmarks of containers stand on: a node's runtime without a broker, the other runtimes next to it, and figures.
+#![allow(dead_code, unreachable_pub, reason = "each benchmark uses its part")]
+use super::support::blobs::Blobs;
+use super::support::supervisor::Supervisor;
+use super::support::{self, ARCHITECTURE, PROGRAM, cgroup_hierarchy, spec};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use wherry_node::container::cgroup::Cgroups;
+use wherry_node::container::execute::Execution;
+use wherry_node::container::instance::Instance;
+use wherry_node::container::runtime::{Happening, Runtime};
+use wherry_protocol::message::{ContainerDesired, ContainerSpec, ExecSpec, ExitStatus, ImageManifest};
+use wherry_protocol::{ContainerId, ContainerRef, Generation};
+
+/// A node's runtime; supervisor and service are one process here, this one.
+pub struct Ground {
+    runtime: Runtime,
+    ends: mpsc::UnboundedReceiver<Happening>,
+    pub tokio: tokio::runtime::Runtime,
+    blobs: Blobs,
+    image: ImageManifest,
+    pub cgroup: PathBuf,
+    _supervisor: Supervisor,
+    // In memory, as a board's /run.
+    _run: tempfile::TempDir,
+    pub base: tempfile::TempDir,
+}
+
+impl Ground {
+    /// In a mount namespace of its own. `name` tells benchmarks apart that run at the same time.
+    pub fn new(name: &str) -> Self {
+        only_cgroup_v2();
+        let base = tempfile::tempdir().unwrap();
+        let mut blobs = Blobs::default();
+        let image = blobs.busybox(&base.path().join("root"));
+        let supervisor = Supervisor::new(&program(base.path()));
+        let tokio = tokio::runtime::Runtime::new().unwrap();
+        let cgroup = cgroup_hierarchy().join(format!("wherry-bench-{name}"));
+        let cgroups = Cgroups::open(cgroup.clone(), 64 << 20).unwrap();
+        let (sender, ends) = mpsc::unbounded_channel();
+        let run = tempfile::tempdir_in("/dev/shm").unwrap();
+        let data = base.path().join("data");
+        let opened = Runtime::open((&data, run.path()), cgroups, ARCHITECTURE, supervisor.connect(), sender);
+        let (runtime, _) = tokio.block_on(opened).unwrap();
+        Self { runtime, ends, tokio, blobs, image, cgroup, _supervisor: supervisor, _run: run, base }
+    }
+
+    pub fn start(&self, id: u64, spec: ContainerSpec) -> Arc<Instance> {
+        let desired = ContainerDesired {
+            container: container(id),
+            image: self.image.clone(),
+            ..support::desired(spec)
+        };
+        let start = self.runtime.start(&desired, &[], &self.blobs, |_| async { Ok(()) });
+        self.tokio.block_on(start).unwrap();
+        self.runtime.instance(container(id)).unwrap()
+    }
+
+    /// Waits until this container has ended by itself, with code 0.
+    pub fn end_of(&mut self, id: u64) {
+        loop {
+            let Happening::Ended(exit) = self.tokio.block_on(self.ends.recv()).unwrap() else { continue };
+            if exit.container == container(id) {
+                assert_eq!(exit.ended.status, ExitStatus::Code(0));
+                return;
+            }
+        }
+    }
+
+    pub fn remove(&self, id: u64) {
+        self.tokio.block_on(self.runtime.remove(container(id))).unwrap();
+    }
+
+    /// From "start this" to "it has ended"; removed afterwards.
+    pub fn start_to_end(&mut self, id: u64) -> Duration {
+        let before = Instant::now();
+        drop(self.start(id, spec(&["/bin/true"])));
+        self.end_of(id);
+        let taken = before.elapsed();
+        self.remove(id);
+        taken
+    }
+
+    /// One more process in a container that runs, from start to end.
+    pub fn exec(&self, instance: &Instance) -> Duration {
+        let spec = ExecSpec { command: vec!["/bin/true".into()], ..ExecSpec::default() };
+        let before = Instant::now();
+        self.tokio.block_on(async {
+            let start = Execution::start(self.runtime.supervisor(), instance, &spec);
+            let execution = start.await.unwrap();
+            assert_eq!(execution.wait().await.unwrap(), ExitStatus::Code(0));
+            let taken = before.elapsed();
+            execution.release().await;
+            taken
+        })
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // Or the directory could not be removed.
+        let board = self.base.path().join("board");
+        rustix::mount::unmount(board, rustix::mount::UnmountFlags::DETACH).unwrap();
+        if let Err(error) = fs::remove_dir(&self.cgroup) {
+            eprintln!("{} stays: {error}", self.cgroup.display());
+        }
+    }
+}
+
+fn container(id: u64) -> ContainerRef {
+    ContainerRef { id: ContainerId(id), generation: Generation(1) }
+}
+
+/// crun refuses a machine that has both versions of cgroups mounted: in a mount namespace of this process there is one.
+fn only_cgroup_v2() {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+    rustix::mount::unmount("/sys/fs/cgroup", rustix::mount::UnmountFlags::DETACH).unwrap();
+    mount("cgroup", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
+}
+
+/// The boards' static program if it has been built (`cargo xtask bench` does), on a read-only mount as on a board.
+fn program(base: &Path) -> PathBuf {
+    use rustix::mount::{MountFlags, mount_bind, mount_remount};
+    let artifacts = std::env::var_os("WHERRY_ARTIFACTS").map(PathBuf::from).unwrap_or_default();
+    let built = artifacts.join(std::env::consts::ARCH).join("bin/wherry-node");
+    let from = if built.exists() { built } else { PROGRAM.into() };
+    println!("the node's program: {}", from.strip_prefix(artifacts).unwrap_or(&from).display());
+    let root = base.join("board");
+    fs::create_dir(&root).unwrap();
+    fs::copy(from, root.join("wherry-node")).unwrap();
+    mount_bind(&root, &root).unwrap();
+    mount_remount(&root, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+    root.join("wherry-node")
+}
+
+/// An OCI runtime of Debian's.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    pub program: &'static str,
+    flags: &'static [&'static str],
+}
+
+/// Without cgroups, because the machine of a test may lack the controllers.
+pub const CRUN: Peer = Peer { program: "crun", flags: &["--cgroup-manager=disabled"] };
+pub const RUNC: Peer = Peer { program: "runc", flags: &[] };
+
+impl Peer {
+    /// Runs it to its end, which must be good.
+    pub fn ok(self, arguments: &[&str]) -> Duration {
+        let before = Instant::now();
+        let mut command = Command::new(self.program);
+        let status = command.args(self.flags).args(arguments).stdin(Stdio::null()).status().unwrap();
+        assert!(status.success(), "{} {arguments:?} failed", self.program);
+        before.elapsed()
+    }
+}
+
+/// An OCI bundle with the same root directory that runs `command`. Without a filter for system calls (crun's default) and
+/// without cgroups, crun has less to do.
+pub fn bundle(base: &Path, name: &str, command: &[&str]) -> String {
+    let bundle = base.join(name);
+    fs::create_dir(&bundle).unwrap();
+    let made = Command::new("crun").arg("spec").current_dir(&bundle).status().unwrap();
+    assert!(made.success(), "install crun");
+    let path = bundle.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["process"]["terminal"] = false.into();
+    config["process"]["args"] = command.into();
+    config["root"]["path"] = base.join("root").to_str().unwrap().into();
+    fs::write(&path, config.to_string()).unwrap();
+    bundle.to_str().unwrap().to_owned()
+}
+
+pub fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// Samples of one thing.
+#[derive(Debug, Default)]
+pub struct Times(Vec<Duration>);
+
+impl Times {
+    pub fn push(&mut self, time: Duration) {
+        let place = self.0.partition_point(|have| *have < time);
+        self.0.insert(place, time);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// In milliseconds; 50 percent is the median.
+    pub fn at(&self, percent: usize) -> f64 {
+        milliseconds(self.0[(self.0.len() - 1) * percent / 100])
+    }
+
+    pub fn median(&self) -> f64 {
+        self.at(50)
+    }
+
+    pub fn shown(&self) -> String {
+        let [middle, low, high] = [50, 10, 90].map(|percent| self.at(percent));
+        format!("median {middle:6.2} ms, 10 % {low:6.2}, 90 % {high:6.2}")
+    }
+}
