@@ -15,6 +15,8 @@ use std::path::Path;
 pub struct Attributes(u64);
 
 impl Attributes {
+    /// None of them.
+    pub const NOTHING: Self = Self(0);
     /// No writes.
     pub const READ_ONLY: Self = Self(libc::MOUNT_ATTR_RDONLY);
     /// No set-id programs.
@@ -33,6 +35,18 @@ impl Attributes {
     pub const NO_DIRECTORY_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_NODIRATIME);
     /// To be cleared before another way with access times is set: it is one field of the mount, not three flags.
     pub const ACCESS_TIMES: Self = Self(libc::MOUNT_ATTR__ATIME);
+
+    /// These, but none of `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all of `other` are among these.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
 
     /// Both.
     #[must_use]

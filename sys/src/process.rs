@@ -68,8 +68,8 @@ pub enum SpawnStep {
 
 /// Exit code of a child whose program could not be started, as shells use it.
 const EXEC_FAILED: c_int = 127;
-/// Signals are 1 to 64 (signal(7)).
-const LAST_SIGNAL: c_int = 64;
+/// Signals are 1 to this number (signal(7)).
+pub const LAST_SIGNAL: c_int = 64;
 /// `sizeof(sigset_t)` of the kernel.
 const SIGNAL_SET_BYTES: usize = 8;
 
