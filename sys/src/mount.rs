@@ -1,8 +1,10 @@
 //! Mounts beyond mount(2): whole trees at once, detached ones, and a new root.
 use crate::{Result, SysError};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode;
 use nix::unistd::{chdir, pivot_root};
 use std::ffi::{CStr, CString};
 use std::mem::{size_of, zeroed};
@@ -176,15 +178,25 @@ pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<()> {
 /// [`SysError::Chdir`], [`SysError::PivotRoot`], [`SysError::Umount`].
 pub fn replace_root(root: &Path) -> Result<()> {
     chdir(root).map_err(SysError::Chdir)?;
-    replace_root_with_current()
+    pivot_root(".", ".").map_err(SysError::PivotRoot)?;
+    detach_old_root()
 }
 
-/// The same with the current directory, which must be the root of a mount.
+/// The same with the current directory, which must be the root of a mount. Mounts of the old root may be shared with
+/// other namespaces: they stay mounted there.
 ///
 /// # Errors
-/// [`SysError::PivotRoot`], [`SysError::Umount`], [`SysError::Chdir`].
+/// [`SysError::Open`], [`SysError::PivotRoot`], [`SysError::MountSetattr`], [`SysError::Umount`], [`SysError::Chdir`].
 pub fn replace_root_with_current() -> Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let old = open("/", flags, Mode::empty()).map_err(SysError::Open)?;
     pivot_root(".", ".").map_err(SysError::PivotRoot)?;
+    change_tree(&old, Change { propagation: Some(Propagation::Slave), ..Change::default() }, true)?;
+    detach_old_root()
+}
+
+/// After pivot_root it lies over the new one, and is the current directory.
+fn detach_old_root() -> Result<()> {
     umount2(".", MntFlags::MNT_DETACH).map_err(SysError::Umount)?;
     chdir("/").map_err(SysError::Chdir)
 }
@@ -196,9 +208,10 @@ fn c_path(path: &Path, error: fn(Errno) -> SysError) -> Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
     use std::fs::{self, File};
+
+    use nix::mount::{MsFlags, mount};
 
     const NONE: Option<&str> = None;
 

@@ -58,13 +58,21 @@ fn fill(root: &Path, plan: &Plan, record: &mut CgroupRecord) -> Result<(), OciEr
         }
     }
     refuse_unfit(&at)?;
-    plan.settings.iter().try_for_each(|setting| write(&at, setting))?;
-    if !plan.devices.is_empty() {
-        wherry_sys::bpf::attach_device_program(&plan.devices, directory(&at)?).map_err(|error| {
-            OciError::Cgroup(format!("the rules of linux.resources.devices cannot be enforced: {error}"))
-        })?;
+    plan.settings.iter().try_for_each(|setting| write(&at, setting))
+}
+
+/// From now on only what the rules allow. Called when the container has its devices: to make those takes a right that the
+/// rules need not give.
+///
+/// # Errors
+/// [`OciError::Cgroup`].
+pub(super) fn restrict_devices(record: &CgroupRecord, plan: &Plan) -> Result<(), OciError> {
+    if plan.devices.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    wherry_sys::bpf::attach_device_program(&plan.devices, directory(&record.path)?).map_err(|error| {
+        OciError::Cgroup(format!("the rules of linux.resources.devices cannot be enforced: {error}"))
+    })
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> OciError {

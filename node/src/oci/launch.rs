@@ -259,6 +259,7 @@ fn accompany(
     hooks::call_all("createRuntime", &plan.hooks.create_runtime, &state, &record.bundle)?;
     tell(ours, b"go")?;
     expect(ours, CREATED, log)?;
+    record.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup::restrict_devices(cgroup, &plan.cgroup))?;
     limit(plan, pid)?;
     if let Some(path) = &given.options.pid_file {
         write_pid(path, pid)?;

@@ -111,8 +111,7 @@ fn state(record: &Record, first: FirstProcess, status: Status) -> String {
 
 fn enter_namespaces(plan: &Plan) -> Result<(), OciError> {
     nix::unistd::setsid().map_err(failed("starting a session"))?;
-    let user = plan.namespaces.joined.iter().any(|(kind, _)| kind.flag == CloneFlags::CLONE_NEWUSER);
-    if user || plan.mappings.is_some() {
+    if plan.namespaces.other_users() {
         let fail = failed("becoming root of the user namespace");
         setgroups(&[]).map_err(&fail)?;
         setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0)).map_err(&fail)?;

@@ -39,7 +39,7 @@ pub(super) fn mount(plan: &Plan) -> Result<OwnedFd, OciError> {
     let target = rustix::fs::open(place, PATH_DIRECTORY, Mode::empty()).map_err(at(Step::Source, &shown))?;
     attach(&tree, target).map_err(sys(Step::Mount, &shown))?;
     plan.mounts.iter().try_for_each(|mount| place_mount(&tree, mount))?;
-    let bound = plan.mappings.is_some();
+    let bound = plan.namespaces.other_users();
     plan.devices.iter().try_for_each(|node| place_node(&tree, node, bound))?;
     plan.links.iter().try_for_each(|(path, target)| place_link(&tree, path, target))?;
     Ok(tree)

@@ -49,6 +49,12 @@ impl Namespaces {
     pub(super) fn own_mounts(&self) -> bool {
         self.new.contains(CloneFlags::CLONE_NEWNS)
     }
+
+    /// Whether ids of the container are others than those of the host, and rights are rights there alone.
+    pub(super) fn other_users(&self) -> bool {
+        let user = CloneFlags::CLONE_NEWUSER;
+        self.new.contains(user) || self.joined.iter().any(|(kind, _)| kind.flag == user)
+    }
 }
 
 /// A kind of namespace (namespaces(7)).
