@@ -1,6 +1,7 @@
 //! Cgroups by the OCI command line (OCI-016, OCI-017). Which controllers cgroup v2 has depends on the machine: bounds are
 //! tested with those that are there, and refused with those that are not; that every resource becomes the right line in the
 //! right file is tested in src/oci/plan/cgroup.rs.
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 mod support;
 
 use serde_json::{Value, json};
@@ -81,6 +82,28 @@ fn only_what_was_made_is_removed() {
     bundle.delete().succeeded();
     assert!(kept.exists());
     fs::remove_dir(&kept).unwrap();
+}
+
+/// Containers that come and go at once share the directories above theirs: none takes one away from another.
+#[test]
+fn containers_that_come_and_go_do_not_disturb_each_other() {
+    let path = format!("/wherry-test-crowd-{}", std::process::id());
+    let rounds = |number: usize| {
+        for round in 0..10 {
+            let bundle = Bundle::new("true").with(|config| {
+                config["linux"]["cgroupsPath"] = format!("{path}/deep/{number}-{round}").into()
+            });
+            bundle.prints(Runtime::Wherry);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..4).for_each(|number| drop(scope.spawn(move || rounds(number))));
+    });
+    // Whoever made these may have ended while others were in them: then they stay, but empty.
+    for directory in [format!("{path}/deep"), path] {
+        let directory = cgroup_hierarchy().join(&directory[1..]);
+        assert!(!directory.exists() || fs::remove_dir(&directory).is_ok(), "{}", directory.display());
+    }
 }
 
 /// A cgroup that is in use would be bounded and killed with the container.

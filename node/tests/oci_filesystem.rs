@@ -1,4 +1,5 @@
 //! What a container started by the OCI command line sees as files, next to the same under crun (docs/oci.md).
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 mod support;
 
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
 //! The life of a container by the OCI command line, as opencontainers/runtime-tools checks it (docs/oci.md).
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 mod support;
 
 use serde_json::{Value, json};
@@ -279,7 +280,7 @@ fn run_ends_as_the_program_ends() {
     bundle.save();
     let mut command = Runtime::Wherry.command(&bundle);
     command.args(["run", "-d", "-b"]).arg(bundle.path()).arg(&bundle.id);
-    bundle.into_files(&mut command).succeeded();
+    bundle.with_files(&mut command).succeeded();
     assert_eq!(bundle.status(), "running");
     let list: Value = serde_json::from_str(bundle.oci(&["list", "-f", "json"]).succeeded()).unwrap();
     assert_eq!((&list[0]["id"], &list[0]["status"]), (&bundle.id.as_str().into(), &"running".into()));

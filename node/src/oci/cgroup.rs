@@ -1,6 +1,6 @@
 //! The container's cgroup: making it with its bounds, and taking away what was made.
 use super::error::OciError;
-use super::plan::cgroup::{Plan, Setting};
+use super::plan::cgroup::{OWN, Plan, Setting};
 use super::store::CgroupRecord;
 use std::fs::{self, File};
 use std::io;
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 /// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a directory above may vanish: another container that has made it ends, and it was empty just then.
+const ATTEMPTS: u32 = 100;
 
 /// Where cgroup v2 is mounted, by the text of /proc/self/mountinfo: pure.
 fn hierarchy(mountinfo: &str) -> Option<PathBuf> {
@@ -47,16 +50,11 @@ fn create_in(root: &Path, plan: &Plan) -> Result<CgroupRecord, OciError> {
 }
 
 fn fill(root: &Path, plan: &Plan, record: &mut CgroupRecord) -> Result<(), OciError> {
-    let mut at = root.to_owned();
-    for name in &plan.path {
-        enable(&at, plan)?;
-        at.push(name);
-        match fs::create_dir(&at) {
-            Ok(()) => record.made.push(at.clone()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed("making", &at, &error)),
-        }
-    }
+    let at = (0..ATTEMPTS).find_map(|_| descend(root, plan, record).transpose());
+    let at = at.unwrap_or_else(|| {
+        let shown = root.join(&plan.path);
+        Err(OciError::Cgroup(format!("cgroup {} is removed again and again by others", shown.display())))
+    })?;
     refuse_unfit(&at)?;
     plan.settings.iter().try_for_each(|setting| write(&at, setting))
 }
@@ -73,6 +71,32 @@ pub(super) fn restrict_devices(record: &CgroupRecord, plan: &Plan) -> Result<(),
     wherry_sys::bpf::attach_device_program(&plan.devices, directory(&record.path)?).map_err(|error| {
         OciError::Cgroup(format!("the rules of linux.resources.devices cannot be enforced: {error}"))
     })
+}
+
+/// Makes what is missing. None if something on the way vanished.
+fn descend(root: &Path, plan: &Plan, record: &mut CgroupRecord) -> Result<Option<PathBuf>, OciError> {
+    let mut at = root.to_owned();
+    for name in &plan.path {
+        match enable(&at, plan) {
+            Err(_) if !at.exists() => return Ok(None),
+            result => result?,
+        }
+        at.push(name);
+        match fs::create_dir(&at) {
+            Ok(()) if record.made.contains(&at) => {}
+            Ok(()) => record.made.push(at.clone()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // ENODEV is what the kernel says while the one above is being removed.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(nix::libc::ENODEV) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(failed("making", &at, &error)),
+        }
+    }
+    Ok(Some(at))
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> OciError {
@@ -165,7 +189,13 @@ pub(super) fn destroy(record: &CgroupRecord) -> Result<(), OciError> {
             remove(&directory).map_err(|error| failed("removing", &directory, &error))?;
         }
     }
-    remove_made(record)
+    remove_made(record)?;
+    // The directory of all those that do not say where they want to be goes with the last of them.
+    match record.path.ancestors().find(|above| above.ends_with(OWN)) {
+        Some(own) if own != record.path => drop(fs::remove_dir(own)),
+        Some(_) | None => {}
+    }
+    Ok(())
 }
 
 /// `path` and all directories below it, those above first.

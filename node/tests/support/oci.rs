@@ -152,11 +152,11 @@ impl Bundle {
     pub fn create_unsaved(&self, extra: &[&str]) -> Output {
         let mut command = Runtime::Wherry.command(self);
         command.args(["create", "--bundle"]).arg(self.path()).args(extra).arg(&self.id);
-        self.into_files(&mut command)
+        self.with_files(&mut command)
     }
 
     /// Runs a command whose output is kept by the container.
-    pub fn into_files(&self, command: &mut Command) -> Output {
+    pub fn with_files(&self, command: &mut Command) -> Output {
         let file = |name: &str| File::create(self.path().join(name)).unwrap();
         let status = command.stdout(file("stdout")).stderr(file("stderr")).status().unwrap();
         Output { code: status.code().unwrap_or(-1), stdout: self.said("stdout"), stderr: self.said("stderr") }

@@ -16,6 +16,7 @@ pub(crate) enum Answer {
     /// Allowed if its arguments are right, otherwise `EPERM`.
     If(Check),
     /// Decided by instructions that end in a return.
+    #[cfg(feature = "oci")]
     Code(Vec<Instruction>),
 }
 
@@ -118,6 +119,7 @@ fn finish(answer: &Answer) -> Vec<Instruction> {
         Answer::Allow => vec![plain(RETURN, ALLOW)],
         Answer::Refuse => vec![plain(RETURN, REFUSE)],
         Answer::Unknown => vec![plain(RETURN, UNKNOWN)],
+        #[cfg(feature = "oci")]
         Answer::Code(code) => code.clone(),
         Answer::If(Check::OneOf { argument, values }) => {
             let mut code = vec![load(*argument)];

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 /// Where containers are that do not say where they want to be.
-const OWN: &str = "wherry-oci";
+pub(in super::super) const OWN: &str = "wherry-oci";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Plan {
