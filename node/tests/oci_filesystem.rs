@@ -18,7 +18,7 @@ fn mount(config: &mut Value, mount: Value) {
 /// Options of the last mount at a path, and its file system.
 const OF: &str = "of() { grep \"^[^ ]* [^ ]* [^ ]* [^ ]* $1 \" /proc/self/mountinfo | tail -n1 | sed 's/.* \\([^ ]*\\) [^-]*- \\([^ ]*\\) .*/\\2 \\1/'; }; ";
 
-const CASES: [Case; 16] = [
+const CASES: [Case; 17] = [
     (
         "OCI-027 default file systems",
         |_| {},
@@ -88,6 +88,20 @@ const CASES: [Case; 16] = [
         },
         "of /data | cut -d' ' -f2",
         "rw,nosuid,nodev,noexec,noatime\n",
+    ),
+    (
+        // As in runtime-tools, validation/mounts.
+        "OCI-015 options of file systems have no effect on a bind mount",
+        |c| {
+            mount(
+                c,
+                json!({
+        "destination": "/data", "source": "@/data",
+        "options": ["bind", "nosuid", "strictatime", "mode=755", "size=1k"] }),
+            )
+        },
+        "of /data | cut -d' ' -f2; cat /data/file",
+        "rw,nosuid\ncontent\n",
     ),
     (
         "OCI-018 devices",

@@ -198,18 +198,14 @@ fn paths_of_the_wrong_type_are_refused() {
     }
 }
 
+/// Debian's crun is older than the property.
 #[test]
 fn clocks_have_their_offsets() {
-    let script = "cut -d. -f1 /proc/uptime";
-    for runtime in BOTH {
-        let bundle = Bundle::new(script).with(|config| {
-            config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "time" }));
-            config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1_000_000 } });
-        });
-        std::os::unix::fs::symlink("busybox", bundle.root().join("bin/cut")).unwrap();
-        let output = bundle.run(runtime);
-        // That crun is older than the property.
-        let shifted = output.stdout.trim().parse::<u64>().is_ok_and(|uptime| uptime > 1_000_000);
-        assert!(shifted || runtime == Runtime::Crun, "{output:?}");
-    }
+    let bundle = Bundle::new("cut -d. -f1 /proc/uptime").with(|config| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "time" }));
+        config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1_000_000 } });
+    });
+    std::os::unix::fs::symlink("busybox", bundle.root().join("bin/cut")).unwrap();
+    let printed = bundle.prints(Runtime::Wherry);
+    assert!(printed.trim().parse::<u64>().unwrap() > 1_000_000, "{printed}");
 }

@@ -1,6 +1,6 @@
 //! What the specification says that a configuration MUST be, beyond its types, and what cannot be given here.
 //!
-//! Whatever is asked for and not done is refused: nothing is dropped in silence.
+//! Whatever is asked for and not done is refused, or told as a warning: nothing is dropped in silence.
 use super::error::OciError;
 use super::plan::Kind;
 use oci_spec::runtime::{

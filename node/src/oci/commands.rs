@@ -72,6 +72,7 @@ fn create(global: &Global, options: &Create, log: &Log) -> Result<Entry, OciErro
         let path = plan.root.path.display();
         return Err(OciError::Config(format!("root.path {path} is no directory")));
     }
+    plan.warnings().for_each(|warning| log.warn(&warning));
     let record = record(options, &bundle, &plan);
     let entry = Store::open(&global.root)?.create(&options.id, &record)?;
     let given = Given { options, cgroups: global.cgroups, preserved, listening };

@@ -69,7 +69,7 @@ fn place_mount(root: &OwnedFd, mount: &Mount) -> Result<(), Failure> {
                 made => made.map_err(at(Step::Mount, &mount.target))?,
             }
         }
-        Source::Bind { path, recursive } => bind(path, *recursive)?,
+        Source::Bind { path, recursive, .. } => bind(path, *recursive)?,
     };
     let stat = rustix::fs::fstat(&tree).map_err(at(Step::Mount, &mount.target))?;
     let target = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {

@@ -36,6 +36,13 @@ pub(super) struct Plan {
     pub(super) hooks: Hooks,
 }
 
+impl Plan {
+    /// What the configuration asks for and will not have an effect.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
+        self.mounts.iter().filter_map(mounts::Mount::warning)
+    }
+}
+
 /// Those that are neither new nor joined are the caller's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Namespaces {

@@ -26,13 +26,32 @@ pub(in super::super) enum Source {
         options: Vec<(String, Option<String>)>,
     },
     /// A file or directory of the host.
-    Bind { path: PathBuf, recursive: bool },
+    Bind {
+        path: PathBuf,
+        recursive: bool,
+        /// Options of file systems, which mean nothing for what is mounted already (mount(2), MS_BIND).
+        ignored: Vec<String>,
+    },
 }
 
 impl Mount {
     /// Whether the host's own devices are seen in /dev, which are then left as they are.
     pub(super) fn is_hosts_dev(&self) -> bool {
         self.target.trim_end_matches('/') == "/dev" && matches!(self.source, Source::Bind { .. })
+    }
+
+    /// What is asked for and cannot have an effect, as a sentence.
+    pub(super) fn warning(&self) -> Option<String> {
+        match &self.source {
+            Source::Bind { ignored, .. } if !ignored.is_empty() => {
+                let options = ignored.join(",");
+                Some(format!(
+                    "options {options} of the mount at {} mean nothing for a bind mount",
+                    self.target
+                ))
+            }
+            Source::Bind { .. } | Source::New { .. } => None,
+        }
     }
 }
 
@@ -58,10 +77,12 @@ fn one(mount: &oci_spec::runtime::Mount, bundle: &Path) -> Result<Mount, OciErro
             if given.as_os_str().is_empty() {
                 return Err(OciError::Config(format!("the mount at {target} has no source")));
             }
-            if let Some((option, _)) = data.first() {
-                return Err(refuse(&target, option, "it means nothing for a bind mount"));
-            }
-            Source::Bind { path: bundle.join(given), recursive }
+            // Refused by no other runtime: configurations have them, and runtime-tools tests with them.
+            let ignored = data.into_iter().map(|(name, value)| match value {
+                Some(value) => format!("{name}={value}"),
+                None => name,
+            });
+            Source::Bind { path: bundle.join(given), recursive, ignored: ignored.collect() }
         }
         None if kind.is_empty() || kind == "none" => {
             return Err(OciError::Config(format!("the mount at {target} has no type and is no bind mount")));
