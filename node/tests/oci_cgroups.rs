@@ -1,6 +1,7 @@
 //! Cgroups by the OCI command line (OCI-016, OCI-017). Which controllers cgroup v2 has depends on the machine: bounds are
-//! tested with those that are there, and refused with those that are not; that every resource becomes the right line in the
-//! right file is tested in src/oci/plan/cgroup.rs.
+//! tested with those that are there, and refused with those that are not. tests/tests/oci.rs runs this on the boards' kernel,
+//! which has them all but hugetlb; that every resource becomes the right line in the right file is tested in
+//! src/oci/plan/cgroup.rs.
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 mod support;
 
@@ -126,7 +127,14 @@ fn bounds_are_set_where_the_kernel_offers_them() {
     assert!(!offered.is_empty(), "this machine's cgroup v2 has no controller at all");
     for (controller, resources, file, expected) in [
         ("memory", json!({ "memory": { "limit": 67_108_864 } }), "memory.max", "67108864\n"),
+        (
+            "memory",
+            json!({ "memory": { "limit": 67_108_864, "reservation": 33_554_432 } }),
+            "memory.low",
+            "33554432\n",
+        ),
         ("pids", json!({ "pids": { "limit": 77 } }), "pids.max", "77\n"),
+        ("cpu", json!({ "cpu": { "shares": 1024 } }), "cpu.weight", "39\n"),
         ("cpu", json!({ "cpu": { "quota": 50_000, "shares": 1024 } }), "cpu.max", "50000 100000\n"),
         ("cpuset", json!({ "cpu": { "cpus": "0" } }), "cpuset.cpus", "0\n"),
         ("io", json!({ "blockIO": { "weight": 500 } }), "io.weight", "default 4950\n"),
