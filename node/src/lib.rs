@@ -10,6 +10,7 @@
 //! agent      the shell around the state
 //! session    keeps a session with the broker; link dials and enrols
 //! container  the runtime: plan, child, exec, logs, cgroups
+//! oci        the command line of an OCI runtime, for hosts
 //! net        bridge, GRE, nftables, DHCP as plan and apply
 //! ```
 pub mod agent;
@@ -21,6 +22,8 @@ pub mod facts;
 pub mod identity;
 pub mod link;
 pub mod net;
+#[cfg(feature = "oci")]
+pub mod oci;
 pub mod probe;
 pub mod routed;
 pub mod serve;

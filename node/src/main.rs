@@ -12,6 +12,8 @@ fn main() -> ExitCode {
         // namespace.
         Some(child::ARGUMENT) => child::run(),
         Some(exec::ARGUMENT) => exec::run(),
+        #[cfg(feature = "oci")]
+        Some(wherry_node::oci::ARGUMENT) => wherry_node::oci::main(arguments),
         Some("init") => match supervisor.with_arguments(arguments) {
             Ok(config) => wherry_init::run(config),
             Err(error) => fail(&error),

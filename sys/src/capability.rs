@@ -56,6 +56,11 @@ pub const SECUREBITS_NO_ROOT_LOCKED: u32 = 0b0000_0011;
 /// See [`SECUREBITS_NO_ROOT_LOCKED`]: `SECBIT_NO_CAP_AMBIENT_RAISE` with its lock.
 pub const SECUREBITS_NO_AMBIENT_LOCKED: u32 = 0b1100_0000;
 
+/// All names, without `CAP_`, in the order of their numbers.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    NAMES.into_iter()
+}
+
 /// A set of capabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct CapabilitySet(u64);

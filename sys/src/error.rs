@@ -34,12 +34,14 @@ macro_rules! errors {
 }
 
 errors! {
+    Bpf "bpf",
     CapBoundingDrop "prctl(PR_CAPBSET_DROP)",
     CapGet "capget",
     CapSet "capset",
     Chdir "chdir",
     ClockGettime "clock_gettime",
     Clone3 "clone3",
+    CloseRange "close_range",
     ControllingTerminal "ioctl(TIOCSCTTY)",
     Dup "dup",
     Fcntl "fcntl",
@@ -63,6 +65,7 @@ errors! {
     Reboot "reboot",
     Recvmsg "recvmsg",
     Seals "fcntl(F_ADD_SEALS)",
+    Seccomp "seccomp",
     Sendmsg "sendmsg",
     Setns "setns",
     SignalMask "sigprocmask",

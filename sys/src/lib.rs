@@ -5,6 +5,7 @@
 //! not wrapped again.
 #![expect(unsafe_code, reason = "this crate exists so that no other needs unsafe")]
 
+pub mod bpf;
 pub mod capability;
 pub mod child;
 mod error;
@@ -16,6 +17,7 @@ pub mod net;
 pub mod path;
 pub mod power;
 pub mod process;
+pub mod seccomp;
 pub mod terminal;
 
 pub use error::SysError;

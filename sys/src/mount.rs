@@ -1,8 +1,10 @@
 //! Mounts beyond mount(2): whole trees at once, detached ones, and a new root.
 use crate::{Result, SysError};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode;
 use nix::unistd::{chdir, pivot_root};
 use std::ffi::{CStr, CString};
 use std::mem::{size_of, zeroed};
@@ -15,6 +17,8 @@ use std::path::Path;
 pub struct Attributes(u64);
 
 impl Attributes {
+    /// None of them.
+    pub const NOTHING: Self = Self(0);
     /// No writes.
     pub const READ_ONLY: Self = Self(libc::MOUNT_ATTR_RDONLY);
     /// No set-id programs.
@@ -23,12 +27,67 @@ impl Attributes {
     pub const NO_DEVICES: Self = Self(libc::MOUNT_ATTR_NODEV);
     /// No programs.
     pub const NO_EXEC: Self = Self(libc::MOUNT_ATTR_NOEXEC);
+    /// Symbolic links are not followed.
+    pub const NO_SYMLINKS: Self = Self(libc::MOUNT_ATTR_NOSYMFOLLOW);
+    /// Reading does not change access times.
+    pub const NO_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_NOATIME);
+    /// Every reading changes them.
+    pub const STRICT_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_STRICTATIME);
+    /// Reading a directory does not change its access time.
+    pub const NO_DIRECTORY_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_NODIRATIME);
+    /// To be cleared before another way with access times is set: it is one field of the mount, not three flags.
+    pub const ACCESS_TIMES: Self = Self(libc::MOUNT_ATTR__ATIME);
+
+    /// These, but none of `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all of `other` are among these.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
 
     /// Both.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
+}
+
+/// How a mount exchanges what is mounted below it with others (Documentation/filesystems/sharedsubtree.rst).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    /// Both ways.
+    Shared,
+    /// From its master only.
+    Slave,
+    /// Not at all.
+    Private,
+    /// Not at all, and it cannot be mounted a second time.
+    Unbindable,
+}
+
+/// What [`change_tree`] changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Change {
+    /// Taken away first.
+    pub clear: Attributes,
+    /// Added then.
+    pub set: Attributes,
+    /// Unchanged if there is none.
+    pub propagation: Option<Propagation>,
+}
+
+/// Changes the mount that `tree` refers to, and with `recursive` every mount below.
+///
+/// # Errors
+/// [`SysError::MountSetattr`].
+pub fn change_tree(tree: impl AsFd, change: Change, recursive: bool) -> Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    apply(tree.as_fd().as_raw_fd(), c"", change, flags)
 }
 
 /// Adds attributes to the mount at `path`, and with `recursive` to every mount below.
@@ -50,9 +109,20 @@ pub fn restrict_tree(tree: impl AsFd, attributes: Attributes, recursive: bool) -
 }
 
 fn set_attributes(directory: RawFd, path: &CStr, attributes: Attributes, flags: libc::c_int) -> Result<()> {
+    apply(directory, path, Change { set: attributes, ..Change::default() }, flags)
+}
+
+fn apply(directory: RawFd, path: &CStr, change: Change, flags: libc::c_int) -> Result<()> {
     // SAFETY: mount_attr is plain data for which all zeroes is valid: nothing to set or clear.
     let mut request: libc::mount_attr = unsafe { zeroed() };
-    request.attr_set = attributes.0;
+    request.attr_set = change.set.0;
+    request.attr_clr = change.clear.0;
+    request.propagation = change.propagation.map_or(0, |propagation| match propagation {
+        Propagation::Shared => libc::MS_SHARED,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Unbindable => libc::MS_UNBINDABLE,
+    });
     let size = size_of::<libc::mount_attr>();
     // SAFETY: the path ends in null and the kernel reads one mount_attr of the given size.
     let result = unsafe {
@@ -67,9 +137,20 @@ fn set_attributes(directory: RawFd, path: &CStr, attributes: Attributes, flags: 
 /// # Errors
 /// [`SysError::OpenTree`].
 pub fn detached_copy(directory: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    open_tree(directory, path, libc::AT_SYMLINK_NOFOLLOW | libc::AT_RECURSIVE)
+}
+
+/// The same of what `path` leads to over symlinks, with the mounts below it or without them.
+///
+/// # Errors
+/// [`SysError::OpenTree`].
+pub fn detached_copy_of_target(directory: impl AsFd, path: &Path, recursive: bool) -> Result<OwnedFd> {
+    open_tree(directory, path, if recursive { libc::AT_RECURSIVE } else { 0 })
+}
+
+fn open_tree(directory: impl AsFd, path: &Path, how: libc::c_int) -> Result<OwnedFd> {
     let path = c_path(path, SysError::OpenTree)?;
-    let follow = (libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as libc::c_uint;
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | follow;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | (how | libc::AT_EMPTY_PATH) as libc::c_uint;
     // SAFETY: the path ends in null.
     let result =
         unsafe { libc::syscall(libc::SYS_open_tree, directory.as_fd().as_raw_fd(), path.as_ptr(), flags) };
@@ -98,6 +179,24 @@ pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<()> {
 pub fn replace_root(root: &Path) -> Result<()> {
     chdir(root).map_err(SysError::Chdir)?;
     pivot_root(".", ".").map_err(SysError::PivotRoot)?;
+    detach_old_root()
+}
+
+/// The same with the current directory, which must be the root of a mount. Mounts of the old root may be shared with
+/// other namespaces: they stay mounted there.
+///
+/// # Errors
+/// [`SysError::Open`], [`SysError::PivotRoot`], [`SysError::MountSetattr`], [`SysError::Umount`], [`SysError::Chdir`].
+pub fn replace_root_with_current() -> Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let old = open("/", flags, Mode::empty()).map_err(SysError::Open)?;
+    pivot_root(".", ".").map_err(SysError::PivotRoot)?;
+    change_tree(&old, Change { propagation: Some(Propagation::Slave), ..Change::default() }, true)?;
+    detach_old_root()
+}
+
+/// After pivot_root it lies over the new one, and is the current directory.
+fn detach_old_root() -> Result<()> {
     umount2(".", MntFlags::MNT_DETACH).map_err(SysError::Umount)?;
     chdir("/").map_err(SysError::Chdir)
 }
@@ -109,9 +208,10 @@ fn c_path(path: &Path, error: fn(Errno) -> SysError) -> Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
     use std::fs::{self, File};
+
+    use nix::mount::{MsFlags, mount};
 
     const NONE: Option<&str> = None;
 
@@ -163,6 +263,27 @@ mod tests {
                 attach(tempfile::tempfile().unwrap(), File::open(dir).unwrap()),
                 Err(SysError::MoveMount(_))
             ));
+        });
+    }
+
+    #[test]
+    fn attributes_and_propagation_change_both_ways() {
+        in_a_namespace(|dir| {
+            let tree = detached_copy_of_target(File::open(dir).unwrap(), Path::new(""), false).unwrap();
+            attach(&tree, File::open(dir).unwrap()).unwrap();
+            let of_dir = || {
+                let text = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+                let line = text.lines().rev().find(|line| line.contains(&format!(" {} ", dir.display())));
+                line.unwrap().to_owned()
+            };
+            let set = Attributes::READ_ONLY.and(Attributes::NO_ACCESS_TIME);
+            let propagation = Some(Propagation::Shared);
+            change_tree(&tree, Change { clear: Attributes::ACCESS_TIMES, set, propagation }, true).unwrap();
+            assert!(of_dir().contains(" ro,noatime shared:"), "{}", of_dir());
+            let change = Change { clear: set.and(Attributes::ACCESS_TIMES), ..Change::default() };
+            change_tree(&tree, Change { propagation: Some(Propagation::Private), ..change }, false).unwrap();
+            assert!(of_dir().contains(" rw,relatime - "), "{}", of_dir());
+            assert!(!dir.join("deep/d").exists());
         });
     }
 

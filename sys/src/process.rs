@@ -68,13 +68,13 @@ pub enum SpawnStep {
 
 /// Exit code of a child whose program could not be started, as shells use it.
 const EXEC_FAILED: c_int = 127;
-/// Signals are 1 to 64 (signal(7)).
-const LAST_SIGNAL: c_int = 64;
+/// Signals are 1 to this number (signal(7)).
+pub const LAST_SIGNAL: c_int = 64;
 /// `sizeof(sigset_t)` of the kernel.
 const SIGNAL_SET_BYTES: usize = 8;
 
 /// linux/sched.h; the constant of the libc crate is too narrow for it.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Everything the child needs, prepared before there is a child.
 struct Prepared<'a> {
@@ -306,6 +306,18 @@ pub fn pidfd_send_signal(pidfd: impl AsFd, number: i32) -> Result<()> {
     let result =
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, raw, number, ptr::null::<libc::siginfo_t>(), 0) };
     Errno::result(result).map(drop).map_err(SysError::PidfdSendSignal)
+}
+
+/// Which `CLONE_NEW*` flag makes namespaces of the kind that this nsfs descriptor stands for (ioctl_ns(2)).
+///
+/// # Errors
+/// [`SysError::Ioctl`]; `ENOTTY` when it is no namespace.
+pub fn namespace_kind(namespace: impl AsFd) -> Result<CloneFlags> {
+    /// linux/nsfs.h: `_IO(0xb7, 3)`.
+    const NS_GET_NSTYPE: c_int = 0xb703;
+    // SAFETY: the request takes no argument and returns a number.
+    let kind = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_NSTYPE as _) };
+    Errno::result(kind).map(CloneFlags::from_bits_retain).map_err(SysError::Ioctl)
 }
 
 /// Joins the calling thread to namespaces of the process behind `pidfd`, or to the one namespace behind an nsfs descriptor.

@@ -6,7 +6,7 @@
 //! vm         … in virtual machines, from real images
 //! netns      … as processes in network namespaces
 //! cli, terminal   a person at a keyboard
-//! wait, given, http, tar, noise, guest   tools
+//! wait, given, http, tar, noise, guest, programs   tools
 //! ```
 pub mod cli;
 pub mod failure;
@@ -15,6 +15,7 @@ pub mod guest;
 pub mod http;
 pub mod netns;
 pub mod noise;
+pub mod programs;
 pub mod scenario;
 pub mod tar;
 pub mod terminal;

@@ -23,7 +23,10 @@ pub(crate) const fn program(role: BoardRole) -> &'static str {
 pub(crate) fn run(project: &Project, arch: Arch) -> Result<PathBuf, TaskError> {
     let roles = [BoardRole::Broker, BoardRole::Node];
     let mut cargo = toolchain::cargo_build(project, arch)?;
-    cargo.arg("--release").args(roles.iter().flat_map(|role| ["--package", program(*role)]));
+    // Without what is for hosts alone (docs/decisions/0011).
+    cargo
+        .args(["--release", "--no-default-features"])
+        .args(roles.iter().flat_map(|role| ["--package", program(*role)]));
     exec::watched(&mut cargo)?;
     let from = toolchain::target_dir(project, arch).join(toolchain::target(arch)).join("release");
     let bin = project.output(arch).join("bin");

@@ -8,17 +8,17 @@ use seccompiler::sock_filter;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-mod tree;
+pub(crate) mod tree;
 
 use tree::{Answer, Check};
 
 /// One instruction of classic BPF (linux/filter.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instruction {
-    code: u16,
-    jt: u8,
-    jf: u8,
-    k: u32,
+    pub(crate) code: u16,
+    pub(crate) jt: u8,
+    pub(crate) jf: u8,
+    pub(crate) k: u32,
 }
 
 /// The compiled filter.
@@ -51,9 +51,9 @@ impl From<&Instruction> for sock_filter {
 
 /// `AUDIT_ARCH_*` of linux/audit.h: calls of another kind (32-bit programs) end the process.
 #[cfg(target_arch = "x86_64")]
-const ARCHITECTURE: u32 = 0xC000_003E;
+pub(crate) const ARCHITECTURE: u32 = 0xC000_003E;
 #[cfg(target_arch = "aarch64")]
-const ARCHITECTURE: u32 = 0xC000_00B7;
+pub(crate) const ARCHITECTURE: u32 = 0xC000_00B7;
 
 /// Highest number assigned when this list was made (mseal, Linux 6.10). What is above is new to us; programs that try
 /// it know what to do on an older kernel. The numbers of x32 programs are above as well.
@@ -182,7 +182,7 @@ fn of_this_processor() -> Vec<(&'static str, i64)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// What a container must never be able to do, by name.
@@ -253,7 +253,12 @@ mod tests {
     }
 
     /// The answer, and how many instructions it took.
-    fn run_on(arch: u32, filter: &[Instruction], number: i64, arguments: [u64; 6]) -> (u32, usize) {
+    pub(crate) fn run_on(
+        arch: u32,
+        filter: &[Instruction],
+        number: i64,
+        arguments: [u64; 6],
+    ) -> (u32, usize) {
         let mut data = Vec::new();
         data.extend_from_slice(&(number as u32).to_ne_bytes());
         data.extend_from_slice(&arch.to_ne_bytes());

@@ -4,6 +4,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 pub mod blobs;
+#[cfg(feature = "oci")]
+pub mod oci;
 pub mod service;
 pub mod supervisor;
 

@@ -80,7 +80,7 @@ impl Prepared<'_> {
     }
 }
 
-fn errno(error: rustix::io::Errno) -> Errno {
+pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
@@ -95,7 +95,7 @@ fn seccomp_errno(error: &seccompiler::Error) -> Errno {
     }
 }
 
-fn c_string(text: &str) -> Result<CString, Failure> {
+pub(crate) fn c_string(text: &str) -> Result<CString, Failure> {
     CString::new(text).map_err(|_| Failure::new(Step::Plan, "", Errno::EINVAL))
 }
 
@@ -107,7 +107,7 @@ fn identity(root: &OwnedFd, who: &str) -> Result<Identity, Failure> {
 }
 
 /// An ordinary file of the image as text; empty if there is none. A pipe or device in its place is not waited for.
-fn read_small(root: &OwnedFd, path: &str) -> Result<String, Errno> {
+pub(crate) fn read_small(root: &OwnedFd, path: &str) -> Result<String, Errno> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE) {
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(String::new()),
@@ -165,14 +165,18 @@ fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>, F
     own.chain(added).map(|variable| c_string(&variable)).collect()
 }
 
-/// As execvp(3), but without its habit of trying /bin/sh for what is no program.
 fn find_program(process: &Process) -> Result<String, Failure> {
     let name = process.argv.first().map_or("", String::as_str);
+    let path = process.env.iter().find(|(variable, _)| variable == "PATH").map(|(_, value)| value.as_str());
+    search_program(name, path)
+}
+
+/// As execvp(3), but without its habit of trying /bin/sh for what is no program.
+pub(crate) fn search_program(name: &str, path: Option<&str>) -> Result<String, Failure> {
     let fail = |errno| Failure::new(Step::Program, name, errno);
     if name.contains('/') {
         return executable(name).map(|()| name.to_owned()).map_err(fail);
     }
-    let path = process.env.iter().find(|(variable, _)| variable == "PATH").map(|(_, value)| value.as_str());
     let mut found = Errno::ENOENT;
     for directory in path.unwrap_or(FALLBACK_PATH).split(':') {
         let candidate =
@@ -195,7 +199,7 @@ fn executable(path: &str) -> Result<(), Errno> {
 
 /// Images let their programs open /dev/stdout and /dev/stderr by name: whoever they run as must be allowed to. Only pipes
 /// and terminals, which are this process's own; /dev/null is everybody's.
-fn own_streams(uid: Uid) {
+pub(crate) fn own_streams(uid: Uid) {
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
         let pipe = rustix::fs::fstat(stream)

@@ -2,14 +2,16 @@
 //!
 //! It runs in new namespaces, made by the supervisor, as the first process there. Descriptors: 0–2 the container's own,
 //! 3 the plan (a sealed memory file), 4 the go pipe (one byte once the network is there), 5 where reports go.
-mod become_program;
+pub(crate) mod become_program;
 mod init;
-mod mounts;
+pub(crate) mod mounts;
 mod shield;
 
 pub(super) use become_program::prepare;
 use init::Init;
 pub(super) use shield::shield;
+#[cfg(feature = "oci")]
+pub(crate) use shield::shield_with_environment;
 
 use super::plan::{MAX_BYTES, Plan};
 use super::report::{Failure, Report, Step};

@@ -15,8 +15,8 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
 use wherry_sys::mount::{Attributes, attach, detached_copy, restrict, restrict_tree};
 
-const PATH_DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const PATH_ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+pub(crate) const PATH_DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(crate) const PATH_ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 /// Everything in the container is found as if its root were the root, and never through the magic links of /proc.
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 const NEW_DIRECTORY: Mode = Mode::from_raw_mode(0o755);
@@ -36,11 +36,11 @@ fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
-fn at(step: Step, detail: &str) -> impl Fn(rustix::io::Errno) -> Failure + '_ {
+pub(crate) fn at(step: Step, detail: &str) -> impl Fn(rustix::io::Errno) -> Failure + '_ {
     move |error| Failure::new(step, detail, errno(error))
 }
 
-fn sys(step: Step, detail: &str) -> impl Fn(wherry_sys::SysError) -> Failure + '_ {
+pub(crate) fn sys(step: Step, detail: &str) -> impl Fn(wherry_sys::SysError) -> Failure + '_ {
     move |error| Failure::new(step, detail, error.errno())
 }
 
@@ -227,12 +227,12 @@ fn new_file_system(kind: &str, options: &[(String, String)], flags: Flags) -> ru
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, mount_attributes(flags))
 }
 
-fn inside(root: &OwnedFd, path: &str, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn inside(root: &OwnedFd, path: &str, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat2(root, path, flags, mode, INSIDE)
 }
 
 /// Opens a directory of the container, made with those above it if need be.
-pub(super) fn make_directory(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn make_directory(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
     match inside(root, path, PATH_DIRECTORY, Mode::empty()) {
         Err(rustix::io::Errno::NOENT) => {}
         result => return result,
@@ -247,7 +247,7 @@ pub(super) fn make_directory(root: &OwnedFd, path: &str) -> rustix::io::Result<O
     inside(root, path, PATH_DIRECTORY, Mode::empty())
 }
 
-fn make_file(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn make_file(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
     let (parent, _) = split(path)?;
     make_directory(root, parent)?;
     match inside(root, path, PATH_ANY, Mode::empty()) {
@@ -260,7 +260,7 @@ fn make_file(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Parent and last name of an absolute path.
-fn split(path: &str) -> rustix::io::Result<(&str, &str)> {
+pub(crate) fn split(path: &str) -> rustix::io::Result<(&str, &str)> {
     let (parent, name) = path.trim_end_matches('/').rsplit_once('/').ok_or(rustix::io::Errno::INVAL)?;
     if name.is_empty() {
         Err(rustix::io::Errno::INVAL)
@@ -286,7 +286,7 @@ fn make_device(root: &OwnedFd, path: &str, major: u32, minor: u32) -> rustix::io
     rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, DEVICE, device)
 }
 
-fn make_link(root: &OwnedFd, path: &str, target: &str) -> rustix::io::Result<()> {
+pub(crate) fn make_link(root: &OwnedFd, path: &str, target: &str) -> rustix::io::Result<()> {
     let (parent, name) = split(path)?;
     rustix::fs::symlinkat(target, &make_directory(root, parent)?, name)
 }
@@ -313,7 +313,7 @@ fn existing(root: &OwnedFd, step: Step, path: &str) -> Result<Option<OwnedFd>, F
     }
 }
 
-fn mask(root: &OwnedFd, path: &str) -> Result<(), Failure> {
+pub(crate) fn mask(root: &OwnedFd, path: &str) -> Result<(), Failure> {
     let Some(target) = existing(root, Step::Mask, path)? else { return Ok(()) };
     let stat = rustix::fs::fstat(&target).map_err(at(Step::Mask, path))?;
     let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
@@ -328,7 +328,7 @@ fn mask(root: &OwnedFd, path: &str) -> Result<(), Failure> {
     attach(cover, target).map_err(sys(Step::Mask, path))
 }
 
-fn protect(root: &OwnedFd, path: &str) -> Result<(), Failure> {
+pub(crate) fn protect(root: &OwnedFd, path: &str) -> Result<(), Failure> {
     let Some(target) = existing(root, Step::ReadOnly, path)? else { return Ok(()) };
     let copy = detached_copy(&target, Path::new("")).map_err(sys(Step::ReadOnly, path))?;
     restrict_tree(&copy, Attributes::READ_ONLY, true).map_err(sys(Step::ReadOnly, path))?;

@@ -17,22 +17,42 @@ const DONE: &str = "shielded";
 
 /// Returns once this program cannot be written through /proc.
 pub(in super::super) fn shield() -> Result<(), Failure> {
+    let mut arguments = arguments();
+    let tried = arguments.iter().any(|argument| argument.as_bytes() == DONE.as_bytes());
+    arguments.extend(CString::new(DONE));
+    execute_again(tried, &arguments, &[])
+}
+
+/// The same for a program whose arguments are not its own to add to: it keeps its environment, with one more variable.
+#[cfg(feature = "oci")]
+pub(crate) fn shield_with_environment() -> Result<(), Failure> {
+    const VARIABLE: &str = "WHERRY_SHIELDED";
+    let join = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        CString::new([name.into_vec(), b"=".to_vec(), value.into_vec()].concat()).ok()
+    };
+    let mut environment: Vec<CString> = std::env::vars_os().filter_map(join).collect();
+    environment.extend(CString::new(format!("{VARIABLE}=1")));
+    execute_again(std::env::var_os(VARIABLE).is_some(), &arguments(), &environment)
+}
+
+fn arguments() -> Vec<CString> {
+    std::env::args_os().filter_map(|argument| CString::new(argument.into_vec()).ok()).collect()
+}
+
+fn execute_again(tried: bool, arguments: &[CString], environment: &[CString]) -> Result<(), Failure> {
     let fail = |errno: Errno| Failure::new(Step::Shield, "", errno);
     let program = File::open("/proc/self/exe").map_err(|error| fail(wherry_sys::fd::errno_of(&error)))?;
     let flags = fstatvfs(&program).map_err(|errno| fail(Errno::from_raw(errno.raw_os_error())))?.f_flag;
     if flags.contains(StatVfsMountFlags::RDONLY) {
         return Ok(());
     }
-    let mut arguments: Vec<CString> =
-        std::env::args_os().filter_map(|argument| CString::new(argument.into_vec()).ok()).collect();
-    if arguments.iter().any(|argument| argument.as_bytes() == DONE.as_bytes()) {
+    if tried {
         return Err(fail(Errno::EROFS));
     }
-    arguments.extend(CString::new(DONE));
-    execute_copy(&program, &arguments).map_err(fail)
+    execute_copy(&program, arguments, environment).map_err(fail)
 }
 
-fn execute_copy(program: &File, arguments: &[CString]) -> Result<(), Errno> {
+fn execute_copy(program: &File, arguments: &[CString], environment: &[CString]) -> Result<(), Errno> {
     let io = |error: std::io::Error| wherry_sys::fd::errno_of(&error);
     let rustix = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
     let path = std::fs::read_link("/proc/self/exe").map_err(io)?;
@@ -42,7 +62,7 @@ fn execute_copy(program: &File, arguments: &[CString]) -> Result<(), Errno> {
         return Err(Errno::ESTALE);
     }
     restrict_tree(&copy, Attributes::READ_ONLY, false).map_err(|error| error.errno())?;
-    match nix::unistd::fexecve(&copy, arguments, &[] as &[CString]) {
+    match nix::unistd::fexecve(&copy, arguments, environment) {
         Ok(never) => match never {},
         Err(errno) => Err(errno),
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// What happens to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Allow,
     /// `EPERM`.
     Refuse,
@@ -15,11 +15,14 @@ pub(super) enum Answer {
     Unknown,
     /// Allowed if its arguments are right, otherwise `EPERM`.
     If(Check),
+    /// Decided by instructions that end in a return.
+    #[cfg(feature = "oci")]
+    Code(Vec<Instruction>),
 }
 
 /// What an argument must be. Only its lower 32 bits count, which is all that these calls look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Check {
+pub(crate) enum Check {
     OneOf { argument: u32, values: Vec<u32> },
     NoneOf { argument: u32, bits: u32 },
     Not { argument: u32, value: u32 },
@@ -54,20 +57,39 @@ fn plain(code: u32, k: u32) -> Instruction {
 
 /// The filter. Each entry of `answers` holds from its number up to the next entry's; there must be one for 0.
 pub(super) fn compile(architecture: u32, answers: &BTreeMap<u32, Answer>) -> Vec<Instruction> {
+    let mut filter = vec![
+        plain(LOAD, ARCHITECTURE),
+        branch(IF_EQUAL, architecture, 1, 0),
+        plain(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
+    ];
+    filter.extend(by_number(answers));
+    filter
+}
+
+/// The same for programs of several architectures, each with its answers.
+#[cfg(feature = "oci")]
+pub(crate) fn compile_all(architectures: &[(u32, BTreeMap<u32, Answer>)]) -> Vec<Instruction> {
+    let mut filter = vec![plain(LOAD, ARCHITECTURE)];
+    for (architecture, answers) in architectures {
+        let code = by_number(answers);
+        let distance = u32::try_from(code.len()).unwrap_or(u32::MAX);
+        filter.extend([branch(IF_EQUAL, *architecture, 1, 0), plain(JUMP, distance)]);
+        filter.extend(code);
+    }
+    filter.push(plain(RETURN, libc::SECCOMP_RET_KILL_PROCESS));
+    filter
+}
+
+fn by_number(answers: &BTreeMap<u32, Answer>) -> Vec<Instruction> {
     let mut runs: Vec<(u32, &Answer)> = Vec::new();
     for (number, answer) in answers {
         if runs.last().is_none_or(|(_, last)| *last != answer) {
             runs.push((*number, answer));
         }
     }
-    let mut filter = vec![
-        plain(LOAD, ARCHITECTURE),
-        branch(IF_EQUAL, architecture, 1, 0),
-        plain(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
-        plain(LOAD, NUMBER),
-    ];
-    filter.extend(search(&runs));
-    filter
+    let mut code = vec![plain(LOAD, NUMBER)];
+    code.extend(search(&runs));
+    code
 }
 
 fn search(runs: &[(u32, &Answer)]) -> Vec<Instruction> {
@@ -97,6 +119,8 @@ fn finish(answer: &Answer) -> Vec<Instruction> {
         Answer::Allow => vec![plain(RETURN, ALLOW)],
         Answer::Refuse => vec![plain(RETURN, REFUSE)],
         Answer::Unknown => vec![plain(RETURN, UNKNOWN)],
+        #[cfg(feature = "oci")]
+        Answer::Code(code) => code.clone(),
         Answer::If(Check::OneOf { argument, values }) => {
             let mut code = vec![load(*argument)];
             // The last comparison is followed by the refusal, over which the others jump as well.
