@@ -1,5 +1,6 @@
 //! What can go wrong between a laptop and its cluster, each in one sentence that says what to do.
 use crate::address::{Address, AddressError};
+use crate::registry::RegistryError;
 use crate::store::StoreError;
 use std::io;
 use wherry_images::archive::ArchiveError;
@@ -78,6 +79,9 @@ pub enum ClientError {
     /// An image archive.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// A registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// A local port.
     #[error("cannot listen on {address}: {source}")]
     Listen {

@@ -7,6 +7,8 @@
 //! store      the stored locations: address, keys, role
 //! location   a connected cluster: everything that can be asked of it
 //! node, image, container, process, tunnel      what it consists of
+//! registry   images in registries                (OCI distribution-spec)
+//! http       the little HTTP that is needed for that
 //! address    where a broker is
 //! dev        a cluster in virtual machines
 //! session    the session underneath, renewed when it breaks
@@ -31,11 +33,13 @@ pub mod container;
 pub mod dev;
 pub mod error;
 pub mod flash;
+mod http;
 pub mod image;
 pub mod join;
 pub mod location;
 pub mod node;
 pub mod process;
+pub mod registry;
 pub mod seed;
 mod session;
 pub mod store;

@@ -163,10 +163,7 @@ pub struct ArchivedImage {
 impl ArchivedImage {
     /// Every blob once: the configuration, then the layers, lowest first.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
-        let mut seen = std::collections::BTreeSet::new();
-        std::iter::once(&self.manifest.config)
-            .chain(&self.manifest.layers)
-            .filter(move |blob| seen.insert(blob.digest))
+        crate::oci::blobs(&self.manifest)
     }
 
     /// Bytes of all blobs.

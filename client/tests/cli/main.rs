@@ -8,7 +8,11 @@ mod lists;
 #[cfg(test)]
 mod processes;
 #[cfg(test)]
+mod pull;
+#[cfg(test)]
 mod push;
+#[cfg(test)]
+mod scripted;
 #[cfg(test)]
 mod terminal;
 #[cfg(test)]

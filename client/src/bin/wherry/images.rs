@@ -1,5 +1,6 @@
-//! `image push|ls|rm`, `images`, `rmi`.
+//! `image push|ls|rm`, `images`, `rmi`; `pull` is in its own file.
 use crate::context::{CliError, Context, for_each};
+use crate::pull::Pull;
 use crate::{output, view};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -7,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use wherry_client::{Location, PushProgress, open_archive};
+use wherry_client::{ClientError, Location, PushProgress, open_archive};
 use wherry_images::archive::{ArchivedImage, ImageArchive, Platforms};
 use wherry_protocol::message::{ImageInfo, ImageName};
 
@@ -16,6 +17,8 @@ use wherry_protocol::message::{ImageInfo, ImageName};
 pub(crate) enum ImageCommand {
     /// Send an image: an archive of `docker save`, or an OCI layout as a file or a directory.
     Push(Push),
+    /// Get an image from a registry.
+    Pull(Pull),
     /// List images.
     #[command(alias = "list")]
     Ls(List),
@@ -55,6 +58,7 @@ pub(crate) struct Remove {
 pub(crate) async fn image(context: &Context, command: ImageCommand) -> Result<u8, CliError> {
     match command {
         ImageCommand::Push(args) => push(context, args).await,
+        ImageCommand::Pull(args) => crate::pull::pull(context, args).await,
         ImageCommand::Ls(args) => list(context, &args).await,
         ImageCommand::Rm(args) => remove(context, args).await,
     }
@@ -129,9 +133,22 @@ async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
 
 /// One name stands for one architecture. If the archive has several, the boards decide.
 async fn for_boards(location: &Location, images: Vec<ArchivedImage>) -> Result<Vec<ArchivedImage>, CliError> {
-    let offered: BTreeSet<&str> = images.iter().map(|image| image.architecture.as_str()).collect();
+    let offered = images.iter().map(|image| image.architecture.clone()).collect();
+    let chosen = choose_architecture(location, "the archive has images", &offered).await?;
+    Ok(images
+        .into_iter()
+        .filter(|image| chosen.as_ref().is_none_or(|only| image.architecture == *only))
+        .collect())
+}
+
+/// Which of several architectures the boards have; `None` if there is no choice.
+pub(crate) async fn choose_architecture(
+    location: &Location,
+    whose: &str,
+    offered: &BTreeSet<String>,
+) -> Result<Option<String>, CliError> {
     if offered.len() <= 1 {
-        return Ok(images);
+        return Ok(None);
     }
     let nodes = location.nodes().await?;
     let boards: BTreeSet<&str> = nodes
@@ -139,16 +156,13 @@ async fn for_boards(location: &Location, images: Vec<ArchivedImage>) -> Result<V
         .filter_map(|node| node.info().facts.as_ref())
         .map(|facts| facts.architecture.as_str())
         .collect();
-    let both: Vec<&str> = offered.intersection(&boards).copied().collect();
+    let both: Vec<&String> = offered.iter().filter(|name| boards.contains(name.as_str())).collect();
     match both.as_slice() {
-        [only] => {
-            let only = (*only).to_owned();
-            Ok(images.into_iter().filter(|image| image.architecture == only).collect())
+        [only] => Ok(Some((*only).clone())),
+        _ => {
+            let all: Vec<&str> = offered.iter().map(String::as_str).collect();
+            Err(CliError::Usage(format!("{whose} for {}: choose one with --platform", all.join(" and "))))
         }
-        _ => Err(CliError::Usage(format!(
-            "the archive has images for {}: choose one with --platform",
-            offered.into_iter().collect::<Vec<_>>().join(" and ")
-        ))),
     }
 }
 
@@ -184,7 +198,7 @@ fn choose(
 
 /// What a push did.
 #[derive(serde::Serialize)]
-struct Pushed {
+pub(crate) struct Pushed {
     #[serde(flatten)]
     image: serde_json::Value,
     sent_bytes: u64,
@@ -194,7 +208,7 @@ struct Pushed {
 }
 
 impl Pushed {
-    fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match self.sent_blobs {
             0 => "everything was there already".into(),
             sent => format!(
@@ -214,6 +228,18 @@ async fn push_one(
     image: &ArchivedImage,
     name: &ImageName,
 ) -> Result<Pushed, CliError> {
+    let blobs = image.blobs().count() as u64;
+    with_progress(context, name, blobs, async |progress| location.push(archive, image, name, progress).await)
+        .await
+}
+
+/// Shows how far the sending of an image is, and says what it came to.
+pub(crate) async fn with_progress(
+    context: &Context,
+    name: &ImageName,
+    of_blobs: u64,
+    send: impl AsyncFnOnce(&(dyn Fn(PushProgress) + Send + Sync)) -> Result<ImageInfo, ClientError>,
+) -> Result<Pushed, CliError> {
     let bar = progress_bar(context, name);
     let (bytes, blobs) = (AtomicU64::new(0), AtomicU64::new(0));
     let progress = |step| match step {
@@ -231,7 +257,7 @@ async fn push_one(
         PushProgress::Retrying { .. } => {}
     };
     let started = std::time::Instant::now();
-    let result = location.push(archive, image, name, progress).await;
+    let result = send(&progress).await;
     bar.finish_and_clear();
     let info = result?;
     Ok(Pushed {
@@ -239,7 +265,7 @@ async fn push_one(
             .map_err(|error| CliError::Other(error.to_string()))?,
         sent_bytes: bytes.into_inner(),
         sent_blobs: blobs.into_inner(),
-        blobs: image.blobs().count() as u64,
+        blobs: of_blobs,
         seconds: started.elapsed().as_secs_f64(),
     })
 }

@@ -12,6 +12,7 @@ mod nodes;
 mod output;
 mod parse;
 mod processes;
+mod pull;
 mod pump;
 mod run_flags;
 mod signals;
@@ -43,9 +44,11 @@ enum Command {
     Status,
     /// The boards: architecture, CPUs, memory, load, containers.
     Resources,
-    /// Push, list and remove images.
+    /// Push, pull, list and remove images.
     #[command(subcommand)]
     Image(images::ImageCommand),
+    /// Get an image from a registry.
+    Pull(pull::Pull),
     /// List images.
     Images(images::List),
     /// Remove images.
@@ -165,6 +168,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Status => locations::status(&context).await,
         Command::Resources => nodes::resources(&context).await,
         Command::Image(args) => images::image(&context, args).await,
+        Command::Pull(args) => pull::pull(&context, args).await,
         Command::Images(args) => images::list(&context, &args).await,
         Command::Rmi(args) => images::remove(&context, args).await,
         Command::Run(args) => processes::run(&context, *args).await,
