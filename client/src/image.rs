@@ -44,6 +44,20 @@ impl Image {
         &self.info
     }
 
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Gives it one more name; nothing is sent. Another image that is called so loses the name.
+    pub async fn tag(&self, name: &ImageName) -> Result<ImageInfo, ClientError> {
+        let request = Request::PutImage {
+            name: name.clone(),
+            architecture: self.info.architecture.clone(),
+            manifest: self.info.manifest.clone(),
+        };
+        fitting!("put image", self.location.ask(request).await?, Reply::Image(info) => info)
+    }
+
     /// Forgets its name, and the blobs that nothing else needs.
     pub async fn remove(&self) -> Result<(), ClientError> {
         self.location.remove_image(&self.info.name).await
@@ -301,6 +315,24 @@ pub async fn open_archive(
         let images = archive.images(&platforms)?;
         Ok((Arc::new(archive), images))
     };
+    reading(read).await
+}
+
+/// Verifies the images of an archive that is open already.
+pub async fn verify_archive(
+    archive: ImageArchive,
+    platforms: wherry_images::archive::Platforms,
+) -> Result<(Arc<ImageArchive>, Vec<ArchivedImage>), ClientError> {
+    let read = move || {
+        let images = archive.images(&platforms)?;
+        Ok((Arc::new(archive), images))
+    };
+    reading(read).await
+}
+
+async fn reading<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, ClientError> + Send + 'static,
+) -> Result<T, ClientError> {
     tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| {
         Err(ClientError::Refused(WireError::new(ErrorCode::Internal, "reading the archive was interrupted")))
     })

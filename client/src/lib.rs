@@ -8,6 +8,7 @@
 //! location   a connected cluster: everything that can be asked of it
 //! node, image, container, process, tunnel      what it consists of
 //! registry   images in registries                (OCI distribution-spec)
+//! engine     images of Docker and podman on this computer
 //! http       the little HTTP that is needed for that
 //! address    where a broker is
 //! dev        a cluster in virtual machines
@@ -31,10 +32,13 @@
 pub mod address;
 pub mod container;
 pub mod dev;
+pub mod engine;
 pub mod error;
 pub mod flash;
 mod http;
 pub mod image;
+mod image_details;
+mod image_selector;
 pub mod join;
 pub mod location;
 pub mod node;
@@ -47,8 +51,11 @@ pub mod tunnel;
 
 pub use address::Address;
 pub use container::{Container, Events, selector};
+pub use engine::{EngineError, EngineImage};
 pub use error::ClientError;
-pub use image::{Image, PushProgress, open_archive};
+pub use image::{Image, PushProgress, open_archive, verify_archive};
+pub use image_details::{History, ImageDetails, Layer};
+pub use image_selector::{ImageSelector, ImageSelectorError};
 pub use join::{JoinOptions, join};
 pub use location::{Location, NewToken};
 pub use node::Node;

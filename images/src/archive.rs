@@ -188,6 +188,11 @@ impl ImageArchive {
         Ok(Self { source: Source::open(path)?, stem: stem(path) })
     }
 
+    /// The same of a file that is open already, such as one without a name. `name` is for images that have none.
+    pub fn from_file(file: std::fs::File, name: Option<&str>) -> Result<Self, ArchiveError> {
+        Ok(Self { source: Source::of_file(file)?, stem: name.map(str::to_owned) })
+    }
+
     /// The images for `platforms`, each verified in full. Never empty.
     pub fn images(&self, platforms: &Platforms) -> Result<Vec<ArchivedImage>, ArchiveError> {
         document::images(&self.source, self.stem.as_deref(), platforms)

@@ -65,7 +65,10 @@ impl Source {
         if !kind.is_file() {
             return Err(ArchiveError::NotAnImage("it is neither a file nor a directory"));
         }
-        let file = File::open(path).map_err(failed)?;
+        Self::of_file(File::open(path).map_err(failed)?)
+    }
+
+    pub(super) fn of_file(file: File) -> Result<Self, ArchiveError> {
         let file = uncompressed(file)?;
         let length = file.metadata().map_err(ArchiveError::Read)?.len();
         Ok(Self::Tar { index: Index::read(&file, length)?, file: Arc::new(file) })

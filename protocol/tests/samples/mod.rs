@@ -62,7 +62,7 @@ listed! {
         Ping, Status, Nodes, MissingBlobs, PutBlob, PutImage, Images, RemoveImage, Run, Containers, Inspect, Wait,
         Stop, Start, Remove, Signal, Connect, Disconnect, Connections, Exec, Attach, Logs, Tunnel, CreateToken,
         Accounts, RemoveAccount, CrashNode, Events, Rename, Stats, Processes,
-        Copy,
+        Copy, ReadBlob,
     }
     ContainerSelector { Id, Name }
     WaitUntil { Started, Ended }
@@ -381,6 +381,7 @@ fn requests() -> Vec<Row> {
         row(Request::Stats(selector())),
         row(Request::Processes(selector())),
         row(Request::Copy { container: selector(), copy: CopySpec::In { path: "/a".into() } }),
+        row(Request::ReadBlob(digest(1))),
         row(ContainerSelector::Id(ContainerId(300))),
         row(ContainerSelector::Name(name("web"))),
         row(WaitUntil::Started),

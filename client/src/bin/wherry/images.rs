@@ -1,4 +1,4 @@
-//! `image push|ls|rm`, `images`, `rmi`; `pull` is in its own file.
+//! `image push|ls|inspect|tag|rm`, `images`, `tag`, `rmi`; `pull` is in its own file.
 use crate::context::{CliError, Context, for_each};
 use crate::pull::Pull;
 use crate::{output, view};
@@ -8,20 +8,27 @@ use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use wherry_client::{ClientError, Location, PushProgress, open_archive};
+use wherry_client::{
+    ClientError, EngineError, EngineImage, ImageSelector, Location, PushProgress, open_archive,
+    verify_archive,
+};
 use wherry_images::archive::{ArchivedImage, ImageArchive, Platforms};
 use wherry_protocol::message::{ImageInfo, ImageName};
 
 /// `wherry image`
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Send an image: an archive of `docker save`, or an OCI layout as a file or a directory.
+    /// Send an image: an archive of `docker save`, an OCI layout as a file or a directory, or docker:NAME, podman:NAME.
     Push(Push),
     /// Get an image from a registry.
     Pull(Pull),
     /// List images.
     #[command(alias = "list")]
     Ls(List),
+    /// Everything about images, as JSON.
+    Inspect(Inspect),
+    /// Give an image one more name.
+    Tag(Tag),
     /// Remove images.
     Rm(Remove),
 }
@@ -29,7 +36,7 @@ pub(crate) enum ImageCommand {
 /// `wherry image push`
 #[derive(Debug, Args)]
 pub(crate) struct Push {
-    /// The archive, or the layout's directory.
+    /// The archive, or the layout's directory; docker:NAME or podman:NAME for an image of an engine of this computer.
     file: PathBuf,
     /// What to call it; as in the archive otherwise.
     name: Option<ImageName>,
@@ -49,9 +56,26 @@ pub(crate) struct List {
 /// `wherry rmi`
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
-    /// Which.
+    /// Which: names, or ids.
     #[arg(required = true)]
-    names: Vec<ImageName>,
+    names: Vec<ImageSelector>,
+}
+
+/// `wherry image inspect`
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// Which: names, or ids.
+    #[arg(required = true)]
+    images: Vec<ImageSelector>,
+}
+
+/// `wherry tag`
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// Which image: its name, or its id.
+    image: ImageSelector,
+    /// Another name for it.
+    name: ImageName,
 }
 
 /// Dispatches `wherry image …`.
@@ -60,6 +84,8 @@ pub(crate) async fn image(context: &Context, command: ImageCommand) -> Result<u8
         ImageCommand::Push(args) => push(context, args).await,
         ImageCommand::Pull(args) => crate::pull::pull(context, args).await,
         ImageCommand::Ls(args) => list(context, &args).await,
+        ImageCommand::Inspect(args) => inspect(context, &args).await,
+        ImageCommand::Tag(args) => tag(context, &args).await,
         ImageCommand::Rm(args) => remove(context, args).await,
     }
 }
@@ -94,9 +120,10 @@ pub(crate) async fn list(context: &Context, args: &List) -> Result<u8, CliError>
 /// Removes images by name.
 pub(crate) async fn remove(context: &Context, args: Remove) -> Result<u8, CliError> {
     let location = context.location()?;
-    for_each(&args.names, |name| {
-        let (location, name) = (location.clone(), name.clone());
+    for_each(&args.names, |selector| {
+        let (location, selector) = (location.clone(), selector.clone());
         async move {
+            let name = location.only_image_name(&selector).await?;
             location.remove_image(&name).await?;
             match context.json {
                 true => output::json_line(&serde_json::json!({ "removed": name })),
@@ -105,6 +132,27 @@ pub(crate) async fn remove(context: &Context, args: Remove) -> Result<u8, CliErr
         }
     })
     .await
+}
+
+async fn inspect(context: &Context, args: &Inspect) -> Result<u8, CliError> {
+    let location = context.location()?;
+    let mut found = Vec::new();
+    for selector in &args.images {
+        found.push(location.image(selector).await?.details().await?);
+    }
+    output::json(&found)?;
+    Ok(0)
+}
+
+/// One more name for an image.
+pub(crate) async fn tag(context: &Context, args: &Tag) -> Result<u8, CliError> {
+    let info = context.location()?.image(&args.image).await?.tag(&args.name).await?;
+    if context.json {
+        output::json_line(&view::Image::of(&info))?;
+    } else {
+        output::line(info.name.as_str())?;
+    }
+    Ok(0)
 }
 
 async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
@@ -118,7 +166,14 @@ async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
         }
         error => CliError::Other(format!("cannot push {shown}: {error}")),
     };
-    let (archive, images) = open_archive(args.file.clone(), platforms).await.map_err(spoilt)?;
+    let engine = args.file.to_str().and_then(EngineImage::parse).transpose().map_err(usage)?;
+    let (archive, images) = match engine {
+        Some(image) => {
+            let archive = save(context, &image).await?;
+            verify_archive(archive, platforms).await.map_err(spoilt)?
+        }
+        None => open_archive(args.file.clone(), platforms).await.map_err(spoilt)?,
+    };
     let images = for_boards(&location, images).await?;
     for (image, name) in choose(images, args.name.as_ref())? {
         let pushed = push_one(context, &location, &archive, &image, &name).await?;
@@ -129,6 +184,18 @@ async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
         }
     }
     Ok(0)
+}
+
+/// An image of an engine of this computer, in a file without a name.
+async fn save(context: &Context, image: &EngineImage) -> Result<ImageArchive, CliError> {
+    let bar = progress_bar(context, &format!("saving {}", image.name), "{msg} {spinner} {bytes}");
+    let archive = image.open(|bytes| bar.inc(bytes)).await;
+    bar.finish_and_clear();
+    Ok(archive?)
+}
+
+fn usage(error: EngineError) -> CliError {
+    CliError::Usage(error.to_string())
 }
 
 /// One name stands for one architecture. If the archive has several, the boards decide.
@@ -240,7 +307,8 @@ pub(crate) async fn with_progress(
     of_blobs: u64,
     send: impl AsyncFnOnce(&(dyn Fn(PushProgress) + Send + Sync)) -> Result<ImageInfo, ClientError>,
 ) -> Result<Pushed, CliError> {
-    let bar = progress_bar(context, name);
+    let template = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let bar = progress_bar(context, name.as_str(), template);
     let (bytes, blobs) = (AtomicU64::new(0), AtomicU64::new(0));
     let progress = |step| match step {
         PushProgress::Missing { bytes, .. } => bar.set_length(bar.position() + bytes),
@@ -270,11 +338,10 @@ pub(crate) async fn with_progress(
     })
 }
 
-fn progress_bar(context: &Context, name: &ImageName) -> ProgressBar {
+fn progress_bar(context: &Context, message: &str, template: &str) -> ProgressBar {
     if context.json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let template = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(0).with_style(style).with_message(name.to_string())
+    ProgressBar::new(0).with_style(style).with_message(message.to_owned())
 }

@@ -44,13 +44,15 @@ enum Command {
     Status,
     /// The boards: architecture, CPUs, memory, load, containers.
     Resources,
-    /// Push, pull, list and remove images.
+    /// Push, pull, list, name, inspect and remove images.
     #[command(subcommand)]
     Image(images::ImageCommand),
     /// Get an image from a registry.
     Pull(pull::Pull),
     /// List images.
     Images(images::List),
+    /// Give an image one more name.
+    Tag(images::Tag),
     /// Remove images.
     Rmi(images::Remove),
     /// Create and start a container.
@@ -170,6 +172,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Image(args) => images::image(&context, args).await,
         Command::Pull(args) => pull::pull(&context, args).await,
         Command::Images(args) => images::list(&context, &args).await,
+        Command::Tag(args) => images::tag(&context, &args).await,
         Command::Rmi(args) => images::remove(&context, args).await,
         Command::Run(args) => processes::run(&context, *args).await,
         Command::Ps(args) => containers::ps(&context, &args).await,
