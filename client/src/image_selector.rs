@@ -44,8 +44,9 @@ impl FromStr for ImageSelector {
         }
         let name = text.parse().map_err(|_| wrong())?;
         let hexadecimal = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        match (MIN_PREFIX..=64).contains(&text.len()) && text.bytes().all(hexadecimal) {
-            true => Ok(Self::NameOrId(name, text.to_owned())),
+        let id = text.strip_prefix("sha256:").unwrap_or(text);
+        match (MIN_PREFIX..=64).contains(&id.len()) && id.bytes().all(hexadecimal) {
+            true => Ok(Self::NameOrId(name, id.to_owned())),
             false => Ok(Self::Name(name)),
         }
     }
@@ -144,6 +145,8 @@ mod tests {
         assert_eq!(parse("bee"), ImageSelector::Name(name("bee")));
         assert_eq!(parse("cafe:1"), ImageSelector::Name(name("cafe:1")));
         assert_eq!(parse("cafe"), ImageSelector::NameOrId(name("cafe"), "cafe".into()));
+        assert_eq!(parse("sha256:cafe"), ImageSelector::NameOrId(name("sha256:cafe"), "cafe".into()));
+        assert_eq!(parse("sha256:ca"), ImageSelector::Name(name("sha256:ca")));
         assert_eq!(parse(hex), ImageSelector::NameOrId(name(hex), hex.into()));
         assert_eq!(parse(&id.to_string()), ImageSelector::Id(id));
         assert_eq!(parse(&format!("web@{id}")), ImageSelector::Pinned(name("web"), id));

@@ -4,10 +4,10 @@ use crate::error::ClientError;
 use std::io;
 use std::process::Stdio;
 use tokio::io::AsyncReadExt as _;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 
-/// Bytes of a program's error messages that are kept.
-const MAX_WORDS_BYTES: u64 = 16 * 1024;
+/// Bytes of a program's error messages that are kept: the last ones.
+const MAX_WORDS_BYTES: usize = 16 * 1024;
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
@@ -59,15 +59,6 @@ async fn copy(
 ) -> Result<(), ClientError> {
     let broken = |error: io::Error| failed(program, name, error.to_string().as_bytes());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let listen = async {
-        let mut text = Vec::new();
-        if let Some(mut stderr) = stderr {
-            drop((&mut stderr).take(MAX_WORDS_BYTES).read_to_end(&mut text).await);
-            // The rest is read too, so that the program is not held up by it.
-            drop(tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await);
-        }
-        text
-    };
     let write = async {
         let Some(mut stdout) = stdout else { return Ok(()) };
         let mut chunk = vec![0; CHUNK_BYTES];
@@ -80,11 +71,22 @@ async fn copy(
             progress(count as u64);
         }
     };
-    let (text, ()) = tokio::try_join!(async { Ok(listen.await) }, write)?;
+    let (text, ()) = tokio::try_join!(async { Ok(last_words(stderr).await) }, write)?;
     match child.wait().await.map_err(broken)?.success() {
         true => Ok(()),
         false => Err(failed(program, name, &text).into()),
     }
+}
+
+/// The end of what a program complains. All of it is read, so that the program is not held up.
+async fn last_words(stderr: Option<ChildStderr>) -> Vec<u8> {
+    let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
+    let Some(mut stderr) = stderr else { return text };
+    while let Ok(count @ 1..) = stderr.read(&mut chunk).await {
+        text.extend_from_slice(chunk.get(..count).unwrap_or_default());
+        text.drain(..text.len().saturating_sub(MAX_WORDS_BYTES));
+    }
+    text
 }
 
 fn failed(program: &'static str, name: &str, text: &[u8]) -> EngineError {

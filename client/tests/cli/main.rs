@@ -2,6 +2,10 @@
 #[cfg(test)]
 mod broker;
 #[cfg(test)]
+mod engines;
+#[cfg(test)]
+mod images;
+#[cfg(test)]
 mod join;
 #[cfg(test)]
 mod lists;

@@ -8,7 +8,7 @@ fn descriptor(data: &[u8], media: &str) -> Value {
     json!({"mediaType": media, "digest": Digest::of(data).to_string(), "size": data.len()})
 }
 
-fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
+pub(crate) fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
     let mut header = tar::Header::new_gnu();
     header.set_size(data.len() as u64);
     header.set_mode(0o644);
@@ -16,7 +16,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
 }
 
 /// An OCI layout with these layers, per architecture.
-fn archive(architectures: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn archive(architectures: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     append(&mut tar, "oci-layout", b"{}");
     let mut blobs = layers.to_vec();
@@ -42,11 +42,11 @@ fn archive(architectures: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn layers(count: u8) -> Vec<Vec<u8>> {
+pub(crate) fn layers(count: u8) -> Vec<Vec<u8>> {
     (0..count).map(|number| vec![number; 400_000]).collect()
 }
 
-fn file(world: &World, name: &str, bytes: &[u8]) -> PathBuf {
+pub(crate) fn file(world: &World, name: &str, bytes: &[u8]) -> PathBuf {
     let path = world.home.path().join(name);
     std::fs::write(&path, bytes).unwrap();
     path

@@ -12,7 +12,7 @@ use wherry_client::{
     ClientError, EngineError, EngineImage, ImageSelector, Location, PushProgress, open_archive,
     verify_archive,
 };
-use wherry_images::archive::{ArchivedImage, ImageArchive, Platforms};
+use wherry_images::archive::{ArchiveError, ArchivedImage, ImageArchive, Platforms};
 use wherry_protocol::message::{ImageInfo, ImageName};
 
 /// `wherry image`
@@ -159,17 +159,15 @@ async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
     let location = context.location()?;
     let platforms = args.platform.clone().map_or(Platforms::All, Platforms::Only);
     let shown = args.file.display().to_string();
-    let spoilt = |error: wherry_client::ClientError| match error {
-        // Its message names the file already.
-        wherry_client::ClientError::Archive(wherry_images::archive::ArchiveError::Open { .. }) => {
-            CliError::Client(error)
-        }
+    let spoilt = |error: ClientError| match error {
+        // Their messages name the file, or the image, already.
+        ClientError::Archive(ArchiveError::Open { .. }) | ClientError::Engine(_) => CliError::Client(error),
         error => CliError::Other(format!("cannot push {shown}: {error}")),
     };
     let engine = args.file.to_str().and_then(EngineImage::parse).transpose().map_err(usage)?;
     let (archive, images) = match engine {
         Some(image) => {
-            let archive = save(context, &image).await?;
+            let archive = save(context, &image).await.map_err(spoilt)?;
             verify_archive(archive, platforms).await.map_err(spoilt)?
         }
         None => open_archive(args.file.clone(), platforms).await.map_err(spoilt)?,
@@ -187,11 +185,11 @@ async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
 }
 
 /// An image of an engine of this computer, in a file without a name.
-async fn save(context: &Context, image: &EngineImage) -> Result<ImageArchive, CliError> {
+async fn save(context: &Context, image: &EngineImage) -> Result<ImageArchive, ClientError> {
     let bar = progress_bar(context, &format!("saving {}", image.name), "{msg} {spinner} {bytes}");
     let archive = image.open(|bytes| bar.inc(bytes)).await;
     bar.finish_and_clear();
-    Ok(archive?)
+    archive
 }
 
 fn usage(error: EngineError) -> CliError {

@@ -83,12 +83,14 @@ fn needs_terminal(interactive: bool, tty: bool) -> Result<(), CliError> {
 
 /// Creates a container and, unless detached, stays with it to its end.
 pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
-    let request = args.request().map_err(|error| error.with_code(FAILED))?;
+    let image = args.image()?;
     let result = async {
         if !args.detach {
             needs_terminal(args.interactive, args.tty)?;
         }
-        let (container, _) = context.location()?.run(request).await?;
+        let location = context.location()?;
+        let request = args.request(location.image_name(&image).await?)?;
+        let (container, _) = location.run(request).await?;
         let started = container.wait_started().await?;
         if let ContainerState::Failed(error) = &started.state {
             let error = CliError::Client(ClientError::Refused(error.clone()));
