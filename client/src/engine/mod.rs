@@ -19,6 +19,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use wherry_images::archive::{ArchiveError, ImageArchive, MAX_SPOOL_BYTES};
 
+/// Characters of another program's words that are passed on.
+const MAX_WORDS: usize = 300;
 /// Longest name of an image, in bytes.
 const MAX_NAME_BYTES: usize = 512;
 
@@ -206,8 +208,12 @@ impl Spool {
 /// One line of another program's words, fit for a sentence.
 fn words(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
-    line.trim().trim_start_matches("Error: ").chars().filter(|c| !c.is_control()).take(300).collect()
+    let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it does not say why").trim();
+    // As programs in Go write their logs: time="…" level=fatal msg="…"
+    let message = line.split_once(" msg=\"").and_then(|(_, message)| message.strip_suffix('"'));
+    let line = message
+        .map_or_else(|| line.trim_start_matches("Error: ").to_owned(), |text| text.replace("\\\"", "\""));
+    line.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect()
 }
 
 #[cfg(test)]
@@ -262,6 +268,8 @@ mod tests {
     fn other_programs_words_are_one_short_line() {
         assert_eq!(words(b"time=x\nError: web: image not known\n\n"), "web: image not known");
         assert_eq!(words(b"\x1b[31mred"), "[31mred");
+        let log = br#"time="2026-01-02T03:04:05Z" level=fatal msg="reading \"web\": no such image""#;
+        assert_eq!(words(log), r#"reading "web": no such image"#);
         assert_eq!(words(b""), "it does not say why");
         assert_eq!(words("é".repeat(1000).as_bytes()).chars().count(), 300);
     }
