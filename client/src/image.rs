@@ -318,6 +318,19 @@ pub async fn open_archive(
     reading(read).await
 }
 
+/// Reads an archive from a pipe, such as standard input, and verifies its images.
+pub async fn read_archive(
+    reader: impl std::io::Read + Send + 'static,
+    platforms: wherry_images::archive::Platforms,
+) -> Result<(Arc<ImageArchive>, Vec<ArchivedImage>), ClientError> {
+    let read = move || {
+        let archive = ImageArchive::from_reader(reader, None)?;
+        let images = archive.images(&platforms)?;
+        Ok((Arc::new(archive), images))
+    };
+    reading(read).await
+}
+
 /// Verifies the images of an archive that is open already.
 pub async fn verify_archive(
     archive: ImageArchive,

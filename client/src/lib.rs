@@ -53,7 +53,7 @@ pub use address::Address;
 pub use container::{Container, Events, selector};
 pub use engine::{EngineError, EngineImage};
 pub use error::ClientError;
-pub use image::{Image, PushProgress, open_archive, verify_archive};
+pub use image::{Image, PushProgress, open_archive, read_archive, verify_archive};
 pub use image_details::{History, ImageDetails, Layer};
 pub use image_selector::{ImageSelector, ImageSelectorError};
 pub use join::{JoinOptions, join};

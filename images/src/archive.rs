@@ -193,6 +193,11 @@ impl ImageArchive {
         Ok(Self { source: Source::of_file(file)?, stem: name.map(str::to_owned) })
     }
 
+    /// The same of whatever can be read, such as a pipe: it goes into a file without a name first.
+    pub fn from_reader(reader: impl std::io::Read, name: Option<&str>) -> Result<Self, ArchiveError> {
+        Self::from_file(source::spool(reader, MAX_SPOOL_BYTES)?, name)
+    }
+
     /// The images for `platforms`, each verified in full. Never empty.
     pub fn images(&self, platforms: &Platforms) -> Result<Vec<ArchivedImage>, ArchiveError> {
         document::images(&self.source, self.stem.as_deref(), platforms)

@@ -1,4 +1,4 @@
-//! `image push|ls|inspect|tag|rm`, `images`, `tag`, `rmi`; `pull` is in its own file.
+//! `image push|ls|inspect|tag|rm`, `images`, `push`, `tag`, `rmi`; `pull` is in its own file.
 use crate::context::{CliError, Context, for_each};
 use crate::pull::Pull;
 use crate::{output, view};
@@ -9,7 +9,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use wherry_client::{
-    ClientError, EngineError, EngineImage, ImageSelector, Location, PushProgress, open_archive,
+    ClientError, EngineError, EngineImage, ImageSelector, Location, PushProgress, open_archive, read_archive,
     verify_archive,
 };
 use wherry_images::archive::{ArchiveError, ArchivedImage, ImageArchive, Platforms};
@@ -36,7 +36,8 @@ pub(crate) enum ImageCommand {
 /// `wherry image push`
 #[derive(Debug, Args)]
 pub(crate) struct Push {
-    /// The archive, or the layout's directory; docker:NAME or podman:NAME for an image of an engine of this computer.
+    /// The archive, or the layout's directory; - for standard input; docker:NAME or podman:NAME for an image of an
+    /// engine of this computer.
     file: PathBuf,
     /// What to call it; as in the archive otherwise.
     name: Option<ImageName>,
@@ -155,7 +156,8 @@ pub(crate) async fn tag(context: &Context, args: &Tag) -> Result<u8, CliError> {
     Ok(0)
 }
 
-async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
+/// Sends images.
+pub(crate) async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
     let location = context.location()?;
     let platforms = args.platform.clone().map_or(Platforms::All, Platforms::Only);
     let shown = args.file.display().to_string();
@@ -169,6 +171,9 @@ async fn push(context: &Context, args: Push) -> Result<u8, CliError> {
         Some(image) => {
             let archive = save(context, &image).await.map_err(spoilt)?;
             verify_archive(archive, platforms).await.map_err(spoilt)?
+        }
+        None if args.file.as_os_str() == "-" => {
+            read_archive(std::io::stdin(), platforms).await.map_err(spoilt)?
         }
         None => open_archive(args.file.clone(), platforms).await.map_err(spoilt)?,
     };

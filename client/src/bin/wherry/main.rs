@@ -47,6 +47,8 @@ enum Command {
     /// Push, pull, list, name, inspect and remove images.
     #[command(subcommand)]
     Image(images::ImageCommand),
+    /// Send an image: an archive, a layout, or docker:NAME, podman:NAME.
+    Push(images::Push),
     /// Get an image from a registry.
     Pull(pull::Pull),
     /// List images.
@@ -170,6 +172,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Status => locations::status(&context).await,
         Command::Resources => nodes::resources(&context).await,
         Command::Image(args) => images::image(&context, args).await,
+        Command::Push(args) => images::push(&context, args).await,
         Command::Pull(args) => pull::pull(&context, args).await,
         Command::Images(args) => images::list(&context, &args).await,
         Command::Tag(args) => images::tag(&context, &args).await,
