@@ -14,7 +14,6 @@ use crate::failure::Failure;
 use crate::given;
 use crate::http::free_port;
 use crate::wait::until;
-use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -89,21 +88,20 @@ fn configuration(directory: &Path, port: u16, access: Access<'_>) -> Result<Stri
         "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: 127.0.0.1:{port}\n",
         directory.join("held").display()
     );
-    let mut secure = |authority: &Authority| {
+    let tls = |authority: &Authority| {
         let (certificate, key) = (authority.certificate(), authority.key());
-        write!(text, "  tls: {{certificate: {}, key: {}}}\n", certificate.display(), key.display())
-            .map_err(|error| Failure::Unexpected(error.to_string()))
+        format!("  tls: {{certificate: {}, key: {}}}\n", certificate.display(), key.display())
     };
     match access {
         Access::Open => {}
         Access::Login(authority) => {
-            secure(authority)?;
+            text += &tls(authority);
             let file = directory.join("htpasswd");
             write(&file, HTPASSWD)?;
             text += &format!("auth: {{htpasswd: {{realm: wherry, path: {}}}}}\n", file.display());
         }
         Access::Token(authority, service) => {
-            secure(authority)?;
+            text += &tls(authority);
             text += &format!(
                 "auth: {{token: {{realm: {}, service: {}, issuer: {}, rootcertbundle: {}}}}}\n",
                 service.realm(),
