@@ -314,7 +314,8 @@ fn adopt_tags(candidates: &mut [Candidate], docker: Vec<DockerArchiveImage>) {
     }
 }
 
-/// Names that people would type: without Docker's default registry, and without podman's for what it built itself; a bare tag gets the file's name.
+/// Names that people would type: without Docker's default registry, and without podman's for what it built itself. A bare
+/// tag gets the file's name.
 fn suggested(names: &[String], stem: Option<&str>) -> Vec<ImageName> {
     let full = |name: &String| -> Option<ImageName> {
         let prefixes = ["docker.io/library/", "docker.io/", "localhost/"];

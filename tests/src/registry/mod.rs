@@ -3,10 +3,13 @@
 //! ```text
 //! tls     an authority and a certificate for 127.0.0.1    (openssl)
 //! token   a token service, as the registries of the world have one
+//! cut     a way to it that breaks
 //! ```
+mod cut;
 mod tls;
 mod token;
 
+pub use cut::Cutter;
 pub use tls::Authority;
 pub use token::TokenService;
 
@@ -66,6 +69,12 @@ impl Registry {
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(|error| error.to_string())
         })?;
         Ok(registry)
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `127.0.0.1:PORT`.

@@ -2,7 +2,7 @@
 use super::images::archive;
 use crate::cli::Wherry;
 use crate::failure::{Failure, ensure};
-use crate::registry::{Access, Authority, PASSWORD, Registry, TokenService, USER, fill};
+use crate::registry::{Access, Authority, Cutter, PASSWORD, Registry, TokenService, USER, fill};
 use crate::world::World;
 use data_encoding::BASE64;
 use serde_json::json;
@@ -37,9 +37,21 @@ pub(super) fn pull(world: &mut dyn World) -> Result<(), Failure> {
     for name in ["tools/client:1", "pinned"] {
         admin.ok(&["rmi", name])?;
     }
+    cut(world, &open)?;
     locked(world, directory.path())?;
     drop(open);
     admin.refused(&["pull", &reference], "connection refused").map(drop)
+}
+
+/// A connection that is cut again and again: what has arrived is not fetched again, or there would be no end to it.
+fn cut(world: &dyn World, registry: &Registry) -> Result<(), Failure> {
+    const BYTES: u64 = 300_000;
+    let cutter = Cutter::start(registry.port(), BYTES)?;
+    let pulled = world.admin().json(&["pull", &format!("{}/tools/client:1", cutter.host()), "pieces"])?;
+    let (sent, cuts) = (pulled["sent_bytes"].as_u64().unwrap_or_default(), cutter.cuts());
+    ensure(cuts > 1 && sent > 2 * BYTES, || format!("{cuts} cuts in {sent} bytes"))?;
+    echoes(world, "pieces", "whole")?;
+    world.admin().ok(&["rmi", "pieces"]).map(drop)
 }
 
 /// Registries that want TLS and to know who pulls, by login and by token.
