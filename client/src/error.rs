@@ -1,10 +1,13 @@
 //! What can go wrong between a laptop and its cluster, each in one sentence that says what to do.
 use crate::address::{Address, AddressError};
+use crate::engine::EngineError;
+use crate::registry::RegistryError;
 use crate::store::StoreError;
 use std::io;
 use wherry_images::archive::ArchiveError;
 use wherry_protocol::io::SessionError;
-use wherry_protocol::{ErrorCode, Role, WireError};
+use wherry_protocol::message::ImageName;
+use wherry_protocol::{Digest, ErrorCode, Role, WireError};
 
 /// Why something asked of a cluster did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,24 @@ pub enum ClientError {
     /// A file here for what is on its way.
     #[error("cannot keep what the node sends in a temporary file: {0}")]
     Spool(#[source] io::Error),
+    /// A registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A container engine of this computer.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// No image is meant.
+    #[error("no image is called '{0}', nor does an id begin so: list them with `wherry images`")]
+    NoImage(String),
+    /// Several images are meant.
+    #[error("'{0}' may mean several images ({1}): say which by name")]
+    SeveralImages(String, String),
+    /// A blob that is another one.
+    #[error("the broker sent something else than {0}: its disk or its software is damaged")]
+    WrongBlob(Digest),
+    /// A configuration that makes no sense.
+    #[error("the configuration of image '{0}' cannot be understood: {1}")]
+    Configuration(ImageName, String),
     /// A local port.
     #[error("cannot listen on {address}: {source}")]
     Listen {

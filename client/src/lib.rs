@@ -9,6 +9,9 @@
 //! node, image, container, process, tunnel      what it consists of
 //! snapshot   an image made of a container
 //! upload     single blobs for the broker
+//! registry   images in registries                (OCI distribution-spec)
+//! engine     images of Docker and podman on this computer
+//! http       the little HTTP that is needed for that
 //! address    where a broker is
 //! dev        a cluster in virtual machines
 //! session    the session underneath, renewed when it breaks
@@ -31,13 +34,18 @@
 pub mod address;
 pub mod container;
 pub mod dev;
+pub mod engine;
 pub mod error;
 pub mod flash;
+mod http;
 pub mod image;
+mod image_details;
+mod image_selector;
 pub mod join;
 pub mod location;
 pub mod node;
 pub mod process;
+pub mod registry;
 pub mod seed;
 mod session;
 pub mod snapshot;
@@ -47,8 +55,11 @@ mod upload;
 
 pub use address::Address;
 pub use container::{Changes, Container, Events, selector};
+pub use engine::{EngineError, EngineImage};
 pub use error::ClientError;
-pub use image::{Image, PushProgress, open_archive};
+pub use image::{Image, PushProgress, open_archive, read_archive, verify_archive};
+pub use image_details::{History, ImageDetails, Layer};
+pub use image_selector::{ImageSelector, ImageSelectorError};
 pub use join::{JoinOptions, join};
 pub use location::{Location, NewToken};
 pub use node::Node;

@@ -5,19 +5,21 @@ use crate::image::Image;
 use crate::node::Node;
 use crate::session::Session;
 use crate::store::{Config, StoredLocation};
+use futures_util::AsyncReadExt as _;
 use std::sync::Arc;
 use wherry_protocol::io::{Stream, recv, send};
+use wherry_protocol::limits::MAX_READ_BLOB_BYTES;
 use wherry_protocol::message::{
     AccountInfo, ConnectRequest, ConnectionInfo, ContainerInfo, ContainerSelector, ImageName, NodeInfo,
     Reply, Request, RunRequest, StatusInfo,
 };
-use wherry_protocol::{AccountId, Limits, Name, NodeIndex, Role};
+use wherry_protocol::{AccountId, Digest, Limits, Name, NodeIndex, Role};
 
 /// Takes the one reply that fits the request out of all there are.
 macro_rules! fitting {
-    ($question:literal, $reply:expr, $pattern:pat => $value:expr) => {
+    ($question:literal, $reply:expr, $pattern:pat $(if $guard:expr)? => $value:expr) => {
         match $reply {
-            $pattern => Ok($value),
+            $pattern $(if $guard)? => Ok($value),
             _ => Err(ClientError::Unexpected($question)),
         }
     };
@@ -150,6 +152,19 @@ impl Location {
         fitting!("remove image", self.ask(Request::RemoveImage(name.clone())).await?, Reply::Done => ())
     }
 
+    /// A small blob that this account has, such as a configuration; verified.
+    pub(crate) async fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>, ClientError> {
+        let (reply, stream) = self.open(&Request::ReadBlob(*digest)).await?;
+        let size = fitting!("read blob", reply, Reply::Blob { size } if size <= MAX_READ_BLOB_BYTES => size)?;
+        let mut bytes = Vec::new();
+        let read = stream.take(size).read_to_end(&mut bytes).await;
+        read.map_err(|error| self.lost(wherry_protocol::io::SessionError::from(error)))?;
+        match Digest::of(&bytes) == *digest {
+            true => Ok(bytes),
+            false => Err(ClientError::WrongBlob(*digest)),
+        }
+    }
+
     /// Creates and starts a container. It may still be fetching its image: [`Container::wait_started`].
     pub async fn run(&self, request: RunRequest) -> Result<(Container, ContainerInfo), ClientError> {
         let reply = self.ask(Request::Run(Box::new(request))).await?;
@@ -226,6 +241,7 @@ fn repeatable(request: &Request) -> bool {
         | Request::PutBlob(_)
         | Request::PutImage { .. }
         | Request::Images
+        | Request::ReadBlob(_)
         | Request::Containers { .. }
         | Request::Inspect(_)
         | Request::Wait { .. }

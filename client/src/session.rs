@@ -113,9 +113,13 @@ async fn connect(address: &Address, port: u16) -> Result<TcpStream, ClientError>
 }
 
 /// The system's words without `(os error N)`.
-fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let cut = text.split(" (os error").next().unwrap_or(&text).to_owned();
+pub(crate) fn plain(error: &std::io::Error) -> String {
+    plain_text(&error.to_string())
+}
+
+/// The same of a longer text that ends with the system's words.
+pub(crate) fn plain_text(text: &str) -> String {
+    let cut = text.split(" (os error").next().unwrap_or(text).to_owned();
     match cut.chars().next() {
         Some(first) => {
             first.to_lowercase().collect::<String>() + cut.get(first.len_utf8()..).unwrap_or_default()

@@ -163,10 +163,7 @@ pub struct ArchivedImage {
 impl ArchivedImage {
     /// Every blob once: the configuration, then the layers, lowest first.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
-        let mut seen = std::collections::BTreeSet::new();
-        std::iter::once(&self.manifest.config)
-            .chain(&self.manifest.layers)
-            .filter(move |blob| seen.insert(blob.digest))
+        crate::oci::blobs(&self.manifest)
     }
 
     /// Bytes of all blobs.
@@ -189,6 +186,16 @@ impl ImageArchive {
     /// an unnamed temporary file first.
     pub fn open(path: &Path) -> Result<Self, ArchiveError> {
         Ok(Self { source: Source::open(path)?, stem: stem(path) })
+    }
+
+    /// The same of a file that is open already, such as one without a name. `name` is for images that have none.
+    pub fn from_file(file: std::fs::File, name: Option<&str>) -> Result<Self, ArchiveError> {
+        Ok(Self { source: Source::of_file(file)?, stem: name.map(str::to_owned) })
+    }
+
+    /// The same of whatever can be read, such as a pipe: it goes into a file without a name first.
+    pub fn from_reader(reader: impl std::io::Read, name: Option<&str>) -> Result<Self, ArchiveError> {
+        Self::from_file(source::spool(reader, MAX_SPOOL_BYTES)?, name)
     }
 
     /// The images for `platforms`, each verified in full. Never empty.

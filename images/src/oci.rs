@@ -47,6 +47,9 @@ pub enum OciError {
     /// Neither OCI image manifest nor Docker's schema 2.
     #[error("'{0}' is not an image manifest")]
     NotAManifest(String),
+    /// A chart, a signature or something else that registries keep beside images.
+    #[error("it is something of type '{0}', not a container image")]
+    NotAnImage(String),
     /// No entry of the index suits the node.
     #[error("the image is not available for linux/{wanted}, only for {available}")]
     Platform {
@@ -257,6 +260,12 @@ impl RawDescriptor {
         bound("blob", usize::try_from(self.size).unwrap_or(usize::MAX), limit)?;
         Ok(Descriptor { digest: self.sha256()?, size: self.size, media })
     }
+}
+
+/// Every blob of an image once: the configuration, then the layers, lowest first.
+pub fn blobs(manifest: &wherry_protocol::message::ImageManifest) -> impl Iterator<Item = &Descriptor> {
+    let mut seen = std::collections::BTreeSet::new();
+    std::iter::once(&manifest.config).chain(&manifest.layers).filter(move |blob| seen.insert(blob.digest))
 }
 
 impl Index {

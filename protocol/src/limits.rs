@@ -45,6 +45,9 @@ impl Default for Limits {
 
 /// Largest blob (layer, configuration, manifest) accepted, in bytes: a sanity bound, the disk is the real one.
 pub const MAX_BLOB_BYTES: u64 = 64 * 1024 * 1024 * 1024;
+/// Largest blob that an account can read back, in bytes: configurations, of which registries accept no larger ones. Layers
+/// stay on the cluster; handing them out would make of a small board a file server.
+pub const MAX_READ_BLOB_BYTES: u64 = 4 * 1024 * 1024;
 /// Layers in one image. Docker's own limit is 127; overlayfs takes 500.
 pub const MAX_LAYERS: usize = 128;
 /// Arguments plus environment of a container, in bytes: half of the kernel's ARG_MAX of 128 KiB per string area.

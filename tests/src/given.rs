@@ -68,6 +68,11 @@ pub fn busybox(arch: Arch) -> Result<Vec<u8>, Failure> {
     std::fs::read(&path).map_err(Failure::file("read", &path))
 }
 
+/// A container registry of this host: Debian's `docker-registry`.
+pub fn registry() -> Result<PathBuf, Failure> {
+    fixture(host_arch()?, "docker-registry")
+}
+
 /// The architecture of this host.
 pub fn host_arch() -> Result<Arch, Failure> {
     match std::env::consts::ARCH {

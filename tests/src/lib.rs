@@ -6,7 +6,8 @@
 //! vm         … in virtual machines, from real images
 //! netns      … as processes in network namespaces
 //! cli, terminal   a person at a keyboard
-//! wait, given, http, tar, noise, guest, programs   tools
+//! registry   a real container registry, open or with tokens, logins and TLS
+//! wait, given, http, tar, oci_layout, noise, guest, programs   tools
 //! ```
 pub mod cli;
 pub mod failure;
@@ -15,7 +16,9 @@ pub mod guest;
 pub mod http;
 pub mod netns;
 pub mod noise;
+pub mod oci_layout;
 pub mod programs;
+pub mod registry;
 pub mod scenario;
 pub mod tar;
 pub mod terminal;

@@ -41,6 +41,17 @@ impl Tar {
         self.entry(name, b'4', "", b"", (major, minor))
     }
 
+    /// A regular file that is said to have 2^62 bytes and has none (GNU's form of large numbers).
+    #[must_use]
+    pub fn boast(self, name: &str) -> Self {
+        let mut tar = self.entry(name, b'0', "", b"", (0, 0));
+        let start = tar.bytes.len() - BLOCK;
+        let header = &mut tar.bytes[start..];
+        header[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0, 0]);
+        seal(header);
+        tar
+    }
+
     /// The archive with its end mark.
     #[must_use]
     pub fn finish(mut self) -> Vec<u8> {
@@ -61,20 +72,26 @@ impl Tar {
         put(116, "0000000\0");
         put(124, &format!("{:011o}\0", body.len()));
         put(136, "00000000000\0");
-        put(148, "        ");
         put(156, &char::from(kind).to_string());
         put(157, target);
         put(257, "ustar\x0000");
         put(329, &format!("{:07o}\0", device.0));
         put(337, &format!("{:07o}\0", device.1));
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        for (slot, byte) in header.iter_mut().skip(148).zip(format!("{sum:06o}\0 ").bytes()) {
-            *slot = byte;
-        }
+        seal(&mut header);
         self.bytes.extend_from_slice(&header);
         self.bytes.extend_from_slice(body);
         self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK), 0);
         self
+    }
+}
+
+/// Writes a header's checksum, which counts its own place as blanks.
+fn seal(header: &mut [u8]) {
+    let place = 148..156;
+    let others = header.iter().enumerate().filter(|(at, _)| !place.contains(at));
+    let sum: u32 = others.map(|(_, byte)| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
+    for (slot, byte) in header.iter_mut().skip(place.start).zip(format!("{sum:06o}\0 ").bytes()) {
+        *slot = byte;
     }
 }
 

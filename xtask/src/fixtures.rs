@@ -35,8 +35,9 @@ const APPLETS: [&str; 56] = [
     "tty", "uname", "wc", "wget",
 ];
 
-/// Where the package has its program.
+/// Where packages have their programs.
 const BUSYBOX: &str = "bin/busybox";
+const REGISTRY: &str = "usr/bin/docker-registry";
 
 const PASSWD: &str = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
@@ -76,12 +77,16 @@ const FIXTURES: [Fixture; 2] = [
     },
 ];
 
-/// Puts `web.tar`, `client.tar` and a plain `busybox` into `fixtures/` of the output for `arch`.
+/// Puts `web.tar`, `client.tar`, a plain `busybox` and the registry that tests pull from into `fixtures/` of the output for `arch`.
 pub(crate) fn run(project: &Project, arch: Arch) -> Result<(), TaskError> {
     let out = project.output(arch).join("fixtures");
     make_dir(&out)?;
     FIXTURES.iter().try_for_each(|fixture| place(project, fixture, arch, &out))?;
-    place_busybox(project, arch, &out.join("busybox"))
+    // For root file systems that tests make themselves.
+    let busybox = Package { name: "busybox-static", arch, version: None };
+    place_program(project, busybox, BUSYBOX, &out.join("busybox"))?;
+    let registry = Package { name: "docker-registry", arch, version: None };
+    place_program(project, registry, REGISTRY, &out.join("docker-registry"))
 }
 
 /// Puts the archive into `out`, made if the cache does not have it.
@@ -93,14 +98,14 @@ pub(crate) fn place(project: &Project, fixture: &Fixture, arch: Arch, out: &Path
     Ok(())
 }
 
-/// The program alone, for root file systems that tests make themselves.
-fn place_busybox(project: &Project, arch: Arch, to: &Path) -> Result<(), TaskError> {
-    let deb = debs::fetch(project, Package { name: "busybox-static", arch, version: None })?;
+/// One program of a package, alone.
+fn place_program(project: &Project, package: Package<'_>, program: &str, to: &Path) -> Result<(), TaskError> {
+    let deb = debs::fetch(project, package)?;
     let mut layer = Layer::default();
-    layer.package(&deb, |path| path == BUSYBOX)?;
+    layer.package(&deb, |path| path == program)?;
     let content = layer
-        .content(BUSYBOX)
-        .ok_or_else(|| TaskError::Say(format!("{} has no {BUSYBOX}", deb.display())))?;
+        .content(program)
+        .ok_or_else(|| TaskError::Say(format!("{} has no {program}", deb.display())))?;
     fs::write(to, content).map_err(TaskError::io("create", to))?;
     fs::set_permissions(to, fs::Permissions::from_mode(0o755)).map_err(TaskError::io("make executable", to))
 }

@@ -40,7 +40,7 @@ const PACKAGES: [(&str, &[&str]); 7] = [
     ("assembling disk images", &["e2fsprogs", "zstd"]),
     ("checking disk images", &["cryptsetup-bin", "dosfstools", "erofs-utils", "fdisk", "mtools"]),
     ("running virtual machines", &["qemu-system-arm", "qemu-system-x86"]),
-    ("networks in tests", &["curl", "iproute2", "iperf3", "nftables"]),
+    ("networks in tests", &["curl", "iproute2", "iperf3", "nftables", "openssl"]),
     ("comparing with other container tools", &["busybox-static", "crun", "runc", "skopeo", "umoci"]),
 ];
 

@@ -126,6 +126,16 @@ async fn fetch(
             return Ok(());
         }
     };
+    hand_out(shared, stream, digest, size).await
+}
+
+/// Sends a blob to somebody who may have it.
+pub(super) async fn hand_out(
+    shared: &Shared,
+    stream: Stream,
+    digest: Digest,
+    size: u64,
+) -> Result<(), SessionError> {
     let store = shared.blobs.clone();
     let file = match tokio::task::spawn_blocking(move || store.read(&digest, size)).await {
         Ok(Ok(file)) => file,

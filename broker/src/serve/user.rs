@@ -1,6 +1,6 @@
 //! A user's session: every stream is one request.
 use super::listen::Session;
-use super::{Shared, publish, route, upload};
+use super::{Shared, node, publish, route, upload};
 use crate::core::Seen;
 use crate::state::{Answer, Input, RequestId, SessionId};
 use futures_util::AsyncWriteExt as _;
@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use wherry_protocol::io::{SessionError, Stream, recv, send};
 use wherry_protocol::message::{Event, Reply, Request};
-use wherry_protocol::{AccountId, ErrorCode, Limits, Role, WireError};
+use wherry_protocol::{AccountId, Digest, ErrorCode, Limits, Role, WireError};
 
 /// Who sends the requests of one session.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +111,7 @@ async fn answer(shared: &Shared, user: User, stream: Stream, body: Request) -> R
     let request = RequestId(shared.core.number());
     match body {
         Request::PutBlob(blob) => upload::receive(shared, user, request, stream, blob).await,
+        Request::ReadBlob(digest) => read_blob(shared, user, request, stream, digest).await,
         Request::Events => events(shared, user, request, stream).await,
         Request::Run(run) => {
             if let Err(error) = publish::try_ports(shared, &run.spec.publish).await {
@@ -136,6 +137,20 @@ async fn simple(
             finish(stream, Reply::Error(WireError::new(ErrorCode::Internal, "the broker gave no answer")))
                 .await
         }
+    }
+}
+
+async fn read_blob(
+    shared: &Shared,
+    user: User,
+    request: RequestId,
+    stream: Stream,
+    digest: Digest,
+) -> Result<(), SessionError> {
+    match shared.core.request(request, user.session, Request::ReadBlob(digest)).await {
+        Answer::Reply(Reply::Blob { size }) => node::hand_out(shared, stream, digest, size).await,
+        Answer::Reply(other) => finish(stream, other).await,
+        Answer::Route { .. } | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_) => Ok(()),
     }
 }
 

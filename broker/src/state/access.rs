@@ -33,6 +33,7 @@ fn rule(request: &Request) -> Rule {
         | Request::PutImage { .. }
         | Request::Images
         | Request::RemoveImage(_)
+        | Request::ReadBlob(_)
         | Request::Run(_)
         | Request::Containers { all_accounts: false }
         | Request::Start(_)

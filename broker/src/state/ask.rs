@@ -35,6 +35,7 @@ impl Broker {
             }
             Request::Images => Ok(Some(self.images(account))),
             Request::RemoveImage(name) => self.remove_image(account, &name).map(Some),
+            Request::ReadBlob(digest) => self.read_blob(account, digest).map(Some),
             Request::Run(run) => self.run(&asker, *run, fresh).map(Some),
             Request::Containers { all_accounts } => Ok(Some(self.containers(account, all_accounts))),
             Request::Inspect(container) => self.inspect(&asker, &container).map(Some),
@@ -130,6 +131,7 @@ impl Broker {
             | Request::PutImage { .. }
             | Request::Images
             | Request::RemoveImage(_)
+            | Request::ReadBlob(_)
             | Request::Run(_)
             | Request::Containers { .. }
             | Request::Inspect(_)

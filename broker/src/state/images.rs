@@ -4,7 +4,7 @@ use super::bounds::{MAX_BLOBS_PER_ACCOUNT, MAX_IMAGES_PER_ACCOUNT, MAX_QUESTION_
 use super::{Broker, Output, RequestId, SessionId, Timer, error, not_found};
 use crate::record::{Hold, Image, digests};
 use std::collections::BTreeSet;
-use wherry_protocol::limits::{MAX_BLOB_BYTES, MAX_LAYERS};
+use wherry_protocol::limits::{MAX_BLOB_BYTES, MAX_LAYERS, MAX_READ_BLOB_BYTES};
 use wherry_protocol::message::{Descriptor, ImageInfo, ImageManifest, ImageName, Media, Reply};
 use wherry_protocol::{AccountId, Digest, ErrorCode, WireError};
 
@@ -41,6 +41,21 @@ impl Broker {
         }
         self.uploads.insert(request, (account, blob.digest));
         Ok(Reply::Done)
+    }
+
+    /// Whether an account may read a blob, and how large it is. One of another account is not there.
+    pub(super) fn read_blob(&self, account: AccountId, digest: Digest) -> Result<Reply, WireError> {
+        match self.tables.holds.get(&(account, digest)) {
+            None => Err(error(ErrorCode::NotFound, format!("this account has no blob {digest}"))),
+            Some(hold) if hold.size > MAX_READ_BLOB_BYTES => {
+                let text = format!(
+                    "{digest} has {} bytes, at most {MAX_READ_BLOB_BYTES} can be read back",
+                    hold.size
+                );
+                Err(error(ErrorCode::TooLarge, text))
+            }
+            Some(hold) => Ok(Reply::Blob { size: hold.size }),
+        }
     }
 
     pub(super) fn stored(&mut self, request: RequestId, session: SessionId, blob: &Descriptor) {

@@ -51,6 +51,37 @@ async fn another_account_does_not_learn_who_has_what() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_account_reads_its_own_small_blobs_and_nobody_elses() {
+    let broker = Broker::start().await;
+    let (one, two) = (broker.user(10).await, broker.user(11).await);
+    let manifest = one.push("web", b"layer").await;
+    let config = manifest.config.digest;
+    let mut stream = one.open(&Request::ReadBlob(config)).await;
+    assert_eq!(soon(reply(&mut stream)).await, Reply::Blob { size: manifest.config.size });
+    let mut bytes = Vec::new();
+    soon(futures_util::AsyncReadExt::read_to_end(&mut stream, &mut bytes)).await.unwrap();
+    assert_eq!(Digest::of(&bytes), config);
+    // What another account has, and what nobody has, look the same.
+    let unknown = Digest::of(b"nobody has this");
+    let foreign = two.refused(Request::ReadBlob(config)).await;
+    let nothing = two.refused(Request::ReadBlob(unknown)).await;
+    assert_eq!(foreign.code, ErrorCode::NotFound);
+    assert_eq!(
+        (foreign.code, foreign.message.replace(&config.to_string(), "")),
+        (nothing.code, nothing.message.replace(&unknown.to_string(), ""))
+    );
+    // An admin is no exception: images are the account's own.
+    let admin = broker.user(1).await;
+    assert_eq!(admin.refused(Request::ReadBlob(config)).await.code, ErrorCode::NotFound);
+    let bytes = vec![7; 4 * 1024 * 1024 + 1];
+    let large = descriptor(&bytes, Media::LayerTar);
+    assert_eq!(one.put_blob(&large, &bytes).await, Reply::Done);
+    assert_eq!(one.refused(Request::ReadBlob(large.digest)).await.code, ErrorCode::TooLarge);
+    assert_eq!(one.ask(Request::RemoveImage(image("web"))).await, Reply::Done);
+    assert_eq!(one.refused(Request::ReadBlob(config)).await.code, ErrorCode::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_are_refused_and_leave_nothing() {
     let broker = Broker::start().await;
     let user = broker.user(10).await;

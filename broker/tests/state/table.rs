@@ -130,6 +130,7 @@ fn every_request() -> Vec<(&'static str, Request)> {
         ("put image", Request::PutImage { name: image.clone(), architecture: "amd64".into(), manifest }),
         ("images", Request::Images),
         ("remove image", Request::RemoveImage(image)),
+        ("read blob", Request::ReadBlob(Digest::of(b"x"))),
         ("run", run("web", |_| {})),
         ("containers", Request::Containers { all_accounts: false }),
         ("all containers", Request::Containers { all_accounts: true }),

@@ -191,6 +191,16 @@ impl Shared {
             recv(&mut stream, Limits::DEFAULT.message_bytes).await?.ok_or(SessionError::Closed)?;
         match request {
             Request::PutBlob(blob) => self.put_blob(stream, blob).await,
+            Request::ReadBlob(digest) => {
+                let found = self.state().blobs.get(&digest).cloned();
+                let Some(bytes) = found else {
+                    let missing = refused(ErrorCode::NotFound, format!("this account has no blob {digest}"));
+                    return send(&mut stream, &Reply::Error(missing)).await;
+                };
+                send(&mut stream, &Reply::Blob { size: bytes.len() as u64 }).await?;
+                stream.write_all(&bytes).await?;
+                stream.close().await.map_err(SessionError::from)
+            }
             Request::Exec { container, spec } => {
                 let found = self.state().running(&container);
                 match found {
@@ -525,6 +535,7 @@ impl State {
                 Reply::Done
             }
             Request::PutBlob(_)
+            | Request::ReadBlob(_)
             | Request::Exec { .. }
             | Request::Attach(_)
             | Request::Logs { .. }

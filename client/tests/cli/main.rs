@@ -2,7 +2,11 @@
 #[cfg(test)]
 mod broker;
 #[cfg(test)]
+mod engines;
+#[cfg(test)]
 mod flags;
+#[cfg(test)]
+mod images;
 #[cfg(test)]
 mod join;
 #[cfg(test)]
@@ -10,7 +14,11 @@ mod lists;
 #[cfg(test)]
 mod processes;
 #[cfg(test)]
+mod pull;
+#[cfg(test)]
 mod push;
+#[cfg(test)]
+mod scripted;
 #[cfg(test)]
 mod terminal;
 #[cfg(test)]

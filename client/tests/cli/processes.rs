@@ -19,7 +19,7 @@ fn the_exit_code_is_the_container_s() {
     world.line("run web hungry").fails(137, "it reached its memory limit");
     world.line("run web missing").fails(127, "no such program 'missing' in the image");
     world.line("run nothing").fails(125, "no image is called 'nothing:latest': push it first");
-    world.line("run Bad!").fails(2, "is not an image name");
+    world.line("run Bad!").fails(2, "'Bad!' names no image");
     world.line("run -it web sh").fails(125, "-it needs a terminal");
     let late = world.line("run --name late web quick");
     assert_eq!((late.code, late.out.as_str()), (Some(5), "late: one\nlate: two\nlate: three\n"));

@@ -1,5 +1,5 @@
 //! Sending images: only what is missing, again after a cut, never what is damaged.
-use crate::world::World;
+use crate::world::{Ran, World};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use wherry_protocol::Digest;
@@ -8,7 +8,7 @@ fn descriptor(data: &[u8], media: &str) -> Value {
     json!({"mediaType": media, "digest": Digest::of(data).to_string(), "size": data.len()})
 }
 
-fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
+pub(crate) fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
     let mut header = tar::Header::new_gnu();
     header.set_size(data.len() as u64);
     header.set_mode(0o644);
@@ -16,7 +16,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
 }
 
 /// An OCI layout with these layers, per architecture.
-fn archive(architectures: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn archive(architectures: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     append(&mut tar, "oci-layout", b"{}");
     let mut blobs = layers.to_vec();
@@ -42,14 +42,20 @@ fn archive(architectures: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn layers(count: u8) -> Vec<Vec<u8>> {
+pub(crate) fn layers(count: u8) -> Vec<Vec<u8>> {
     (0..count).map(|number| vec![number; 400_000]).collect()
 }
 
-fn file(world: &World, name: &str, bytes: &[u8]) -> PathBuf {
+pub(crate) fn file(world: &World, name: &str, bytes: &[u8]) -> PathBuf {
     let path = world.home.path().join(name);
     std::fs::write(&path, bytes).unwrap();
     path
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 #[test]
@@ -71,6 +77,21 @@ fn only_missing_blobs_travel() {
     assert!(listed.ok().contains("other:2") && listed.out.contains("1.5 MiB"), "{listed:?}");
     assert_eq!(world.line("rmi web other:2").ok(), "web:latest\nother:2\n");
     world.line("image rm web").fails(1, "no image is called 'web:latest'");
+}
+
+#[test]
+fn an_archive_may_come_by_standard_input() {
+    let world = World::joined();
+    let archive = archive(&["arm64"], &layers(2));
+    let sent = world.run_with_input(&["push", "-", "web:3"], &gzip(&archive));
+    assert!(sent.ok().starts_with("web:3 (arm64) pushed: 781.5 KiB in 3 of 3 blobs"), "{sent:?}");
+    world
+        .run_with_input(&["push", "-"], &archive)
+        .fails(2, "does not say what the image is called: add a name");
+    world
+        .run_with_input(&["push", "-", "web"], &archive[..500_000])
+        .fails(1, "cannot push -: the archive is truncated");
+    world.run_with_input(&["push", "-", "web"], b"").fails(1, "cannot push -: not an image");
 }
 
 #[test]
@@ -113,17 +134,35 @@ fn the_boards_choose_among_architectures() {
 #[test]
 fn what_is_no_image_is_refused_before_anything_travels() {
     let world = World::joined();
+    let temporary = world.home.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
     let good = archive(&["arm64"], &layers(2));
     let mut flipped = good.clone();
     flipped[100_000] ^= 1;
+    let bomb = gzip(&vec![0; 16 << 20]);
+    assert!(bomb.len() < 1 << 20);
     for (name, bytes, words) in [
+        (
+            "layers.tar",
+            archive(&["arm64"], &vec![vec![1]; 10_000]),
+            "its number of layers is 10000, more than the limit of 128",
+        ),
+        ("bomb.tar", bomb, "not an image: the archive is empty"),
+        (
+            "s390x.tar",
+            archive(&["s390x"], &layers(1)),
+            "no image for linux/amd64 or linux/arm64; it has linux/s390x",
+        ),
         ("text.tar", b"hello".to_vec(), "not an image"),
         ("cut.tar", good[..good.len() / 2].to_vec(), "truncated"),
         ("flipped.tar", flipped, "should be sha256:"),
     ] {
         let path = file(&world, name, &bytes);
         let path = path.to_str().unwrap();
-        world.run(&["image", "push", path]).fails(1, words);
+        let mut command = world.command(&["push", path]);
+        let ran: Ran = command.env("TMPDIR", &temporary).output().unwrap().into();
+        ran.fails(1, words);
+        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "{name} leaves nothing behind");
     }
     world.line("image push /nowhere.tar").fails(1, "cannot read /nowhere.tar: No such file");
     assert!(world.broker.state().sent.is_empty());

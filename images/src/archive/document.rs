@@ -314,10 +314,12 @@ fn adopt_tags(candidates: &mut [Candidate], docker: Vec<DockerArchiveImage>) {
     }
 }
 
-/// Names that people would type: without Docker's default registry; a bare tag gets the file's name.
+/// Names that people would type: without Docker's default registry, and without podman's for what it built itself. A bare
+/// tag gets the file's name.
 fn suggested(names: &[String], stem: Option<&str>) -> Vec<ImageName> {
     let full = |name: &String| -> Option<ImageName> {
-        let short = name.strip_prefix("docker.io/library/").or_else(|| name.strip_prefix("docker.io/"));
+        let prefixes = ["docker.io/library/", "docker.io/", "localhost/"];
+        let short = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
         match short.unwrap_or(name) {
             tag if !tag.contains([':', '/']) => format!("{}:{tag}", stem?).parse().ok(),
             name => name.parse().ok(),

@@ -2,7 +2,7 @@
 use super::index::{Index, Span};
 use super::{ArchiveError, MAX_DOCUMENT_BYTES, MAX_SPOOL_BYTES};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,7 +65,12 @@ impl Source {
         if !kind.is_file() {
             return Err(ArchiveError::NotAnImage("it is neither a file nor a directory"));
         }
-        let file = File::open(path).map_err(failed)?;
+        Self::of_file(File::open(path).map_err(failed)?)
+    }
+
+    pub(super) fn of_file(mut file: File) -> Result<Self, ArchiveError> {
+        // Whoever has written it is at its end.
+        file.rewind().map_err(ArchiveError::Read)?;
         let file = uncompressed(file)?;
         let length = file.metadata().map_err(ArchiveError::Read)?.len();
         Ok(Self::Tar { index: Index::read(&file, length)?, file: Arc::new(file) })
@@ -119,32 +124,31 @@ fn uncompressed(file: File) -> Result<File, ArchiveError> {
     let mut magic = [0; 4];
     let got = file.read_at(&mut magic, 0).map_err(ArchiveError::Read)?;
     if got >= 2 && magic.starts_with(&GZIP_MAGIC) {
-        return spool(flate2::read::MultiGzDecoder::new(io::BufReader::new(file)));
+        return spool(flate2::read::MultiGzDecoder::new(io::BufReader::new(file)), MAX_SPOOL_BYTES);
     }
     if got == 4 && magic == ZSTD_MAGIC {
         let decoder = ruzstd::decoding::StreamingDecoder::new(io::BufReader::new(file))
             .map_err(|_| ArchiveError::NotAnImage("its Zstandard compression cannot be read"))?;
-        return spool(decoder);
+        return spool(decoder, MAX_SPOOL_BYTES);
     }
     Ok(file)
 }
 
-fn spool(reader: impl Read) -> Result<File, ArchiveError> {
+/// Into a file that has no name: whatever happens, nothing of it is left.
+pub(super) fn spool(reader: impl Read, limit: u64) -> Result<File, ArchiveError> {
     let mut file = tempfile::tempfile().map_err(ArchiveError::Read)?;
     let copied =
-        io::copy(&mut reader.take(MAX_SPOOL_BYTES + 1), &mut file).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => ArchiveError::Truncated("its compressed data".into()),
-            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other => {
-                ArchiveError::Damaged { offset: 0, reason: "its compressed data cannot be unpacked" }
+        io::copy(&mut reader.take(limit.saturating_add(1)), &mut file).map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::UnexpectedEof => ArchiveError::Truncated("its compressed data".into()),
+                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other => {
+                    ArchiveError::Damaged { offset: 0, reason: "its compressed data cannot be unpacked" }
+                }
+                _ => ArchiveError::Read(error),
             }
-            _ => ArchiveError::Read(error),
         })?;
-    if copied > MAX_SPOOL_BYTES {
-        return Err(ArchiveError::TooLarge {
-            what: "its size when unpacked".into(),
-            found: copied,
-            limit: MAX_SPOOL_BYTES,
-        });
+    if copied > limit {
+        return Err(ArchiveError::TooLarge { what: "its size when unpacked".into(), found: copied, limit });
     }
     Ok(file)
 }

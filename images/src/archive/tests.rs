@@ -207,6 +207,36 @@ fn outer_compression_is_removed() {
 }
 
 #[test]
+fn a_compressed_archive_that_grows_without_end_is_refused() {
+    let limit = 1 << 20;
+    let refused = source::spool(std::io::repeat(0), limit).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "the archive is refused: its size when unpacked is 1048577, more than the limit of 1048576"
+    );
+    let exact = source::spool(std::io::repeat(0).take(limit), limit).unwrap();
+    assert_eq!(exact.metadata().unwrap().len(), limit);
+}
+
+#[test]
+fn an_open_file_is_read_from_its_start() {
+    for compressed in [false, true] {
+        let mut file = tempfile::tempfile().unwrap();
+        let archive = layout(&["amd64"]).end();
+        if compressed {
+            let mut gzip = flate2::write::GzEncoder::new(&file, flate2::Compression::fast());
+            gzip.write_all(&archive).unwrap();
+            gzip.finish().unwrap();
+        } else {
+            file.write_all(&archive).unwrap();
+        }
+        let archive = ImageArchive::from_file(file, Some("saved")).unwrap();
+        let images = archive.images(&Platforms::All).unwrap();
+        assert_eq!(images[0].names[0].as_str(), "saved:v1", "compressed: {compressed}");
+    }
+}
+
+#[test]
 fn compressed_layers_are_recognised_by_their_bytes() {
     let gzip = [0x1f, 0x8b, 8, 0, 1, 2, 3];
     let config = config("amd64", &[b"what it unpacks to"]);
@@ -300,6 +330,10 @@ fn endless_members_layers_images_and_indexes_are_refused() {
     assert!(
         refusal(&tar.blob(&config).blob(&manifest).blob(b"layer").end()).contains("number of layers is 200")
     );
+    // Also in the old form, where one member may stand for all of them.
+    let docker = json!([{"Config": "c.json", "RepoTags": null, "Layers": vec!["layer.tar"; 10_000]}]);
+    let tar = Tar::default().file("c.json", &config).file("layer.tar", b"layer");
+    assert!(refusal(&tar.json("manifest.json", &docker).end()).contains("number of layers is 10000"));
     let many: Vec<Value> = std::iter::repeat_n(descriptor(&manifest, MANIFEST), 100).collect();
     let tar = Tar::default().json("oci-layout", &json!({})).json("index.json", &json!({"manifests": many}));
     assert!(refusal(&tar.end()).contains("number of images"));

@@ -178,6 +178,9 @@ pub enum Request {
         /// Names of labels that go.
         remove: Vec<String>,
     },
+    /// A small blob of this account, such as the configuration of an image, at most
+    /// [`crate::limits::MAX_READ_BLOB_BYTES`]. `Blob`, then exactly so many raw bytes.
+    ReadBlob(Digest),
 }
 
 /// `repository[:tag]` as people write it, normalised: the tag is always there.

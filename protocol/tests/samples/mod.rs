@@ -63,7 +63,7 @@ listed! {
         Ping, Status, Nodes, MissingBlobs, PutBlob, PutImage, Images, RemoveImage, Run, Containers, Inspect, Wait,
         Stop, Start, Remove, Signal, Connect, Disconnect, Connections, Exec, Attach, Logs, Tunnel, CreateToken,
         Accounts, RemoveAccount, CrashNode, Events, Rename, Stats, Processes,
-        Copy, Pause, Ready, Wake, StartClean, Changes, LabelNode,
+        Copy, Pause, Ready, Wake, StartClean, Changes, LabelNode, ReadBlob,
     }
     ContainerSelector { Id, Name }
     WaitUntil { Started, Ended }
@@ -422,6 +422,7 @@ fn requests() -> Vec<Row> {
         row(Request::StartClean(selector())),
         row(Request::Changes { container: selector(), query: ChangesQuery::Names }),
         row(label_node()),
+        row(Request::ReadBlob(digest(1))),
         row(ContainerSelector::Id(ContainerId(300))),
         row(ContainerSelector::Name(name("web"))),
         row(WaitUntil::Started),

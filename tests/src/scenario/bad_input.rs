@@ -79,6 +79,7 @@ fn evil_layers() -> Vec<(&'static str, Vec<u8>)> {
         ("dotdot", Tar::new().file("../../escaped", b"x").finish()),
         ("absolute-link", Tar::new().symlink("out", "/").file("out/escaped", b"x").finish()),
         ("device", Tar::new().device("dev-sda", 8, 0).finish()),
+        ("boast", Tar::new().boast("endless").finish()),
         ("hard-link", Tar::new().hard_link("passwd", "../../../etc/passwd").finish()),
     ]
 }

@@ -7,6 +7,7 @@ mod disks;
 mod enrolment;
 mod images;
 mod network;
+mod registry;
 mod view;
 
 pub use view::{ContainerView, container, containers, wait_for_nodes, wait_for_state};
@@ -39,6 +40,8 @@ pub const ALL: &[Scenario] = &[
     scenario("a token is good once, and only if it is right", enrolment::tokens),
     scenario("an account sees and touches only its own", enrolment::isolation),
     scenario("pushing sends what is missing and nothing else", images::push),
+    scenario("a real registry gives an image: openly, for a login, for a token", registry::pull),
+    scenario("an image of podman's storage is pushed, and goes by its id", registry::storage),
     scenario("archives that are no images are refused in one sentence", bad_input::archives),
     scenario("run, logs, exec, stop and rm give the right exit codes", containers::lifecycle),
     scenario("output, arguments, environment and signals arrive", containers::streams),

@@ -15,6 +15,7 @@ mod output;
 mod parse;
 mod probe_flags;
 mod processes;
+mod pull;
 mod pump;
 mod run_flags;
 mod signals;
@@ -49,11 +50,17 @@ enum Command {
     /// Say things about boards, for placement (admins only).
     #[command(subcommand)]
     Node(nodes::NodeCommand),
-    /// Push, list and remove images.
+    /// Push, pull, list, name, inspect and remove images.
     #[command(subcommand)]
     Image(images::ImageCommand),
+    /// Send an image: an archive, a layout, or docker:NAME, podman:NAME.
+    Push(images::Push),
+    /// Get an image from a registry.
+    Pull(pull::Pull),
     /// List images.
     Images(images::List),
+    /// Give an image one more name.
+    Tag(images::Tag),
     /// Remove images.
     Rmi(images::Remove),
     /// Create and start a container.
@@ -183,7 +190,10 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Resources => nodes::resources(&context).await,
         Command::Node(args) => nodes::node(&context, args).await,
         Command::Image(args) => images::image(&context, args).await,
+        Command::Push(args) => images::push(&context, args).await,
+        Command::Pull(args) => pull::pull(&context, args).await,
         Command::Images(args) => images::list(&context, &args).await,
+        Command::Tag(args) => images::tag(&context, &args).await,
         Command::Rmi(args) => images::remove(&context, args).await,
         Command::Run(args) => processes::run(&context, *args).await,
         Command::Ps(args) => containers::ps(&context, &args).await,

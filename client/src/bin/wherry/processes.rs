@@ -86,13 +86,14 @@ fn needs_terminal(interactive: bool, tty: bool) -> Result<(), CliError> {
 
 /// Creates a container and, unless detached, stays with it to its end.
 pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
-    let mut request = args.request().map_err(|error| error.with_code(FAILED))?;
+    let image = args.image()?;
     let files = boot_files::pack(&args.files).map_err(|error| error.with_code(FAILED))?;
     let result = async {
         if !args.detach {
             needs_terminal(args.interactive, args.tty)?;
         }
         let location = context.location()?;
+        let mut request = args.request(location.image_name(&image).await?)?;
         if !args.files.is_empty() {
             let archive = location.put_bytes(&files, Media::LayerTar).await?;
             request.spec.settings.push(Setting::Files(archive));

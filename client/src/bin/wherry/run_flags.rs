@@ -6,6 +6,7 @@ use crate::{parse, signals};
 use clap::Args;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use wherry_client::ImageSelector;
 use wherry_protocol::limits::MAX_ARGUMENT_BYTES;
 use wherry_protocol::message::{
     ContainerSpec, ImageName, PublishedPort, Resources, RestartPolicy, RunRequest, Setting, VolumeMount,
@@ -191,12 +192,16 @@ impl Run {
             .collect()
     }
 
-    /// What to ask the broker for.
-    pub(crate) fn request(&self) -> Result<RunRequest, CliError> {
+    /// Which image.
+    pub(crate) fn image(&self) -> Result<ImageSelector, CliError> {
+        let image = self.image_and_command.first().ok_or_else(|| CliError::Usage("no image".into()))?;
+        image.parse().map_err(|error| CliError::Usage(format!("{error}")))
+    }
+
+    /// What to ask the broker for, with `image` for the image that is meant.
+    pub(crate) fn request(&self, image: ImageName) -> Result<RunRequest, CliError> {
         let usage = |text: String| CliError::Usage(text);
-        let (image, command) =
-            self.image_and_command.split_first().ok_or_else(|| usage("no image".into()))?;
-        let image: ImageName = image.parse().map_err(|error| usage(format!("{error}")))?;
+        let command = self.image_and_command.get(1..).unwrap_or_default();
         parse::volumes_apart(&self.volumes).map_err(usage)?;
         let mut ports: Vec<u16> = self.publish.iter().map(|published| published.port).collect();
         ports.sort_unstable();
@@ -255,7 +260,11 @@ mod tests {
     fn request(line: &str) -> Result<RunRequest, String> {
         let words = std::iter::once("run").chain(line.split_whitespace());
         let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
-        line.run.request().map_err(|error| error.to_string())
+        let name = match line.run.image().map_err(|error| error.to_string())? {
+            ImageSelector::Name(name) => name,
+            other => return Err(format!("{other} is no name")),
+        };
+        line.run.request(name).map_err(|error| error.to_string())
     }
 
     fn golden(line: &str, change: impl FnOnce(&mut RunRequest)) {
@@ -395,7 +404,7 @@ mod tests {
     fn mistakes_are_explained() {
         for (line, words) in [
             ("", "required"),
-            ("Web", "not an image name"),
+            ("Web", "'Web' names no image"),
             ("--memory lots web", "not a size"),
             ("--cpus 0 web", "not a number of CPUs"),
             ("--pids-limit 0 web", "not a number of processes"),
