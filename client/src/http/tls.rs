@@ -54,7 +54,7 @@ impl Trust {
     pub(crate) fn load(extra: Option<&Path>, local: bool) -> Result<Self, TrustError> {
         let mut roots = RootCertStore::empty();
         // Single damaged ones among the system's are passed over, as every browser does.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots.add_parsable_certificates(of_the_system());
         if let Some(path) = extra {
             for certificate in read(path)? {
                 roots.add(certificate).map_err(|_| TrustError::NoCertificate(path.to_owned()))?;
@@ -85,6 +85,24 @@ impl Trust {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         TlsConnector::from(Arc::clone(&self.0)).connect(name, stream).await
     }
+}
+
+/// Where OpenSSL would look: `SSL_CERT_FILE` and `SSL_CERT_DIR`, or else the usual places of this system. What cannot be read
+/// is passed over: without any authority there is an error of its own.
+fn of_the_system() -> Vec<CertificateDer<'static>> {
+    let probed = openssl_probe::probe();
+    let (file, directory) = (std::env::var_os("SSL_CERT_FILE"), std::env::var_os("SSL_CERT_DIR"));
+    let given = file.is_some() || directory.is_some();
+    let file = if given { file.map(PathBuf::from) } else { probed.cert_file };
+    let directory = match directory {
+        Some(directory) => std::env::split_paths(&directory).collect(),
+        // The file has what the directory has, all in one.
+        None if given || file.is_some() => Vec::new(),
+        None => probed.cert_dir,
+    };
+    let entries = directory.iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten();
+    let paths = file.into_iter().chain(entries.filter_map(|entry| Some(entry.ok()?.path())));
+    paths.filter_map(|path| read(&path).ok()).flatten().collect()
 }
 
 fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, TrustError> {
