@@ -282,7 +282,7 @@ impl World for Netns {
     fn abilities(&self) -> Abilities {
         let gre = Path::new("/sys/module/ip_gre").exists()
             || system("ip link add gre-trial type gre local 127.0.0.1 remote 127.0.0.2").is_ok();
-        Abilities { overlay: gre, limits: self.limits }
+        Abilities { overlay: gre, limits: self.limits, cgroups: false }
     }
 
     fn arch(&self) -> Arch {

@@ -99,7 +99,7 @@ impl Drop for Vm {
 
 impl World for Vm {
     fn abilities(&self) -> Abilities {
-        Abilities { overlay: true, limits: true }
+        Abilities { overlay: true, limits: true, cgroups: true }
     }
 
     fn arch(&self) -> Arch {

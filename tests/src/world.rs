@@ -12,6 +12,8 @@ pub struct Abilities {
     pub overlay: bool,
     /// The boards' kernel has cgroup v2 controllers, so bounds of containers are enforced.
     pub limits: bool,
+    /// The boards have cgroup v2, so containers can be paused.
+    pub cgroups: bool,
 }
 
 /// Size of a board's data partition, in MiB: small, so that it can be filled.

@@ -27,6 +27,14 @@ const ADDABLE: &str =
 const USUAL: &str = "is no capability that a container has: they are CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, \
                      SETPCAP, NET_BIND_SERVICE and ALL";
 
+const FILE: &str = "is not a file for a container: use file:/path, as in nginx.conf:/etc/nginx/nginx.conf";
+const DEVICE: &str = "is not a device: use /dev/name, or /dev/name:/dev/name-inside";
+const CONSTRAINT: &str = "is not a constraint: expected node.hostname, node.id, node.platform.arch or node.labels.NAME, then == or \
+                          != and a value, as in node.labels.shelf==top";
+const ARGUMENTS: &str = "is not an array of arguments: write it as in [\"/bin/check\", \"--now\"]";
+const PORT_AND_PATH: &str = "is not a port and a path: use 80, or 8080/healthz";
+const TIME: &str = "is not a time: use a number with ms, s, m or h, as in 10s or 1m30s";
+
 /// What the parser of one flag refuses: the flag as it is given, its form in the help, the value, what the value is not. The
 /// value is named by itself, and again in the sentence.
 const REFUSED_BY_FORM: &[(&str, &str, &str, &str)] = &[
@@ -75,6 +83,26 @@ const REFUSED_BY_FORM: &[(&str, &str, &str, &str)] = &[
     ("--dns", "--dns <ADDRESS>", "::1", ADDRESS),
     ("--add-host", "--add-host <NAME:ADDRESS>", "db", HOST),
     ("--add-host", "--add-host <NAME:ADDRESS>", "db:x", HOST),
+    ("-f", "--file <FILE:PATH>", "page.html", FILE),
+    ("-f", "--file <FILE:PATH>", "a:/b/../c", FILE),
+    ("-f", "--file <FILE:PATH>", "", FILE),
+    ("--device", "--device <DEVICE[:PATH]>", "ttyUSB0", DEVICE),
+    ("--device", "--device <DEVICE[:PATH]>", "/dev/a:/dev/b:rwm", DEVICE),
+    ("--constraint", "--constraint <CONSTRAINT>", "shelf==top", CONSTRAINT),
+    ("--constraint", "--constraint <CONSTRAINT>", "node.id", CONSTRAINT),
+    ("--health-cmd", "--health-cmd <COMMAND>", "[1]", ARGUMENTS),
+    ("--health-http", "--health-http <PORT[/PATH]>", "x", PORT_AND_PATH),
+    ("--health-http", "--health-http <PORT[/PATH]>", "0/", PORT_AND_PATH),
+    ("--health-interval", "--health-interval <TIME>", "often", TIME),
+    ("--health-timeout", "--health-timeout <TIME>", "10", TIME),
+    ("--health-start-period", "--health-start-period <TIME>", "-1s", TIME),
+    ("--health-start-interval", "--health-start-interval <TIME>", "", TIME),
+    (
+        "--health-on-failure",
+        "--health-on-failure <ACTION>",
+        "restart",
+        "is not what can be done about it: use none, or kill together with --restart",
+    ),
     ("-l", "--label <KEY=VALUE>", "", LABEL),
     ("-l", "--label <KEY=VALUE>", "=v", LABEL),
 ];
@@ -136,6 +164,20 @@ fn what_a_flag_may_not_say_is_refused_in_one_sentence() {
             &["--sysctl", "net.core.somaxconn="],
             "the value of net.core.somaxconn is empty, too long or no text",
         ),
+        (&["-f", "/no/such/file:/x"], "/no/such/file: No such file or directory (os error 2)"),
+        (
+            &["-f", "/etc/hostname:/srv/x", "-v", "data:/srv"],
+            "'/srv/x' would be hidden by what is mounted at /srv: copy it there with `wherry cp` once it runs",
+        ),
+        (
+            &["--health-tcp", "80", "--health-retries", "0"],
+            "a container is unhealthy after 1 to 1000 failures, not 0",
+        ),
+        (
+            &["--health-tcp", "80", "--health-interval", "1ms"],
+            "the interval of a health check is 100 ms to a day",
+        ),
+        (&["--health-http", "80/a b"], "'/a b' is not a path to ask for: begin with '/', no spaces"),
         (&["--dns", "0.0.0.0"], "0.0.0.0 cannot be a name server"),
         (&["--dns", "224.0.0.1"], "224.0.0.1 cannot be a name server"),
         (&["--add-host", "a b:1.2.3.4"], &format!("'a b' {HOST_NAME}")),
@@ -178,7 +220,7 @@ fn files_and_words_that_do_not_fit_are_refused() {
         refused(&world, &[flag, "maybe"], &format!("wherry: {sentence}\n"));
     }
     let image =
-        "is not an image name: expected repository[:tag] in lower case, as in web, tools/web or web:1.2";
+        "names no image: expected a name as in web:1.2, the beginning of an id, or both as in web@sha256:…";
     for name in ["Web", "", "web:", "--no-such-flag"] {
         let ran = world.run(&["run", name]);
         assert_eq!((ran.code, ran.err), (Some(2), format!("wherry: '{name}' {image}\n")));
@@ -201,7 +243,7 @@ fn every_flag_with_a_value_has_its_nonsense() {
     let flags: Vec<String> = flags.collect();
     assert!(flags.len() > 20, "{flags:?}");
     let short = |flag: &str| {
-        let pairs = [("--env", "-e"), ("--workdir", "-w")];
+        let pairs = [("--env", "-e"), ("--workdir", "-w"), ("--file", "-f")];
         pairs.iter().find(|(long, _)| *long == flag).map_or(flag.to_owned(), |(_, short)| (*short).to_owned())
     };
     for flag in flags.iter().filter(|flag| !JUDGED_LATER.contains(&flag.as_str())) {

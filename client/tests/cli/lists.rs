@@ -25,7 +25,10 @@ fn nodes() {
     let nodes = world.line("--json resources").json();
     assert_eq!(nodes[0]["name"], "node1");
     assert_eq!(nodes[0]["memory_available_bytes"], 700 << 20);
-    assert_eq!(nodes[1], json!({"name": "node2", "index": 2, "connected": false, "containers": 0}));
+    assert_eq!(
+        nodes[1],
+        json!({"name": "node2", "index": 2, "connected": false, "containers": 0, "labels": {}})
+    );
     assert_eq!(world.line("debug crash-node node1").ok(), "node1\n");
     assert_eq!(world.line("debug crash-node n2").ok(), "node2\n");
     assert_eq!(world.broker.state().crashed, [NodeIndex(1), NodeIndex(2)]);

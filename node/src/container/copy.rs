@@ -126,12 +126,12 @@ pub(super) fn receive(path: &Path, input: impl Read) -> io::Result<()> {
         })?;
         let to = place.of(&entry.path()?)?;
         let kind = entry.header().entry_type();
+        // Archives need not name the directories on the way.
+        to.parent().map_or(Ok(()), fs::create_dir_all).map_err(at(&to))?;
         if kind.is_dir() {
             make_directory(&to, entry.header().mode().unwrap_or(0o755)).map_err(at(&to))?;
             continue;
         }
-        // Archives need not name the directories on the way.
-        to.parent().map_or(Ok(()), fs::create_dir_all).map_err(at(&to))?;
         if kind.is_hard_link() {
             let target = entry.link_name()?.ok_or_else(|| io::Error::other("a hard link to nothing"))?;
             link(&place.of(&target)?, &to).map_err(at(&to))?;

@@ -156,6 +156,8 @@ fn sentence(step: Step, detail: &str, errno: Errno) -> String {
         (Step::User, Errno::ENOENT) => {
             format!("could not start: no user or group '{shown}' in the image, give one that /etc/passwd has")
         }
+        // It says itself what and why.
+        (Step::Files, _) => format!("could not start: its files cannot be put into it: {shown}"),
         (Step::Go, Errno::EPIPE) => "could not start: the network was not set up".to_owned(),
         (step, errno) => {
             let gap = if shown.is_empty() { "" } else { " " };

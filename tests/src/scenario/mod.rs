@@ -6,6 +6,7 @@ mod crashes;
 mod disks;
 mod enrolment;
 mod images;
+mod live;
 mod network;
 mod registry;
 mod view;
@@ -51,6 +52,10 @@ pub const ALL: &[Scenario] = &[
     scenario("what should run is started again, what was stopped is not", containers::restarts),
     scenario("settings are as wished, or refused in one sentence", containers::settings),
     scenario("files go in and come out", containers::copies),
+    scenario("a paused container stands still, one that sleeps is woken", live::pause_and_sleep),
+    scenario("ready is who answers, and who is ill is started again", live::health),
+    scenario("files are given, boards are chosen by labels", live::files_and_places),
+    scenario("what a container writes is shown, kept as an image, or thrown away", live::files_over_time),
     scenario("unknown and taken names are refused in one sentence", bad_input::names),
     scenario(
         "what is not connected cannot talk, what is connected can, until it is taken back",
