@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use support::{Finished, World, spec};
@@ -268,7 +268,6 @@ fn links_in_a_volume_lead_nowhere_outside() {
     let targets = ["/proc/1/root", "/proc/self/root/etc", "../../../../../../..", outside.to_str().unwrap()];
     let links: Vec<String> =
         targets.iter().enumerate().map(|(number, target)| format!("ln -s {target} /v/{number}")).collect();
-    symlink("busybox", world.layer().join("bin/ln")).unwrap();
     let first = ContainerSpec { mounts: vec![at("v", "/v")], ..spec(&["sh", "-c", &links.join(" && ")]) };
     let finished = world.start(first).finish();
     assert_eq!(finished.end, End::Code(0), "{finished:?}");

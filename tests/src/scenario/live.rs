@@ -149,7 +149,7 @@ pub(super) fn files_and_places(world: &mut dyn World) -> Result<(), Failure> {
     }
     admin.ok(&["node", "label", last, "--rm", "shelf"])?;
     admin.refused(&["node", "label", last, "--rm", "shelf"], "has no label 'shelf'")?;
-    admin.refused(&["run", "--device", "/dev/ttyUSB99", "client", "true"], "is not on this board")?;
+    admin.refused(&["run", "--rm", "--device", "/dev/ttyUSB99", "client", "true"], "is not on this board")?;
     admin.refused(&["run", "--device", "/dev/mem", "client", "true"], "cannot be had").map(drop)
 }
 
