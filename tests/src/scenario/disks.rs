@@ -88,7 +88,13 @@ pub(super) fn full_node(world: &mut dyn World) -> Result<(), Failure> {
     admin.run(&["exec", "hog", "--", "true"])?.expect_code(0)?;
     wait_for_state(admin, "hog", "running", SOON)?;
     admin.ok(&["rm", "-f", "hog"])?;
-    admin.run(&["run", "--rm", "--node", &node, "late", "true"])?.expect_code(0)?;
+    // The broker hears of the room with the board's next report.
+    until("room for an image", SOON, || {
+        match admin.run(&["run", "--rm", "--node", &node, "late", "true"]) {
+            Ok(outcome) if outcome.code == 0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
     admin.ok(&["rmi", "late"]).map(drop)
 }
 
