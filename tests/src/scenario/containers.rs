@@ -139,11 +139,11 @@ pub(super) fn limits(world: &mut dyn World) -> Result<(), Failure> {
     let forks = "i=0; while [ $i -lt 60 ]; do sleep 3 & i=$((i+1)); done; echo all; wait";
     if !world.abilities().limits {
         // Without controllers the node says so (see `resources`), and bounds are not enforced.
-        return inside(&["--memory", "32m", "--pids-limit", "20"], forks)?.expect_stdout("all").map(drop);
+        return inside(&["--memory", "16m", "--pids-limit", "20"], forks)?.expect_stdout("all").map(drop);
     }
     let read = "cd /sys/fs/cgroup; cat memory.max pids.max; cat cpu.max";
-    inside(&["--memory", "32m", "--pids-limit", "20", "--cpus", "0.5"], read)?
-        .expect_stdout("33554432\n20\n50000 100000\n")?;
+    inside(&["--memory", "16m", "--pids-limit", "20", "--cpus", "0.5"], read)?
+        .expect_stdout("16777216\n20\n50000 100000\n")?;
     let many = inside(&["--pids-limit", "20"], forks)?;
     ensure(many.code != 0 && !many.stdout.contains("all"), || format!("60 processes of 20: {many:?}"))?;
     let grow = "x=0123456789abcdef; while true; do x=$x$x; done";
