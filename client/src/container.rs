@@ -5,10 +5,11 @@ use crate::process::{Output, Process};
 use std::time::Duration;
 use wherry_protocol::io::{Stream, recv};
 use wherry_protocol::message::{
-    ChangesQuery, ConnectRequest, ContainerInfo, ContainerSelector, ContainerStats, CopySpec, Event,
-    ExecSpec, ImageManifest, LogQuery, Probe, ProcessInfo, Reply, Request, Transport, WaitUntil,
+    ChangesQuery, Channel, ConnectRequest, ContainerInfo, ContainerSelector, ContainerStats, CopySpec, Event,
+    ExecSpec, ExitStatus, Frame, ImageManifest, LogQuery, Probe, ProcessInfo, Reply, Request, Transport,
+    WaitUntil,
 };
-use wherry_protocol::{ContainerId, Limits, Name};
+use wherry_protocol::{ContainerId, ErrorCode, Limits, Name, WireError};
 
 /// A container by id or name. Making one asks nothing: whether it exists is learnt at the first call.
 #[derive(Debug, Clone)]
@@ -99,12 +100,12 @@ impl Container {
         self.ask_done(Request::Ready { container: self.selector.clone(), probe, timeout_ms }).await
     }
 
-    /// What it has changed in its files, as standard output of what comes back: see [`ChangesQuery`].
+    /// What it has changed in its files.
     pub async fn changes(&self, query: ChangesQuery) -> Result<Changes, ClientError> {
         let (reply, stream) =
             self.location.open(&Request::Changes { container: self.selector.clone(), query }).await?;
-        let process = Process::new(self.location.clone(), stream);
-        fitting!("changes", reply, Reply::Base { manifest, config } => Changes { manifest, config, process })
+        let output = Process::new(self.location.clone(), stream).output;
+        fitting!("changes", reply, Reply::Base { manifest, config } => Changes { manifest, config, output })
     }
 
     pub(crate) fn location(&self) -> &Location {
@@ -190,8 +191,25 @@ pub struct Changes {
     pub manifest: ImageManifest,
     /// The image's configuration, JSON (OCI image-spec, config.md).
     pub config: Vec<u8>,
-    /// The changes as standard output, errors as standard error; the code 0 if all went well.
-    pub process: Process,
+    output: Output,
+}
+
+impl Changes {
+    /// The next bytes of them; `None` once all of them have come. Must not be cancelled half-way.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
+        match self.output.next().await? {
+            Some(Frame::Data { channel: Channel::Stdout, bytes }) => Ok(Some(bytes)),
+            Some(Frame::Exit(ExitStatus::Code(0))) => Ok(None),
+            Some(Frame::Error(error)) => Err(ClientError::Refused(error)),
+            Some(_) => Err(ClientError::Unexpected("changes")),
+            None => Err(incomplete()),
+        }
+    }
+}
+
+fn incomplete() -> ClientError {
+    let message = "the container's changes could not be read: the stream ended early";
+    ClientError::Refused(WireError::new(ErrorCode::Internal, message))
 }
 
 /// What happens in a cluster, as it happens.

@@ -2,25 +2,19 @@
 use crate::error::ClientError;
 use crate::location::{Location, fitting};
 use crate::registry::RemoteImage;
-use futures_util::{AsyncWriteExt as _, StreamExt as _, TryStreamExt as _};
-use hyper::body::Bytes;
+use crate::upload::{Chunks, Put, read_ahead};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use std::collections::BTreeSet;
-use std::io::Read as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
-use wherry_images::archive::{ArchiveError, ArchivedImage, BlobReader, ImageArchive};
+use wherry_images::archive::{ArchiveError, ArchivedImage, ImageArchive};
 use wherry_images::oci;
-use wherry_protocol::io::{SessionError, Stream};
 use wherry_protocol::message::{Descriptor, ImageInfo, ImageManifest, ImageName, Reply, Request};
 use wherry_protocol::{Digest, ErrorCode, WireError};
 
 /// Blobs sent at the same time: enough to keep the link busy while the broker syncs one to disk.
 const PARALLEL_BLOBS: usize = 3;
-/// Bytes read from an archive at once, and chunks read ahead of the network.
-const CHUNK_BYTES: usize = 128 * 1024;
-pub(crate) const CHUNKS_AHEAD: usize = 4;
 /// How long a lost broker is waited for: time to boot again after a power cut, with much to spare.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Pause before another attempt.
@@ -50,12 +44,8 @@ impl Image {
 
     /// Gives it one more name; nothing is sent. Another image that is called so loses the name.
     pub async fn tag(&self, name: &ImageName) -> Result<ImageInfo, ClientError> {
-        let request = Request::PutImage {
-            name: name.clone(),
-            architecture: self.info.architecture.clone(),
-            manifest: self.info.manifest.clone(),
-        };
-        fitting!("put image", self.location.ask(request).await?, Reply::Image(info) => info)
+        let (architecture, manifest) = (&self.info.architecture, &self.info.manifest);
+        self.location.put_image(name, architecture, manifest).await
     }
 
     /// Forgets its name, and the blobs that nothing else needs.
@@ -97,9 +87,6 @@ pub enum PushProgress {
     },
 }
 
-/// Pieces of a blob, read a little ahead. After an error nothing follows; without one the blob is whole.
-pub(crate) type Chunks = mpsc::Receiver<Result<Bytes, ClientError>>;
-
 /// Where the blobs of an image come from.
 pub(crate) trait BlobSource: Sync {
     /// Begins to read a blob, from its start.
@@ -114,7 +101,8 @@ struct FromArchive<'a> {
 
 impl BlobSource for FromArchive<'_> {
     fn open(&self, blob: &Descriptor) -> Result<Chunks, ClientError> {
-        Ok(read_ahead(self.archive.blob(self.image, &blob.digest)?))
+        let reader = self.archive.blob(self.image, &blob.digest)?;
+        Ok(read_ahead(reader, |error| ClientError::Archive(ArchiveError::Read(error))))
     }
 }
 
@@ -158,6 +146,18 @@ impl Location {
         F: Fn(PushProgress) + Send + Sync,
     {
         self.send_image(image, &image.architecture, &image.manifest, name, progress).await
+    }
+
+    /// Names an image whose blobs this account holds.
+    pub(crate) async fn put_image(
+        &self,
+        name: &ImageName,
+        architecture: &str,
+        manifest: &ImageManifest,
+    ) -> Result<ImageInfo, ClientError> {
+        let (name, architecture) = (name.clone(), architecture.to_owned());
+        let request = Request::PutImage { name, architecture, manifest: manifest.clone() };
+        fitting!("put image", self.ask(request).await?, Reply::Image(info) => info)
     }
 
     async fn send_image<F>(
@@ -208,12 +208,7 @@ impl<F: Fn(PushProgress) + Send + Sync> Push<'_, F> {
             .buffer_unordered(PARALLEL_BLOBS)
             .try_collect::<()>()
             .await?;
-        let request = Request::PutImage {
-            name: name.clone(),
-            architecture: self.architecture.to_owned(),
-            manifest: self.manifest.clone(),
-        };
-        fitting!("put image", self.location.ask(request).await?, Reply::Image(info) => info)
+        self.location.put_image(name, self.architecture, self.manifest).await
     }
 
     async fn missing(&self) -> Result<Vec<Descriptor>, ClientError> {
@@ -234,75 +229,13 @@ impl<F: Fn(PushProgress) + Send + Sync> Push<'_, F> {
 
     async fn send(&self, blob: Descriptor) -> Result<(), ClientError> {
         let digest = blob.digest;
-        let (reply, mut stream) = self.location.open(&Request::PutBlob(blob.clone())).await?;
-        match reply {
-            Reply::Done => {}
-            // Somebody else has sent it in the meantime.
-            Reply::Blob { .. } => {
-                (self.progress)(PushProgress::Stored { digest });
-                return Ok(());
-            }
-            _ => return Err(ClientError::Unexpected("put blob")),
+        let sent = |bytes| (self.progress)(PushProgress::Sent { digest, bytes });
+        if self.location.put_blob(&blob, || self.source.open(&blob), sent).await? == Put::Sent {
+            self.stored.fetch_add(1, Ordering::Relaxed);
         }
-        let mut chunks = self.source.open(&blob)?;
-        let sent = match self.copy(digest, &mut chunks, &mut stream).await {
-            // The broker waits for the rest, which will not come: it has nothing to say.
-            Err(error @ (ClientError::Registry(_) | ClientError::Archive(_))) => return Err(error),
-            sent => sent,
-        };
-        match (sent, self.location.reply(&mut stream).await) {
-            // A broker that stops reading says why: that says more than our broken pipe.
-            (_, Err(error @ ClientError::Refused(_))) => Err(error),
-            (Err(error), _) | (Ok(()), Err(error)) => Err(error),
-            (Ok(()), Ok(Reply::Done)) => {
-                self.stored.fetch_add(1, Ordering::Relaxed);
-                (self.progress)(PushProgress::Stored { digest });
-                Ok(())
-            }
-            (Ok(()), Ok(_)) => Err(ClientError::Unexpected("blob bytes")),
-        }
+        (self.progress)(PushProgress::Stored { digest });
+        Ok(())
     }
-
-    async fn copy(
-        &self,
-        digest: Digest,
-        chunks: &mut Chunks,
-        stream: &mut Stream,
-    ) -> Result<(), ClientError> {
-        let lost = |error: std::io::Error| self.location.lost(SessionError::from(error));
-        while let Some(chunk) = chunks.recv().await {
-            let chunk = chunk?;
-            stream.write_all(&chunk).await.map_err(lost)?;
-            (self.progress)(PushProgress::Sent { digest, bytes: chunk.len() as u64 });
-        }
-        stream.flush().await.map_err(lost)
-    }
-}
-
-/// Reads a blob on a thread of its own, a few chunks ahead of the network.
-fn read_ahead(mut reader: BlobReader) -> Chunks {
-    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-    tokio::task::spawn_blocking(move || {
-        loop {
-            let mut chunk = vec![0; CHUNK_BYTES];
-            let result = match reader.read(&mut chunk) {
-                Ok(count) => {
-                    chunk.truncate(count);
-                    Ok(Bytes::from(chunk))
-                }
-                Err(error) => Err(ClientError::Archive(ArchiveError::Read(error))),
-            };
-            let last = result.as_ref().map_or(true, Bytes::is_empty);
-            // The empty chunk of the end is not sent; nobody listening any more means the push was given up.
-            if matches!(&result, Ok(chunk) if chunk.is_empty())
-                || sender.blocking_send(result).is_err()
-                || last
-            {
-                return;
-            }
-        }
-    });
-    receiver
 }
 
 /// Opens an archive and verifies its images, on a thread of its own: hashing a big image takes seconds.

@@ -1,8 +1,7 @@
 //! An image made of a container: its image's layers, and one more with what it has changed.
 use crate::container::{Changes, Container};
 use crate::error::ClientError;
-use crate::location::fitting;
-use crate::process::Output;
+use crate::upload::read_ahead;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Map, Value, json};
@@ -10,14 +9,9 @@ use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{self, Seek as _, Write};
 use std::time::SystemTime;
-use wherry_protocol::message::{
-    ChangesQuery, Channel, Descriptor, ExitStatus, Frame, ImageInfo, ImageManifest, ImageName, Media, Reply,
-    Request,
-};
+use wherry_protocol::message::{ChangesQuery, Descriptor, ImageInfo, ImageManifest, ImageName, Media};
 use wherry_protocol::{Digest, ErrorCode, WireError};
 
-/// What the other side says of a failure is kept up to here, in bytes.
-const MAX_WORDS: usize = 1024;
 /// A tar archive of nothing: two blocks of zeros (POSIX pax, "Archive format"), as our nodes write it.
 const MOST_EMPTY_BYTES: u64 = 2 * 512;
 
@@ -34,20 +28,19 @@ impl Container {
     /// Makes an image of what the container's files are now. Files that it changes meanwhile may be caught half-way: pause
     /// it before. Volumes and file systems in memory are no part of it.
     pub async fn snapshot(&self, name: &ImageName, notes: &SnapshotNotes) -> Result<ImageInfo, ClientError> {
-        let Changes { manifest, config, process } = self.changes(ChangesQuery::Layer).await?;
-        let spooled = spool(process.output).await?;
+        let mut changes = self.changes(ChangesQuery::Layer).await?;
+        let spooled = spool(&mut changes).await?;
         let diff_id = (spooled.plain_bytes > MOST_EMPTY_BYTES).then_some(spooled.diff_id);
-        let (config, architecture) = new_config(&config, diff_id, notes, SystemTime::now())?;
+        let (config, architecture) = new_config(&changes.config, diff_id, notes, SystemTime::now())?;
         let location = self.location();
-        let mut layers = manifest.layers;
+        let mut layers = changes.manifest.layers;
         if diff_id.is_some() {
-            location.put_blob(&spooled.layer, &spooled.file).await?;
+            let file = spooled.file;
+            location.put_blob(&spooled.layer, || Ok(read_ahead(file, ClientError::Spool)), |_| {}).await?;
             layers.push(spooled.layer);
         }
-        let config = location.put_bytes(&config, Media::Config).await?;
-        let manifest = ImageManifest { config, layers };
-        let request = Request::PutImage { name: name.clone(), architecture, manifest };
-        fitting!("put image", location.ask(request).await?, Reply::Image(info) => info)
+        let config = location.put_bytes(config, Media::Config).await?;
+        location.put_image(name, &architecture, &ImageManifest { config, layers }).await
     }
 }
 
@@ -90,40 +83,17 @@ impl<W: Write> Write for Hashing<W> {
     }
 }
 
-async fn spool(mut output: Output) -> Result<Spooled, ClientError> {
+async fn spool(changes: &mut Changes) -> Result<Spooled, ClientError> {
     let file = tempfile::tempfile().map_err(ClientError::Spool)?;
     let mut sink = Hashing::new(GzEncoder::new(Hashing::new(file), Compression::fast()));
-    let mut words = Vec::new();
-    let status = loop {
-        match output.next().await? {
-            Some(Frame::Data { channel: Channel::Stdout, bytes }) => {
-                sink.write_all(&bytes).map_err(ClientError::Spool)?;
-            }
-            Some(Frame::Data { channel: Channel::Stderr, bytes }) if words.len() < MAX_WORDS => {
-                words.extend(bytes)
-            }
-            Some(Frame::Error(error)) => return Err(ClientError::Refused(error)),
-            Some(Frame::Exit(status)) => break Some(status),
-            Some(_) => {}
-            None => break None,
-        }
-    };
-    if status != Some(ExitStatus::Code(0)) {
-        return Err(incomplete(&words));
+    while let Some(bytes) = changes.next().await? {
+        sink.write_all(&bytes).map_err(ClientError::Spool)?;
     }
     let (encoder, diff_id, plain_bytes) = sink.digest();
     let (mut file, digest, size) = encoder.finish().map_err(ClientError::Spool)?.digest();
     file.rewind().map_err(ClientError::Spool)?;
     let layer = Descriptor { digest, size, media: Media::LayerTarGzip };
     Ok(Spooled { file, layer, diff_id, plain_bytes })
-}
-
-fn incomplete(words: &[u8]) -> ClientError {
-    let words = String::from_utf8_lossy(words);
-    let words: String = words.trim().chars().filter(|c| !c.is_control()).collect();
-    let reason = if words.is_empty() { "the stream ended early" } else { &words };
-    let message = format!("the container's changes could not be read: {reason}");
-    ClientError::Refused(WireError::new(ErrorCode::Internal, message))
 }
 
 /// The configuration with one more layer and one more line of history; and the image's architecture. Everything that is not

@@ -3,11 +3,8 @@ use crate::containers::{Done, each};
 use crate::context::{CliError, Context};
 use crate::{output, view};
 use clap::Args;
-use std::io::Write as _;
 use wherry_client::{Container, SnapshotNotes};
-use wherry_protocol::message::{
-    ChangesQuery, Channel, ContainerInfo, ContainerState, ExitStatus, Frame, ImageName,
-};
+use wherry_protocol::message::{ChangesQuery, ContainerInfo, ContainerState, ImageName};
 
 /// Longest path with its letter, in bytes: PATH_MAX and some.
 const MAX_CHANGE_BYTES: usize = 8192;
@@ -61,26 +58,15 @@ pub(crate) async fn wake(context: &Context, args: Several) -> Result<u8, CliErro
 
 /// Prints what a container has changed in its files.
 pub(crate) async fn diff(context: &Context, args: &Diff) -> Result<u8, CliError> {
-    let mut output = context.container(&args.container)?.changes(ChangesQuery::Names).await?.process.output;
-    let mut pending = Vec::new();
-    let mut all = Vec::new();
-    let mut words = Vec::new();
-    loop {
-        match output.next().await? {
-            Some(Frame::Data { channel: Channel::Stdout, bytes }) => {
-                pending.extend_from_slice(&bytes);
-                for change in take_changes(&mut pending)? {
-                    match context.json {
-                        true => all.push(change),
-                        false => print(&change)?,
-                    }
-                }
+    let mut changes = context.container(&args.container)?.changes(ChangesQuery::Names).await?;
+    let (mut pending, mut all) = (Vec::new(), Vec::new());
+    while let Some(bytes) = changes.next().await? {
+        pending.extend_from_slice(&bytes);
+        for change in take_changes(&mut pending)? {
+            match context.json {
+                true => all.push(change),
+                false => print(&change)?,
             }
-            Some(Frame::Data { channel: Channel::Stderr, bytes }) => words = bytes,
-            Some(Frame::Error(error)) => return Err(CliError::Other(error.message)),
-            Some(Frame::Exit(ExitStatus::Code(0))) => break,
-            Some(Frame::Exit(_)) | None => return Err(incomplete(&words)),
-            Some(_) => {}
         }
     }
     if context.json {
@@ -89,17 +75,11 @@ pub(crate) async fn diff(context: &Context, args: &Diff) -> Result<u8, CliError>
     Ok(0)
 }
 
-fn incomplete(words: &[u8]) -> CliError {
-    let words = output::printable(String::from_utf8_lossy(words).trim());
-    let reason = if words.is_empty() { "the stream ended early".to_owned() } else { words };
-    CliError::Other(format!("the changes are not complete: {reason}"))
-}
-
 fn print(change: &view::Change) -> Result<(), CliError> {
     let letter = match change.change {
-        "added" => 'A',
-        "deleted" => 'D',
-        _ => 'C',
+        view::ChangeKind::Added => 'A',
+        view::ChangeKind::Changed => 'C',
+        view::ChangeKind::Deleted => 'D',
     };
     output::line(&format!("{letter} {}", output::printable(&change.path)))
 }
@@ -116,9 +96,9 @@ fn take_changes(bytes: &mut Vec<u8>) -> Result<Vec<view::Change>, CliError> {
     let parse = |line: &[u8]| {
         let (letter, path) = line.split_first().ok_or_else(nonsense)?;
         let change = match letter {
-            b'A' => "added",
-            b'C' => "changed",
-            b'D' => "deleted",
+            b'A' => view::ChangeKind::Added,
+            b'C' => view::ChangeKind::Changed,
+            b'D' => view::ChangeKind::Deleted,
             _ => return Err(nonsense()),
         };
         Ok(view::Change { change, path: String::from_utf8_lossy(path).into_owned() })
@@ -140,7 +120,6 @@ pub(crate) async fn commit(context: &Context, args: Commit) -> Result<u8, CliErr
         true => output::json(&view::Image::of(&info))?,
         false => output::line(&format!("{} {}", info.name, info.id))?,
     }
-    std::io::stdout().flush()?;
     Ok(0)
 }
 
@@ -164,7 +143,7 @@ mod tests {
         let mut bytes = b"A/new\0C/etc\0D/o".to_vec();
         let found = take_changes(&mut bytes).unwrap();
         let shown: Vec<_> = found.iter().map(|change| (change.change, change.path.as_str())).collect();
-        assert_eq!(shown, [("added", "/new"), ("changed", "/etc")]);
+        assert_eq!(shown, [(view::ChangeKind::Added, "/new"), (view::ChangeKind::Changed, "/etc")]);
         assert_eq!(bytes, b"D/o");
         bytes.extend(b"ld\0");
         assert_eq!(take_changes(&mut bytes).unwrap()[0].path, "/old");

@@ -95,7 +95,7 @@ pub(crate) async fn run(context: &Context, args: Run) -> Result<u8, CliError> {
         let location = context.location()?;
         let mut request = args.request(location.image_name(&image).await?)?;
         if !args.files.is_empty() {
-            let archive = location.put_bytes(&files, Media::LayerTar).await?;
+            let archive = location.put_bytes(files, Media::LayerTar).await?;
             request.spec.settings.push(Setting::Files(archive));
         }
         let (container, _) = location.run(request).await?;

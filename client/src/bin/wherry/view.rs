@@ -196,11 +196,19 @@ impl<'a> Node<'a> {
     }
 }
 
+/// What happened to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ChangeKind {
+    Added,
+    Changed,
+    Deleted,
+}
+
 /// One changed path of a container.
 #[derive(Debug, Serialize)]
 pub(crate) struct Change {
-    /// `added`, `changed` or `deleted`.
-    pub(crate) change: &'static str,
+    pub(crate) change: ChangeKind,
     pub(crate) path: String,
 }
 
