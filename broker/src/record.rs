@@ -218,7 +218,7 @@ impl Container {
 
     /// The blobs it needs: its image's, and files that lie over them.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
-        self.manifest.layers.iter().chain([&self.manifest.config]).chain(self.spec.files())
+        blobs(&self.manifest).chain(self.spec.files())
     }
 
     /// Their digests.
@@ -227,9 +227,14 @@ impl Container {
     }
 }
 
-/// The digests of an image.
+/// The blobs of an image: its layers, then its configuration.
+pub fn blobs(manifest: &ImageManifest) -> impl Iterator<Item = &Descriptor> {
+    manifest.layers.iter().chain([&manifest.config])
+}
+
+/// Their digests.
 pub fn digests(manifest: &ImageManifest) -> impl Iterator<Item = Digest> {
-    manifest.layers.iter().map(|layer| layer.digest).chain([manifest.config.digest])
+    blobs(manifest).map(|blob| blob.digest)
 }
 
 /// An allowed connection, without the addresses that follow from the containers.

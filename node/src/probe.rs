@@ -163,7 +163,7 @@ impl Prober {
             }
             let timeout = Duration::from_millis(u64::from(plan.timeout_ms));
             let answer = self.ask(instance, &plan.probe, timeout).await;
-            if course.take(since.elapsed(), answer.map_err(shortened)) {
+            if course.take(since.elapsed(), answer.map_err(|words| HealthReport::kept(&words))) {
                 let report = course.report().clone();
                 tracing::info!(container = %instance.container, "{}: {}", report.health, report.output);
                 let kill = plan.kill && report.health == Health::Unhealthy;
@@ -212,15 +212,6 @@ fn gone(container: ContainerRef, ended: Ended) -> WireError {
 
 fn no_answer(timeout: Duration) -> String {
     format!("no answer within {} s", timeout.as_secs_f64())
-}
-
-fn shortened(words: String) -> String {
-    let mut bytes = 0;
-    let fits = |c: &char| {
-        bytes += c.len_utf8();
-        bytes <= KEPT_OUTPUT
-    };
-    words.chars().take_while(fits).collect()
 }
 
 /// `HTTP/1.1 200 OK` → 200 (RFC 9112 §4).

@@ -173,10 +173,8 @@ impl Router {
         let patience = std::time::Duration::from_millis(u64::from(timeout_ms));
         let (mut reader, mut writer) = stream.split();
         let answered = async {
-            match self.prober.ready(container, probe, patience).await {
-                Ok(()) => io::send(&mut writer, &Reply::Done).await,
-                Err(error) => io::send(&mut writer, &Reply::Error(error)).await,
-            }
+            let ready = self.prober.ready(container, probe, patience).await;
+            io::send(&mut writer, &ready.map_or_else(Reply::Error, |()| Reply::Done)).await
         };
         Ok(until_hung_up(answered, &mut reader).await?)
     }

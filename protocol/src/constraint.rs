@@ -58,7 +58,7 @@ pub struct Board<'a> {
 }
 
 fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(80).collect()
+    crate::text::shown(text, 80)
 }
 
 fn word_ok(word: &str) -> bool {

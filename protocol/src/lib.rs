@@ -5,7 +5,7 @@
 //! io        streams over any AsyncRead/AsyncWrite: handshake, sealed bytes, yamux, one request per stream
 //! session   sealed records with counter nonces and rekeying \  sans-IO: bytes in, bytes out,
 //! handshake HELLO → WELCOME → INITIATE → READY              /  no clock, no socket, no runtime
-//! key, token, id, limits, error                              the vocabulary
+//! key, token, id, limits, error, text                        the vocabulary
 //! ```
 //!
 //! The crate has no clock, no runtime and no unsafe code; time and randomness are passed in.
@@ -23,6 +23,7 @@ pub mod limits;
 pub mod message;
 pub mod policy;
 pub mod session;
+pub mod text;
 pub mod token;
 
 pub use constraint::Constraint;

@@ -4,9 +4,10 @@ mod device;
 mod health;
 
 pub use device::is_device_granted;
-pub use health::check_probe;
+pub use health::{CHECK_MS, check_probe};
 
 use crate::message::{ContainerSpec, Descriptor, Media, RestartPolicy, Setting};
+use crate::text::path_parts;
 use std::collections::BTreeSet;
 
 /// What the first user of a container may do, unless dropped: Docker's default without making devices, raw sockets, writing
@@ -81,7 +82,7 @@ fn refuse<T>(text: impl Into<String>) -> Result<T, Refused> {
 }
 
 fn shown(text: &str) -> String {
-    text.chars().take(80).filter(|c| !c.is_control()).collect()
+    crate::text::shown(text, 80)
 }
 
 /// `NET_RAW` for `cap_net_raw` and `net_raw`; `ALL`; `None` for what is no name of a usual or addable capability.
@@ -146,13 +147,11 @@ pub fn check(spec: &ContainerSpec) -> Result<(), Refused> {
 
 /// One thing at one place: what is mounted over something else would only hide it.
 fn check_places(spec: &ContainerSpec) -> Result<(), Refused> {
-    let parts = |path: &str| -> Vec<String> {
-        path.split('/').filter(|part| !matches!(*part, "" | ".")).map(str::to_owned).collect()
-    };
-    let mut places: BTreeSet<Vec<String>> = spec.mounts.iter().map(|mount| parts(&mount.path)).collect();
+    let mut places: BTreeSet<Vec<&str>> =
+        spec.mounts.iter().map(|mount| path_parts(&mount.path).collect()).collect();
     for setting in &spec.settings {
         if let Setting::Tmpfs { path, .. } = setting
-            && !places.insert(parts(path))
+            && !places.insert(path_parts(path).collect())
         {
             return refuse(format!("two things are mounted at '{}': choose one of both", shown(path)));
         }

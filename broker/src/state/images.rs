@@ -2,7 +2,7 @@
 //! account has the same layer is never shown, so the bytes always travel once per account.
 use super::bounds::{MAX_BLOBS_PER_ACCOUNT, MAX_IMAGES_PER_ACCOUNT, MAX_QUESTION_DIGESTS, UNNAMED_BLOB_MS};
 use super::{Broker, Output, RequestId, SessionId, Timer, error, not_found};
-use crate::record::{Hold, Image, digests};
+use crate::record::{Hold, Image, blobs, digests};
 use std::collections::BTreeSet;
 use wherry_protocol::limits::{MAX_BLOB_BYTES, MAX_LAYERS, MAX_READ_BLOB_BYTES};
 use wherry_protocol::message::{Descriptor, ImageInfo, ImageManifest, ImageName, Media, Reply};
@@ -123,7 +123,7 @@ impl Broker {
         manifest: ImageManifest,
     ) -> Result<Reply, WireError> {
         check_manifest(&name, &architecture, &manifest)?;
-        for blob in manifest.layers.iter().chain([&manifest.config]) {
+        for blob in blobs(&manifest) {
             self.check_held(account, blob)?;
         }
         let key = (account, name.clone());
@@ -292,12 +292,11 @@ fn check_manifest(name: &ImageName, architecture: &str, manifest: &ImageManifest
 }
 
 fn image_info(name: &ImageName, image: &Image) -> ImageInfo {
-    let blobs = image.manifest.layers.iter().chain([&image.manifest.config]);
     ImageInfo {
         name: name.clone(),
         id: image.manifest.config.digest,
         architecture: image.architecture.clone(),
-        size: blobs.fold(0, |sum, blob| sum.saturating_add(blob.size)),
+        size: blobs(&image.manifest).fold(0, |sum, blob| sum.saturating_add(blob.size)),
         created_seconds: image.created_seconds,
         manifest: image.manifest.clone(),
     }

@@ -6,6 +6,7 @@ use super::waiting::Waiter;
 use super::{Broker, ask::Now, error};
 use std::collections::BTreeMap;
 use wherry_protocol::message::{Condition, ContainerSelector, ContainerState, HealthReport, Reply};
+use wherry_protocol::text::shown;
 use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, WireError, constraint};
 
 impl Broker {
@@ -33,7 +34,12 @@ impl Broker {
     }
 
     /// A board says how a container is.
-    pub(super) fn condition_report(&mut self, index: NodeIndex, which: ContainerRef, condition: Condition) {
+    pub(super) fn condition_report(
+        &mut self,
+        index: NodeIndex,
+        which: ContainerRef,
+        mut condition: Condition,
+    ) {
         let id = which.id;
         let current = self.tables.container(id).is_some_and(|c| {
             c.node == index && c.is_present() && c.generation == which.generation && !c.state.is_finished()
@@ -41,8 +47,12 @@ impl Broker {
         if !current {
             return;
         }
+        // A board's words are kept for every container: no more of them than a sentence.
+        if let Some(health) = &mut condition.health {
+            health.output = HealthReport::kept(&health.output);
+        }
         let awake = !condition.asleep;
-        self.conditions.insert(id, bounded(condition));
+        self.conditions.insert(id, condition);
         self.container_event(id);
         if awake {
             self.waiters_awake(id);
@@ -62,8 +72,8 @@ impl Broker {
             self.tables.labels.get(&index).cloned().unwrap_or_default();
         for name in remove {
             if labels.remove(name).is_none() {
-                let shown: String = name.chars().filter(|c| !c.is_control()).take(80).collect();
-                return Err(error(ErrorCode::NotFound, format!("the board has no label '{shown}'")));
+                let text = format!("the board has no label '{}'", shown(name, 80));
+                return Err(error(ErrorCode::NotFound, text));
             }
         }
         for (name, value) in set {
@@ -81,31 +91,10 @@ impl Broker {
         } else {
             self.tables.labels.insert(index, labels);
         }
-        match self.nodes() {
-            Reply::Nodes(mut nodes) => {
-                nodes.retain(|info| info.index == index);
-                Ok(Reply::Nodes(nodes))
-            }
-            other => Ok(other),
-        }
+        Ok(self.nodes(|number| number == index))
     }
 
     pub(super) fn forget_condition(&mut self, id: ContainerId) {
         self.conditions.remove(&id);
     }
-}
-
-/// A board's words are kept for every container: no more of them than a sentence.
-fn bounded(mut condition: Condition) -> Condition {
-    if let Some(health) = &mut condition.health {
-        let words = health.output.chars().filter(|c| !c.is_control() || *c == '\n');
-        let mut bytes = 0;
-        health.output = words
-            .take_while(|c| {
-                bytes += c.len_utf8();
-                bytes <= HealthReport::MAX_OUTPUT_BYTES
-            })
-            .collect();
-    }
-    condition
 }

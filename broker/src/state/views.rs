@@ -53,8 +53,9 @@ impl Broker {
         Reply::Containers(infos)
     }
 
-    pub(super) fn nodes(&self) -> Reply {
-        let infos = self.tables.nodes.iter().map(|(index, node)| {
+    /// Those boards that are `wanted`.
+    pub(super) fn nodes(&self, wanted: impl Fn(NodeIndex) -> bool) -> Reply {
+        let infos = self.tables.nodes.iter().filter(|(index, _)| wanted(**index)).map(|(index, node)| {
             let live = self.connected.get(index);
             let containers = self.tables.containers_on(*index).filter(|(_, c)| c.is_present()).count();
             NodeInfo {
@@ -64,14 +65,10 @@ impl Broker {
                 facts: node.facts.clone(),
                 load: live.map(|live| live.load),
                 containers: u32::try_from(containers).unwrap_or(u32::MAX),
-                labels: self.labels_of(*index).map(|(name, value)| (name.clone(), value.clone())).collect(),
+                labels: self.tables.labels.get(index).cloned().unwrap_or_default().into_iter().collect(),
             }
         });
         Reply::Nodes(infos.collect())
-    }
-
-    pub(super) fn labels_of(&self, index: NodeIndex) -> impl Iterator<Item = (&String, &String)> {
-        self.tables.labels.get(&index).into_iter().flatten()
     }
 
     fn account_info(&self, id: AccountId, account: &Account) -> AccountInfo {

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use wherry_protocol::Digest;
+use wherry_protocol::text::shown;
 
 /// Where it listens if nothing is said.
 const USUAL: &str = "/var/run/docker.sock";
@@ -77,7 +78,7 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, Engine
 
 /// `unix:///var/run/docker.sock` or `tcp://127.0.0.1:2375`. Plain TCP leads nowhere but to this computer.
 fn endpoint(host: &str) -> Result<Endpoint, EngineError> {
-    let unreachable = || EngineError::Way(host.chars().filter(|c| !c.is_control()).take(200).collect());
+    let unreachable = || EngineError::Way(shown(host, 200));
     if let Some(path) = host.strip_prefix("unix://") {
         return Ok(Endpoint::Unix(path.into()));
     }

@@ -18,6 +18,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 use wherry_images::archive::{ArchiveError, ImageArchive, MAX_SPOOL_BYTES};
+use wherry_protocol::text::shown;
 
 /// Characters of another program's words that are passed on.
 const MAX_WORDS: usize = 300;
@@ -133,8 +134,8 @@ impl EngineImage {
         };
         // `docker://` means a registry in skopeo's words; that is what `pull` is for.
         let ok = !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.split('/').all(component_ok);
-        let shown = || text.chars().filter(|c| !c.is_control()).take(100).collect();
-        Some(if ok { Ok(Self { engine, name: name.to_owned() }) } else { Err(EngineError::Name(shown())) })
+        let refused = || EngineError::Name(shown(text, 100));
+        Some(if ok { Ok(Self { engine, name: name.to_owned() }) } else { Err(refused()) })
     }
 
     /// What to call an image that the archive gives no name: that of the repository, unless it may be an id.
@@ -213,7 +214,7 @@ fn words(bytes: &[u8]) -> String {
     let message = line.split_once(" msg=\"").and_then(|(_, message)| message.strip_suffix('"'));
     let line = message
         .map_or_else(|| line.trim_start_matches("Error: ").to_owned(), |text| text.replace("\\\"", "\""));
-    line.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect()
+    shown(&line, MAX_WORDS)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use hyper::{Method, Request, StatusCode};
 use std::path::PathBuf;
 use tokio::sync::Mutex;
 use wherry_protocol::Digest;
+use wherry_protocol::text::shown;
 
 /// Redirects followed for one request: what Go's client, and so most tools, accept.
 const MAX_REDIRECTS: usize = 10;
@@ -177,9 +178,8 @@ impl Registry {
 
     fn target(&self, target: &str, reason: &'static str) -> RegistryError {
         // Signatures of blob storage are after the question mark.
-        let shown = target.split('?').next().unwrap_or_default();
-        let shown = shown.chars().filter(|c| !c.is_control()).take(200).collect();
-        RegistryError::Target { host: self.host(), target: shown, reason }
+        let target = shown(target.split('?').next().unwrap_or_default(), 200);
+        RegistryError::Target { host: self.host(), target, reason }
     }
 
     /// Where a redirect leads, if one may go there.
@@ -280,10 +280,7 @@ impl Registry {
     pub(super) fn not_a_registry(&self, media: &str) -> RegistryError {
         let found = match media {
             "text/html" => "it sent a web page".into(),
-            other => format!(
-                "it sent '{}'",
-                other.chars().filter(|c| !c.is_control()).take(80).collect::<String>()
-            ),
+            other => format!("it sent '{}'", shown(other, 80)),
         };
         RegistryError::NotARegistry { host: self.host(), found }
     }

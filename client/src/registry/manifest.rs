@@ -114,16 +114,15 @@ impl Remote {
     }
 
     async fn choose(&self, index: &Index, wanted: Option<&str>) -> Result<Manifest, RegistryError> {
-        let boards = "amd64 or arm64";
-        let mut entry = index.choose(wanted.unwrap_or(boards)).map_err(|error| self.unusable(error))?.clone();
+        let wanted = wanted.unwrap_or("amd64 or arm64");
+        let pick = |index: &Index| index.choose(wanted).cloned().map_err(|error| self.unusable(error));
+        let mut entry = pick(index)?;
         for _ in 0..MAX_INDEX_DEPTH {
             let digest = entry.sha256().map_err(|error| self.unusable(error))?;
             let (_, document) = fetch(&self.registry, &digest.to_string(), Some(digest)).await?;
             entry = match document {
                 Document::Image(manifest) => return Ok(manifest),
-                Document::Index(index) => {
-                    index.choose(wanted.unwrap_or(boards)).map_err(|error| self.unusable(error))?.clone()
-                }
+                Document::Index(index) => pick(&index)?,
             };
         }
         let too_deep = OciError::TooLarge {
@@ -252,5 +251,5 @@ fn parse(media: &str, bytes: &[u8]) -> Result<Document, String> {
 }
 
 fn shorten(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(100).collect()
+    wherry_protocol::text::shown(text, 100)
 }

@@ -15,7 +15,8 @@ mod tar;
 mod tree;
 
 pub use layer::{LayerDir, Unpacked, clean, unpack_layer};
-pub use tar::{Attribute, Entry, EntryKind, TarError, TarReader};
+pub use tar::{Attribute, Entry, EntryKind, TarError, TarReader, XATTR_RECORD};
+pub use tree::{OPAQUE, OPAQUE_XATTR, WHITEOUT};
 
 use std::path::PathBuf;
 use wherry_protocol::{Digest, ErrorCode, WireError};

@@ -4,6 +4,8 @@ use super::Limits;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
+/// Before the name of an extended attribute in a PAX record, as GNU tar and Docker write it.
+pub const XATTR_RECORD: &str = "SCHILY.xattr.";
 const BLOCK: usize = 512;
 const BLOCK_U64: u64 = 512;
 /// Blocks of zeros accepted after the end: 16 MiB. GNU tar pads to 10 KiB by default, tapes to a few MiB; without a
@@ -504,7 +506,7 @@ impl Extensions {
 
     fn xattrs(&self, limit: usize) -> Result<Vec<Attribute>, TarError> {
         let attribute = |(key, value): (&Vec<u8>, &Vec<u8>)| {
-            key.strip_prefix(b"SCHILY.xattr.").map(|name| (name.to_vec(), value.clone()))
+            key.strip_prefix(XATTR_RECORD.as_bytes()).map(|name| (name.to_vec(), value.clone()))
         };
         let xattrs: Vec<_> = self.records.iter().filter_map(attribute).collect();
         if xattrs.len() > limit {

@@ -15,13 +15,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// Longest name of one component (NAME_MAX).
 const NAME_BYTES: usize = 255;
-/// OCI image-spec, layer.md "Whiteouts".
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+/// What the name of something begins with that hides what is so called below (OCI image-spec, layer.md "Whiteouts").
+pub const WHITEOUT: &[u8] = b".wh.";
+/// What hides everything below its directory (the same).
+pub const OPAQUE: &[u8] = b".wh..wh..opq";
 /// AUFS' own bookkeeping, which Docker's old layers contain.
 const AUFS: &[u8] = b".wh..wh.";
 /// How overlayfs marks a directory that hides the ones below (Documentation/filesystems/overlayfs.rst).
-const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+pub const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 
 const NEW_DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 const CREATE: OFlags = OFlags::CREATE.union(OFlags::EXCL).union(OFlags::WRONLY).union(OFlags::CLOEXEC);

@@ -3,18 +3,19 @@
 //!
 //! The container may run and change the directory meanwhile: every step is taken from an open directory and follows no
 //! link, so nothing outside of it can be reached.
+use super::copy::{exactly, open_file};
 use super::plan::Root;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fgetxattr, getxattr};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read as _, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
+use wherry_images::unpack::{OPAQUE, OPAQUE_XATTR, WHITEOUT, XATTR_RECORD};
 
 /// Directories within directories.
 const MAX_DEPTH: usize = 256;
@@ -22,7 +23,6 @@ const MAX_DEPTH: usize = 256;
 const MAX_XATTR_BYTES: usize = 64 * 1024;
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// What happened to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ struct Found<'a> {
     parent: &'a OwnedFd,
     name: &'a OsStr,
     stat: &'a Stat,
+    /// If it is a directory: open.
+    directory: Option<&'a OwnedFd>,
     /// Whether nothing of a directory below shows through.
     opaque: bool,
 }
@@ -106,6 +108,7 @@ fn walk_directory(
                 parent: directory,
                 name: &name,
                 stat: &stat,
+                directory: None,
                 opaque: false,
             };
             if below {
@@ -117,7 +120,8 @@ fn walk_directory(
             FileType::Directory => open_directory(directory, &name)?,
             _ => None,
         };
-        let opaque = child.as_ref().is_some_and(is_opaque);
+        let opaque =
+            child.as_ref().is_some_and(|child| is_opaque(|name, value| fgetxattr(child, name, value)));
         let change = if below { Change::Changed } else { Change::Added };
         each(&Found {
             change,
@@ -125,6 +129,7 @@ fn walk_directory(
             parent: directory,
             name: &name,
             stat: &stat,
+            directory: child.as_ref(),
             opaque: opaque && below,
         })?;
         if let Some(child) = child {
@@ -161,9 +166,10 @@ fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-fn is_opaque(directory: &OwnedFd) -> bool {
+/// How overlayfs itself tells; `read` reads an attribute.
+fn is_opaque(read: impl FnOnce(&str, &mut [u8]) -> rustix::io::Result<usize>) -> bool {
     let mut value = [0; 1];
-    rustix::fs::fgetxattr(directory, OPAQUE, &mut value[..]).is_ok_and(|length| length == 1 && value == *b"y")
+    read(OPAQUE_XATTR, &mut value).is_ok_and(|length| length == 1 && value == *b"y")
 }
 
 /// Whether `path` shows in the layers, which nobody changes.
@@ -201,8 +207,7 @@ fn look(layer: &Path, path: &Path) -> Look {
         if last {
             return Look::There;
         }
-        let mut value = [0; 1];
-        opaque |= rustix::fs::getxattr(&here, OPAQUE, &mut value[..]).is_ok() && value == *b"y";
+        opaque |= is_opaque(|name, value| getxattr(&here, name, value));
     }
     Look::There
 }
@@ -217,11 +222,12 @@ fn append(
     }
     match FileType::from_raw_mode(found.stat.st_mode) {
         FileType::Directory => {
-            let directory = open_directory(found.parent, found.name)?;
-            append_attributes(archive, directory.as_ref())?;
+            if let Some(directory) = found.directory {
+                append_attributes(archive, directory)?;
+            }
             archive.append_data(&mut header(found.stat, EntryType::Directory, 0), found.path, io::empty())?;
             if found.opaque {
-                append_mark(archive, &found.path.join(".wh..wh..opq"))?;
+                append_mark(archive, &found.path.join(OsStr::from_bytes(OPAQUE)))?;
             }
             Ok(())
         }
@@ -244,30 +250,26 @@ fn append_file(
     links: &mut HashMap<(u64, u64), PathBuf>,
     found: &Found<'_>,
 ) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::openat(found.parent, found.name, flags, Mode::empty()) {
-        Err(Errno::NOENT | Errno::LOOP) => return Ok(()),
-        result => result?,
+    let file = match open_file(found.parent, found.name) {
+        // Gone, or something else, since it was looked at.
+        Ok(None) | Err(Errno::NOENT | Errno::LOOP) => return Ok(()),
+        Ok(Some(file)) => file,
+        Err(error) => return Err(error.into()),
     };
     let stat = rustix::fs::fstat(&file)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Ok(());
-    }
     if stat.st_nlink > 1 {
         if let Some(first) = links.get(&(stat.st_dev, stat.st_ino)) {
             return archive.append_link(&mut header(&stat, EntryType::Link, 0), found.path, first);
         }
         links.insert((stat.st_dev, stat.st_ino), found.path.to_owned());
     }
-    append_attributes(archive, Some(&file))?;
+    append_attributes(archive, &file)?;
     let size = u64::try_from(stat.st_size).unwrap_or(0);
-    // A file that changes meanwhile: exactly so many bytes are announced.
-    let content = File::from(file).take(size).chain(io::repeat(0)).take(size);
-    archive.append_data(&mut header(&stat, EntryType::Regular, size), found.path, content)
+    archive.append_data(&mut header(&stat, EntryType::Regular, size), found.path, exactly(file, size))
 }
 
 fn marked(name: &OsStr) -> OsString {
-    let mut marked = OsString::from(".wh.");
+    let mut marked = OsStr::from_bytes(WHITEOUT).to_owned();
     marked.push(name);
     marked
 }
@@ -295,23 +297,25 @@ fn header(stat: &Stat, kind: EntryType, size: u64) -> Header {
 }
 
 /// Extended attributes as GNU tar and Docker write them; not those of overlayfs itself.
-fn append_attributes(archive: &mut Builder<impl Write>, file: Option<&OwnedFd>) -> io::Result<()> {
-    let Some(file) = file else { return Ok(()) };
-    let mut list = vec![0; MAX_XATTR_BYTES];
-    let length = match rustix::fs::flistxattr(file, list.as_mut_slice()) {
-        Ok(length) => length,
-        // A file system without them.
-        Err(Errno::NOTSUP) => return Ok(()),
+fn append_attributes(archive: &mut Builder<impl Write>, file: impl AsFd) -> io::Result<()> {
+    let file = file.as_fd();
+    // Most have none: only their number of bytes is asked for.
+    match rustix::fs::flistxattr_query(file) {
+        // Also on a file system without them.
+        Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
+        Ok(_) => {}
         Err(error) => return Err(error.into()),
-    };
+    }
+    let mut list = vec![0; MAX_XATTR_BYTES];
+    let length = rustix::fs::flistxattr(file, list.as_mut_slice())?;
     let names = list.get(..length).unwrap_or_default().split(|&byte| byte == 0);
     let mut extensions = Vec::new();
     for name in names.filter(|name| name.starts_with(b"user.") || *name == b"security.capability") {
         let (Ok(text), Ok(c_name)) = (std::str::from_utf8(name), CString::new(name)) else { continue };
         let mut value = vec![0; MAX_XATTR_BYTES];
-        if let Ok(length) = rustix::fs::fgetxattr(file, &*c_name, value.as_mut_slice()) {
+        if let Ok(length) = fgetxattr(file, &*c_name, value.as_mut_slice()) {
             value.truncate(length);
-            extensions.push((format!("SCHILY.xattr.{text}"), value));
+            extensions.push((format!("{XATTR_RECORD}{text}"), value));
         }
     }
     if extensions.is_empty() {
@@ -324,6 +328,7 @@ fn append_attributes(archive: &mut Builder<impl Write>, file: Option<&OwnedFd>) 
 mod tests {
     use super::*;
     use std::fs;
+    use std::io::Read as _;
     use std::os::unix::fs::symlink;
 
     struct Tree {
@@ -361,7 +366,7 @@ mod tests {
 
         fn make_opaque(&self, path: &str) {
             let path = self.base.path().join(path);
-            rustix::fs::setxattr(&path, OPAQUE, b"y", rustix::fs::XattrFlags::empty()).unwrap();
+            rustix::fs::setxattr(&path, OPAQUE_XATTR, b"y", rustix::fs::XattrFlags::empty()).unwrap();
         }
 
         fn names(&self) -> Vec<String> {
@@ -445,6 +450,36 @@ mod tests {
                 ("twin", EntryType::Link, "dir/new"),
             ]
         );
+    }
+
+    #[test]
+    fn attributes_go_along_but_for_those_of_overlayfs() {
+        let tree = tree();
+        tree.put("low/dir/old", "x");
+        tree.put("upper/dir/file", "x");
+        tree.make_opaque("upper/dir");
+        for path in ["dir", "dir/file"] {
+            let path = tree.root.upper.join(path);
+            rustix::fs::setxattr(&path, "user.note", b"kept", rustix::fs::XattrFlags::empty()).unwrap();
+        }
+        let mut bytes = Vec::new();
+        layer(&tree.root, &mut bytes).unwrap();
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let mut noted = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let path = entry.path().unwrap().display().to_string();
+            for record in entry.pax_extensions().unwrap().into_iter().flatten() {
+                let record = record.unwrap();
+                noted.push((
+                    path.clone(),
+                    record.key().unwrap().to_owned(),
+                    record.value().unwrap().to_owned(),
+                ));
+            }
+        }
+        let record = |path: &str| (path.to_owned(), "SCHILY.xattr.user.note".to_owned(), "kept".to_owned());
+        assert_eq!(noted, [record("dir"), record("dir/file")]);
     }
 
     #[test]

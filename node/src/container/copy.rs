@@ -4,6 +4,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
+use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use tar::{Archive, Builder, EntryType, Header, HeaderMode};
 use wherry_protocol::message::CopySpec;
@@ -81,19 +82,26 @@ fn add(archive: &mut Builder<impl io::Write>, path: &Path, name: &Path, depth: u
 }
 
 fn add_file(archive: &mut Builder<impl io::Write>, path: &Path, name: &Path) -> io::Result<()> {
-    // What was a file a moment ago may be a pipe now, which would hold us up.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|errno| at(path)(errno.into()))?;
-    let stat = rustix::fs::fstat(&file).map_err(|errno| at(path)(errno.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Ok(());
-    }
-    let file = File::from(file);
+    let Some(file) = open_file(CWD, path).map_err(|errno| at(path)(errno.into()))? else { return Ok(()) };
     let meta = file.metadata().map_err(at(path))?;
     let mut header = header(&meta, EntryType::Regular, meta.len());
-    // A file that changes meanwhile: exactly so many bytes were announced.
-    let content = file.take(meta.len()).chain(io::repeat(0)).take(meta.len());
-    archive.append_data(&mut header, name, content).map_err(at(path))
+    archive.append_data(&mut header, name, exactly(file, meta.len())).map_err(at(path))
+}
+
+/// Opens an ordinary file; `None` for what is none. What was a file a moment ago may be a pipe now, which must not hold us up.
+pub(super) fn open_file(
+    parent: impl AsFd,
+    name: &(impl AsRef<OsStr> + ?Sized),
+) -> rustix::io::Result<Option<File>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(parent, name.as_ref(), flags, Mode::empty())?;
+    let regular = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) == FileType::RegularFile;
+    Ok(regular.then(|| File::from(file)))
+}
+
+/// As many bytes as were announced, whatever becomes of the file meanwhile.
+pub(super) fn exactly(content: impl Read, bytes: u64) -> impl Read {
+    content.take(bytes).chain(io::repeat(0)).take(bytes)
 }
 
 fn header(meta: &fs::Metadata, kind: EntryType, size: u64) -> Header {

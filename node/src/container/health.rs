@@ -3,15 +3,13 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use wherry_images::oci::Healthcheck;
 use wherry_protocol::message::{Health, HealthCheck, HealthReport, OnUnhealthy, Probe, Setting};
-use wherry_protocol::policy;
+use wherry_protocol::policy::{self, CHECK_MS};
 
 /// What applies where nobody says otherwise: Docker's defaults, in milliseconds.
 const INTERVAL_MS: u32 = 30_000;
 const TIMEOUT_MS: u32 = 30_000;
 const START_INTERVAL_MS: u32 = 5_000;
 const RETRIES: u32 = 3;
-/// The most that an image may ask for, and the least, in milliseconds.
-const IMAGE_MS: std::ops::RangeInclusive<i64> = 100..=86_400_000;
 
 /// A health check with everything decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,11 +38,10 @@ pub fn plan(image: Option<&Healthcheck>, settings: &[Setting]) -> Option<HealthP
         Setting::Health(check) => Some(Some(check)),
         _ => None,
     });
-    let wish = match wish {
-        Some(None) => return None,
-        Some(Some(check)) => Some(check),
-        None => None,
-    };
+    if wish == Some(None) {
+        return None;
+    }
+    let wish = wish.flatten();
     let own = wish.and_then(|check| check.probe.clone());
     let probe = own.or_else(|| image.and_then(image_probe))?;
     // An image that asks for nonsense is not checked; a user has been told.
@@ -75,20 +72,18 @@ fn image_probe(image: &Healthcheck) -> Option<Probe> {
     let (kind, words) = image.test.as_deref()?.split_first()?;
     match (kind.as_str(), words) {
         ("CMD", [_, ..]) => Some(Probe::Exec(words.to_vec())),
-        ("CMD-SHELL", [line, ..]) => {
-            Some(Probe::Exec(["/bin/sh", "-c", line.as_str()].map(String::from).to_vec()))
-        }
+        ("CMD-SHELL", [line, ..]) => Some(Probe::shell(line)),
         _ => None,
     }
 }
 
-/// Images say nanoseconds; 0 is "as usual".
+/// Images say nanoseconds; 0 is "as usual", and what nobody may ask for is brought within bounds.
 fn milliseconds(nanoseconds: i64) -> Option<u32> {
     if nanoseconds <= 0 {
         return None;
     }
-    let bounded = (nanoseconds / 1_000_000).clamp(*IMAGE_MS.start(), *IMAGE_MS.end());
-    u32::try_from(bounded).ok()
+    let asked = u32::try_from(nanoseconds / 1_000_000).unwrap_or(u32::MAX);
+    Some(asked.clamp(*CHECK_MS.start(), *CHECK_MS.end()))
 }
 
 /// What the checks so far add up to.

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use wherry_images::oci::{OciError, ProcessSettings};
 use wherry_protocol::message::{ContainerDesired, CopySpec, ExecSpec, ImageManifest, Setting};
+use wherry_protocol::text::path_parts;
 use wherry_protocol::{ErrorCode, WireError, limits, policy};
 use wherry_sys::capability::CapabilitySet;
 
@@ -432,9 +433,8 @@ fn limits_of_process(settings: &[Setting]) -> Vec<Limit> {
 
 /// What is inside of something else comes after it, or it would be hidden.
 fn wanted(mounts: impl Iterator<Item = Mount>) -> Vec<Mount> {
-    let depth = |path: &str| path.split('/').filter(|part| !matches!(*part, "" | ".")).count();
     let mut mounts: Vec<Mount> = mounts.collect();
-    mounts.sort_by_key(|mount| depth(&mount.target));
+    mounts.sort_by_key(|mount| path_parts(&mount.target).count());
     mounts
 }
 

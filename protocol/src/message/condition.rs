@@ -27,6 +27,17 @@ pub struct HealthReport {
 impl HealthReport {
     /// Enough for a sentence; it is kept for every container in the broker's memory.
     pub const MAX_OUTPUT_BYTES: usize = 256;
+
+    /// The beginning of what a check has to say, as much as is kept; without control characters but ends of lines.
+    #[must_use]
+    pub fn kept(words: &str) -> String {
+        let mut bytes = 0;
+        let fits = |c: &char| {
+            bytes += c.len_utf8();
+            bytes <= Self::MAX_OUTPUT_BYTES
+        };
+        words.chars().filter(|c| !c.is_control() || *c == '\n').take_while(fits).collect()
+    }
 }
 
 /// In one word. As Docker has it.
@@ -69,6 +80,14 @@ pub enum Probe {
         /// With the slash it begins with.
         path: String,
     },
+}
+
+impl Probe {
+    /// Words for the shell of the container.
+    #[must_use]
+    pub fn shell(line: &str) -> Self {
+        Self::Exec(["/bin/sh", "-c", line].map(str::to_owned).to_vec())
+    }
 }
 
 impl fmt::Display for Probe {

@@ -4,7 +4,7 @@ use crate::message::{HealthCheck, Probe};
 
 /// Shortest and longest time in a health check, in milliseconds: a check more often than that would be the main load of a
 /// small board; longer than a day nobody waits.
-const CHECK_MS: std::ops::RangeInclusive<u32> = 100..=86_400_000;
+pub const CHECK_MS: std::ops::RangeInclusive<u32> = 100..=86_400_000;
 /// Most failures in a row before a container counts as unhealthy.
 const MAX_RETRIES: u32 = 1000;
 /// Longest command of a check, in bytes: it is kept in memory for every container.

@@ -3,6 +3,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use wherry_protocol::message::{
     LogSince, OnUnhealthy, Probe, PublishedPort, RestartPolicy, Setting, Transport, VolumeMount,
 };
+use wherry_protocol::text::path_parts;
 use wherry_protocol::{Name, policy};
 
 /// `64m`, `1.5g`, `4096`: bytes, with binary units.
@@ -103,7 +104,7 @@ pub(crate) fn http_probe(text: &str) -> Result<Probe, String> {
 /// `pg_isready -U app` for a shell, or `["/bin/check", "--now"]`, as in a Dockerfile.
 pub(crate) fn exec_probe(text: &str) -> Result<Probe, String> {
     if !text.starts_with('[') {
-        return Ok(Probe::Exec(["/bin/sh", "-c", text].map(str::to_owned).to_vec()));
+        return Ok(Probe::shell(text));
     }
     let words = serde_json::from_str::<Vec<String>>(text).ok().filter(|words| !words.is_empty());
     words.map(Probe::Exec).ok_or_else(|| {
@@ -268,12 +269,9 @@ pub(crate) fn volume(text: &str) -> Result<VolumeMount, String> {
 
 /// No volume inside another one, none at the same path twice.
 pub(crate) fn volumes_apart(mounts: &[VolumeMount]) -> Result<(), String> {
-    let parts = |path: &str| -> Vec<String> {
-        path.split('/').filter(|part| !matches!(*part, "" | ".")).map(str::to_owned).collect()
-    };
     for (number, one) in mounts.iter().enumerate() {
         for other in mounts.iter().skip(number + 1) {
-            let (a, b) = (parts(&one.path), parts(&other.path));
+            let [a, b] = [one, other].map(|mount| path_parts(&mount.path).collect::<Vec<_>>());
             if a.starts_with(&b) || b.starts_with(&a) {
                 return Err(format!("volumes at '{}' and '{}' overlap", one.path, other.path));
             }
