@@ -1,8 +1,13 @@
-//! Programs of this host for a guest: where they are and what they need.
+//! Programs of this host for a guest: where they are, what they need, and how they do there.
 use crate::failure::Failure;
+use crate::given;
+use crate::guest::bare_initrd;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
+use wherry_images::disk::Arch;
+use wherry_qemu::{Host, Machine, Running, accelerator_for};
 
 /// Where a tool of this host is.
 ///
@@ -48,6 +53,50 @@ pub fn same_place<'a>(
     paths: impl IntoIterator<Item = &'a PathBuf>,
 ) -> Result<BTreeMap<String, Vec<u8>>, Failure> {
     paths.into_iter().map(|path| Ok((inside(path), read(path)?))).collect()
+}
+
+/// Boots this host's board kernel with busybox and these files (by path), whose init runs `script`, and waits until it says
+/// `all of it passed`; what the console shows.
+///
+/// # Errors
+/// When something is missing, or the guest does not say it in time: with its console.
+pub async fn passes_in_a_guest(
+    name: &str,
+    memory_mib: u32,
+    files: &BTreeMap<String, Vec<u8>>,
+    script: &str,
+    patience: Duration,
+) -> Result<String, Failure> {
+    let arch = given::host_arch()?;
+    let directory = tempfile::tempdir().map_err(Failure::io("make a temporary directory"))?;
+    let initrd = directory.path().join("initrd");
+    std::fs::write(&initrd, bare_initrd(&given::busybox(arch)?, files, script))
+        .map_err(Failure::file("write", &initrd))?;
+    let machine = Machine {
+        name: name.into(),
+        arch: match arch {
+            Arch::X86_64 => wherry_qemu::Arch::X86_64,
+            Arch::Aarch64 => wherry_qemu::Arch::Aarch64,
+        },
+        cpus: 1,
+        memory_mib,
+        kernel: given::kernel(arch)?,
+        initrd: Some(initrd),
+        append: "quiet".into(),
+        disks: Vec::new(),
+        nics: Vec::new(),
+        console: directory.path().join("console"),
+    };
+    let failed = |error: &dyn std::fmt::Display| Failure::Unexpected(format!("the guest {name}: {error}"));
+    let accelerator = accelerator_for(machine.arch, &machine.kernel).await;
+    let mut guest =
+        Running::start(&machine, accelerator, &Host::detect()).await.map_err(|error| failed(&error))?;
+    let ended = guest.expect("all of it passed", patience).await;
+    let console =
+        std::fs::read_to_string(&machine.console).map_err(Failure::file("read", &machine.console))?;
+    ended.map_err(|error| failed(&format!("{error}\n{console}")))?;
+    guest.quit().await.map_err(|error| failed(&error))?;
+    Ok(console)
 }
 
 /// The path in the archive of what has this absolute path.

@@ -4,11 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
-use wherry_images::disk::Arch;
-use wherry_qemu::{Host, Machine, Running, accelerator_for};
 use wherry_tests::given;
-use wherry_tests::guest::bare_initrd;
-use wherry_tests::programs::{inside, libraries, same_place, stripped};
+use wherry_tests::programs::{inside, libraries, passes_in_a_guest, same_place, stripped};
 
 const PATIENCE: Duration = Duration::from_secs(240);
 /// The initial RAM disk cannot be left with pivot_root(2), which containers do: everything moves to another file system.
@@ -41,35 +38,11 @@ fn files() -> BTreeMap<String, Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bounds_hold_on_the_boards_own_kernel() {
-    let arch = given::host_arch().unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("initrd");
-    std::fs::write(&path, bare_initrd(&given::busybox(arch).unwrap(), &files(), SCRIPT)).unwrap();
-    let machine = Machine {
-        name: "oci".into(),
-        arch: match arch {
-            Arch::X86_64 => wherry_qemu::Arch::X86_64,
-            Arch::Aarch64 => wherry_qemu::Arch::Aarch64,
-        },
-        cpus: 1,
-        memory_mib: 512,
-        kernel: given::kernel(arch).unwrap(),
-        initrd: Some(path),
-        append: "quiet".into(),
-        disks: Vec::new(),
-        nics: Vec::new(),
-        console: directory.path().join("console"),
-    };
-    let accelerator = accelerator_for(machine.arch, &machine.kernel).await;
-    let mut guest = Running::start(&machine, accelerator, &Host::detect()).await.unwrap();
-    let ended = guest.expect("all of it passed", PATIENCE).await;
-    let console = std::fs::read_to_string(&machine.console).unwrap();
-    assert!(ended.is_ok(), "{ended:?}\n{console}");
+    let console = passes_in_a_guest("oci", 512, &files(), SCRIPT, PATIENCE).await.unwrap();
     // With a controller missing, less would have been tested.
     let offered = console.lines().find_map(|line| line.strip_prefix("controllers ")).unwrap();
     for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
         assert!(offered.split_whitespace().any(|name| name == controller), "no {controller} in {offered}");
     }
     assert!(console.contains("running 8 tests") && console.contains("8 passed"), "{console}");
-    guest.quit().await.unwrap();
 }

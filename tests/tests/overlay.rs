@@ -4,11 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
-use wherry_images::disk::Arch;
-use wherry_qemu::{Host, Machine, Running, accelerator_for};
 use wherry_tests::given;
-use wherry_tests::guest::bare_initrd;
-use wherry_tests::programs::{libraries, same_place, stripped, tool};
+use wherry_tests::programs::{libraries, passes_in_a_guest, same_place, stripped, tool};
 
 /// The tests wait for things that must not happen, each for seconds.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -31,32 +28,7 @@ fn files() -> BTreeMap<String, Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tunnels_between_boards_on_their_own_kernel() {
-    let arch = given::host_arch().unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("initrd");
-    let archive = bare_initrd(&given::busybox(arch).unwrap(), &files(), SCRIPT);
-    std::fs::write(&path, archive).unwrap();
-    let machine = Machine {
-        name: "overlay".into(),
-        arch: match arch {
-            Arch::X86_64 => wherry_qemu::Arch::X86_64,
-            Arch::Aarch64 => wherry_qemu::Arch::Aarch64,
-        },
-        cpus: 1,
-        memory_mib: 384,
-        kernel: given::kernel(arch).unwrap(),
-        initrd: Some(path),
-        append: "quiet".into(),
-        disks: Vec::new(),
-        nics: Vec::new(),
-        console: directory.path().join("console"),
-    };
-    let accelerator = accelerator_for(machine.arch, &machine.kernel).await;
-    let mut guest = Running::start(&machine, accelerator, &Host::detect()).await.unwrap();
-    let ended = guest.expect("all of it passed", PATIENCE).await;
-    let console = std::fs::read_to_string(&machine.console).unwrap();
-    assert!(ended.is_ok(), "{ended:?}\n{console}");
+    let console = passes_in_a_guest("overlay", 384, &files(), SCRIPT, PATIENCE).await.unwrap();
     // A filter that matches nothing passes as well.
     assert!(console.contains("running 5 tests") && console.contains("5 passed"), "{console}");
-    guest.quit().await.unwrap();
 }

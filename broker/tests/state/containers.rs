@@ -3,14 +3,6 @@ use wherry_broker::state::{Answer, Output};
 use wherry_protocol::message::*;
 use wherry_protocol::*;
 
-fn world() -> (World, User, Board) {
-    let mut world = World::new();
-    let user = world.user(10);
-    let board = world.board(100);
-    world.image(&user, "web");
-    (world, user, board)
-}
-
 #[test]
 fn run_is_answered_when_placed_and_wait_when_started() {
     let (mut world, user, board) = world();

@@ -4,14 +4,6 @@ use wherry_broker::state::Output;
 use wherry_protocol::message::*;
 use wherry_protocol::*;
 
-fn world() -> (World, User, Board) {
-    let mut world = World::new();
-    let user = world.user(10);
-    let board = world.board(100);
-    world.image(&user, "web");
-    (world, user, board)
-}
-
 fn condition(world: &mut World, board: Board, info: &ContainerInfo, condition: Condition) -> Vec<Output> {
     let container = ContainerRef { id: info.id, generation: info.generation };
     world.report(board, FromNode::Condition { container, condition })

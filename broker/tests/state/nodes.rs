@@ -3,14 +3,6 @@ use wherry_broker::state::Output;
 use wherry_protocol::message::*;
 use wherry_protocol::*;
 
-fn world() -> (World, User, Board) {
-    let mut world = World::new();
-    let user = world.user(10);
-    let board = world.board(100);
-    world.image(&user, "web");
-    (world, user, board)
-}
-
 fn report(info: &ContainerInfo, state: ContainerState) -> ContainerReport {
     ContainerReport {
         container: ContainerRef { id: info.id, generation: info.generation },

@@ -245,6 +245,15 @@ impl World {
     }
 }
 
+/// A user with an image called `web`, and one board.
+pub(crate) fn world() -> (World, User, Board) {
+    let mut world = World::new();
+    let user = world.user(10);
+    let board = world.board(100);
+    world.image(&user, "web");
+    (world, user, board)
+}
+
 pub(crate) const RUNNING: ContainerState = ContainerState::Running { pid: 7, started_ms: 1 };
 pub(crate) const RESTARTING: ContainerState =
     ContainerState::Restarting { status: ExitStatus::Code(1), finished_ms: 2 };

@@ -86,29 +86,15 @@ impl Scripted {
     pub(crate) fn start(handler: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (handler, asked): (Handler, Arc<Mutex<Vec<Asked>>>) = (Arc::new(handler), Arc::default());
-        let log = Arc::clone(&asked);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (handler, log) = (Arc::clone(&handler), Arc::clone(&log));
-                std::thread::spawn(move || serve(stream.try_clone().unwrap(), stream, &handler, &log));
-            }
-        });
-        Self { port, asked }
+        let accept = move || listener.accept().map(|(stream, _)| (stream.try_clone().unwrap(), stream));
+        Self { port, asked: accept_all(accept, handler) }
     }
 
     /// Behind a Unix socket.
     pub(crate) fn behind(path: &Path, handler: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let listener = UnixListener::bind(path).unwrap();
-        let (handler, asked): (Handler, Arc<Mutex<Vec<Asked>>>) = (Arc::new(handler), Arc::default());
-        let log = Arc::clone(&asked);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (handler, log) = (Arc::clone(&handler), Arc::clone(&log));
-                std::thread::spawn(move || serve(stream.try_clone().unwrap(), stream, &handler, &log));
-            }
-        });
-        Self { port: 0, asked }
+        let accept = move || listener.accept().map(|(stream, _)| (stream.try_clone().unwrap(), stream));
+        Self { port: 0, asked: accept_all(accept, handler) }
     }
 
     pub(crate) fn host(&self) -> String {
@@ -118,6 +104,23 @@ impl Scripted {
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
+}
+
+/// Answers whoever is accepted, each on a thread; the log of what was asked.
+fn accept_all<S: Read + Write + Send + 'static>(
+    accept: impl Fn() -> std::io::Result<(S, S)> + Send + 'static,
+    handler: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+) -> Arc<Mutex<Vec<Asked>>> {
+    let (handler, asked): (Handler, Arc<Mutex<Vec<Asked>>>) = (Arc::new(handler), Arc::default());
+    let log = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        loop {
+            let Ok((reader, writer)) = accept() else { continue };
+            let (handler, log) = (Arc::clone(&handler), Arc::clone(&log));
+            std::thread::spawn(move || serve(reader, writer, &handler, &log));
+        }
+    });
+    asked
 }
 
 fn serve(reader: impl Read, mut writer: impl Write, handler: &Handler, log: &Mutex<Vec<Asked>>) {
