@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use wherry_protocol::message::{ContainerReport, FromNode, NodeHello};
+use wherry_protocol::message::{ContainerReport, FromNode, NodeHello, NodeLoad};
 
 /// How often the load is reported. It stays in memory on both sides; placement needs no fresher figure.
 const LOAD_INTERVAL: Duration = Duration::from_secs(5);
@@ -120,9 +120,15 @@ impl Agent {
 
     fn report_load(&mut self) {
         if self.reports.is_some() {
-            let load = self.meter.sample(&self.data);
+            let load = self.load();
             self.report(FromNode::Load(load));
         }
+    }
+
+    fn load(&mut self) -> NodeLoad {
+        let mut load = self.meter.sample(&self.data);
+        load.disk_free_bytes = load.disk_free_bytes.saturating_add(self.executor.removable_bytes());
+        load
     }
 
     fn session(&mut self, event: SessionEvent) {
@@ -132,7 +138,7 @@ impl Agent {
                 let inventory = self.state.inventory();
                 let facts =
                     facts::facts(self.config.hostname.as_str(), Abilities { underlay, overlay, limits });
-                let said = hello.send(NodeHello { facts, load: self.meter.sample(&self.data), inventory });
+                let said = hello.send(NodeHello { facts, load: self.load(), inventory });
                 // The session may have ended while this event was queued; its successor announces itself.
                 self.reports = said.is_ok().then_some(reports);
                 for condition in self.state.conditions() {

@@ -51,6 +51,12 @@ impl Executor {
         self.network.facts().overlay
     }
 
+    /// What unused layers take of the disk, in bytes.
+    #[must_use]
+    pub fn removable_bytes(&self) -> u64 {
+        self.runtime.removable_bytes()
+    }
+
     /// Whether bounds are enforced.
     #[must_use]
     pub fn limits(&self) -> bool {

@@ -7,7 +7,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use wherry_protocol::Digest;
 use wherry_protocol::message::Media;
@@ -58,19 +58,56 @@ impl LayerDir {
     /// When the directory cannot be read or changed.
     pub fn remove_all_but(&self, used: &BTreeSet<PathBuf>) -> io::Result<usize> {
         let mut removed = 0;
-        for entry in fs::read_dir(&self.0)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            // What is being unpacked now has another name.
-            let is_layer = format!("sha256:{name}").parse::<Digest>().is_ok();
-            if is_layer && !used.contains(&entry.path()) {
-                let doomed = self.0.join(format!("{TEMPORARY}unused-{name}"));
-                fs::rename(entry.path(), &doomed)?;
-                fs::remove_dir_all(&doomed)?;
-                removed += 1;
-            }
+        for path in self.all()?.iter().filter(|path| !used.contains(*path)) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let doomed = self.0.join(format!("{TEMPORARY}unused-{name}"));
+            fs::rename(path, &doomed)?;
+            fs::remove_dir_all(&doomed)?;
+            removed += 1;
         }
         Ok(removed)
+    }
+
+    /// The directory of every layer that is there, in no order.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn all(&self) -> io::Result<Vec<PathBuf>> {
+        let mut layers = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
+            let entry = entry?;
+            // What is being unpacked now has another name.
+            if format!("sha256:{}", entry.file_name().to_string_lossy()).parse::<Digest>().is_ok() {
+                layers.push(entry.path());
+            }
+        }
+        Ok(layers)
+    }
+
+    /// How much of the disk one of them takes, in bytes. It reads every directory of it.
+    ///
+    /// # Errors
+    /// When something of it cannot be read, or is removed meanwhile.
+    pub fn disk_bytes(path: &Path) -> io::Result<u64> {
+        /// `st_blocks` counts these, whatever the file system's own blocks are (stat(3type)).
+        const BLOCK_BYTES: u64 = 512;
+        let mut sum = 0;
+        let mut directories = vec![path.to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                let metadata = entry.metadata()?;
+                let bytes = metadata.blocks() * BLOCK_BYTES;
+                if metadata.is_dir() {
+                    sum += bytes;
+                    directories.push(entry.path());
+                } else {
+                    // A file with several names is there once.
+                    sum += bytes / metadata.nlink().max(1);
+                }
+            }
+        }
+        Ok(sum)
     }
 }
 

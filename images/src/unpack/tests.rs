@@ -562,6 +562,13 @@ fn unused_layers_go_and_nothing_else_does() {
     for other in [".tmp-being-unpacked", "lost+found"] {
         fs::create_dir(base.path().join(other)).unwrap();
     }
+    let mut all = layers.all().unwrap();
+    all.sort();
+    assert_eq!(all, [layers.path(&used), layers.path(&unused)]);
+    fs::write(layers.path(&used).join("large"), [1; 100_000]).unwrap();
+    fs::hard_link(layers.path(&used).join("large"), layers.path(&used).join("etc/same")).unwrap();
+    let bytes = LayerDir::disk_bytes(&layers.path(&used)).unwrap();
+    assert!((100_000..150_000).contains(&bytes), "{bytes}");
     let kept = BTreeSet::from([layers.path(&used)]);
     assert_eq!(layers.remove_all_but(&kept).unwrap(), 1);
     assert!(layers.contains(&used) && !layers.contains(&unused));

@@ -2,10 +2,10 @@
 //!
 //! A layer goes from the session straight into its directory; the compressed bytes never touch the card.
 use futures_util::AsyncRead;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 use tokio_util::io::SyncIoBridge;
 use wherry_images::oci::ImageConfig;
@@ -42,6 +42,8 @@ pub struct Layers {
     directory: LayerDir,
     limits: unpack::Limits,
     under_way: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// How much of the disk each layer takes, in bytes, as far as it is known.
+    sizes: Arc<Mutex<HashMap<PathBuf, u64>>>,
 }
 
 impl Layers {
@@ -61,13 +63,41 @@ impl Layers {
             directory: LayerDir::new(&directory),
             limits: unpack::Limits::default(),
             under_way: Mutex::default(),
+            sizes: Arc::default(),
         })
     }
 
-    /// Where unpacked layers are.
+    /// Finds out in the background how large the layers are that are there already.
+    pub fn measure(&self) {
+        let (directory, sizes) = (self.directory.clone(), Arc::clone(&self.sizes));
+        tokio::task::spawn_blocking(move || {
+            for path in directory.all().unwrap_or_default() {
+                // One that goes meanwhile has no size any more.
+                if let Ok(bytes) = LayerDir::disk_bytes(&path) {
+                    locked(&sizes).insert(path, bytes);
+                }
+            }
+        });
+    }
+
+    /// What would be free if all layers but those in `used` went, in bytes.
     #[must_use]
-    pub fn directory(&self) -> &LayerDir {
-        &self.directory
+    pub fn removable_bytes(&self, used: &BTreeSet<PathBuf>) -> u64 {
+        locked(&self.sizes).iter().filter(|(path, _)| !used.contains(*path)).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Removes all layers but those in `used`, and returns how many.
+    ///
+    /// # Errors
+    /// When the disk does not let it.
+    pub async fn remove_all_but(&self, used: BTreeSet<PathBuf>) -> io::Result<usize> {
+        let (directory, sizes) = (self.directory.clone(), Arc::clone(&self.sizes));
+        let work = move || {
+            let removed = directory.remove_all_but(&used);
+            locked(&sizes).retain(|path, _| path.is_dir());
+            removed
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// Makes an image ready for a container on `architecture`.
@@ -153,18 +183,24 @@ impl Layers {
             unpack::unpack_layer(SyncIoBridge::new(reader), media, expected, &directory, &limits)
         });
         let unpacked = work.await.map_err(|error| internal(&error))?;
-        unpacked.map(|unpacked| unpacked.path).map_err(unpack_error)
+        let unpacked = unpacked.map_err(unpack_error)?;
+        locked(&self.sizes).insert(unpacked.path.clone(), unpacked.bytes);
+        Ok(unpacked.path)
     }
 
     /// Waits until nobody else works on this blob; two containers of one image fetch it once.
     async fn turn(&self, digest: Digest) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
-            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut under_way = locked(&self.under_way);
             under_way.retain(|_, lock| Arc::strong_count(lock) > 1);
             Arc::clone(under_way.entry(digest).or_default())
         };
         lock.lock_owned().await
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn internal(error: &dyn std::error::Error) -> WireError {
@@ -264,6 +300,17 @@ mod tests {
         assert_eq!(std::fs::read(ready.layers[0].join("hello")).unwrap(), b"hi");
         assert_eq!((b.unwrap().layers, c.unwrap().layers), (ready.layers.clone(), ready.layers));
         assert_eq!(shelf.asked.load(Ordering::Relaxed), 2, "configuration and layer, once each");
+        // What nobody uses could go, and is counted until it does: also after a new start of the service.
+        let path = layers.directory.path(&manifest.layers[0].digest);
+        let used = BTreeSet::from([path.clone()]);
+        assert_eq!((layers.removable_bytes(&used), layers.removable_bytes(&BTreeSet::new())), (0, 2));
+        let again = Layers::open(data.path()).unwrap();
+        again.measure();
+        while again.removable_bytes(&BTreeSet::new()) == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!(again.remove_all_but(BTreeSet::new()).await.unwrap(), 1);
+        assert!(again.removable_bytes(&BTreeSet::new()) == 0 && !path.exists());
     }
 
     #[tokio::test(flavor = "multi_thread")]

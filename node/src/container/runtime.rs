@@ -15,7 +15,7 @@ use super::pump::unix_ms;
 use super::rootfs::{DataDir, RootfsError};
 use super::seccomp::Filter;
 use super::supervisor::{Launched, Supervisor, Survivor};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
@@ -128,6 +128,7 @@ impl Runtime {
             retired: Mutex::default(),
             in_use: tokio::sync::RwLock::default(),
         };
+        inner.layers.measure();
         let runtime = Self { inner: Arc::new(inner) };
         let mut reports = Vec::new();
         for survivor in survivors {
@@ -231,6 +232,19 @@ impl Runtime {
         Ok((plan, cgroup))
     }
 
+    /// What layers take of the disk that would go if the room were needed, in bytes.
+    #[must_use]
+    pub fn removable_bytes(&self) -> u64 {
+        self.inner.layers.removable_bytes(&self.used_layers())
+    }
+
+    fn used_layers(&self) -> BTreeSet<PathBuf> {
+        let known = self.all().into_iter().flat_map(|instance| instance.root.layers.clone());
+        let retired: Vec<PathBuf> =
+            self.retired().values().flat_map(|retired| retired.layers.clone()).collect();
+        known.chain(retired).collect()
+    }
+
     /// Makes room: layers stay on the disk for the next container until the room is needed. Those of containers that are
     /// known here, running or ended, are kept.
     async fn remove_unused_layers(&self) -> usize {
@@ -238,14 +252,9 @@ impl Runtime {
         let Ok(alone) = tokio::time::timeout(OTHERS_FINISH, self.inner.in_use.write()).await else {
             return 0;
         };
-        let known = self.all().into_iter().flat_map(|instance| instance.root.layers.clone());
-        let retired: Vec<PathBuf> =
-            self.retired().values().flat_map(|retired| retired.layers.clone()).collect();
-        let used = known.chain(retired).collect();
-        let layers = self.inner.layers.directory().clone();
-        let removed = tokio::task::spawn_blocking(move || layers.remove_all_but(&used)).await;
+        let removed = self.inner.layers.remove_all_but(self.used_layers()).await;
         drop(alone);
-        match removed.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        match removed {
             Ok(removed) => {
                 tracing::info!("the disk is full: {removed} layers that no container uses are gone");
                 removed

@@ -61,7 +61,7 @@ pub struct NodeLoad {
     pub load_milli: u32,
     /// CPU in use since the last report, in thousandths of all CPUs.
     pub cpu_busy_milli: u16,
-    /// Free space of the data partition, in bytes.
+    /// Free space of the data partition, in bytes, with what image layers take that go when their room is needed.
     pub disk_free_bytes: u64,
     /// Size of the data partition, in bytes.
     pub disk_bytes: u64,
