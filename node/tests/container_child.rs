@@ -408,9 +408,9 @@ fn before_the_gate_opens_it_can_be_joined_and_not_be_written() {
     // While it waits, its root is the container's already.
     eventually("the change of its root", || fs::metadata(format!("{process}/root/home/ann")).is_ok());
     // The node attaches the network meanwhile.
-    let pidfd = running.pidfd.try_clone().unwrap();
+    let network = running.network.try_clone().unwrap();
     let join = move || {
-        wherry_sys::process::setns(&pidfd, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        wherry_sys::process::setns(&network, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
     };
     std::thread::spawn(join).join().unwrap();

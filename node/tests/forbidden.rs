@@ -14,7 +14,10 @@ use wherry_sys::process::End;
 
 /// A world whose image has the hostile program.
 fn world() -> World {
-    let world = World::new();
+    armed(World::new())
+}
+
+fn armed(world: World) -> World {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/attempts.c");
     let program = world.layer().join("bin/attempts");
     let flags = ["-O1", "-Wall", "-Werror", "-static", "-o"];
@@ -110,12 +113,12 @@ const OLD_DOORS: [(&str, &str); 8] = [
 /// Refused for want of a capability, by a mount or by a namespace.
 const WITHHELD: &str = "sees_other_processes=ESRCH signals_outside=ESRCH adjusts_clock=EPERM
     makes_block_device=EPERM makes_character_device=EPERM makes_whiteout=EPERM opens_mem=ENOENT opens_kmsg=ENOENT
-    opens_proc_kmsg=EPERM reads_kcore=ENODATA|ENOENT reads_keys=ENODATA reads_page_flags=ENODATA reads_page_counts=ENODATA
+    opens_proc_kmsg=EACCES reads_kcore=ENODATA|ENOENT reads_keys=ENODATA reads_page_flags=ENODATA reads_page_counts=ENODATA
     reads_page_cgroups=ENODATA reads_allocations=ENODATA
-    writes_core_pattern=EROFS writes_host_name=EROFS writes_forwarding=EROFS writes_sysrq=EROFS|ENOENT writes_irq=EROFS
-    writes_sys=EROFS writes_uevent=EROFS writes_cgroup=EROFS makes_cgroup=EROFS escapes_killer=EACCES maps_users=EPERM
+    writes_core_pattern=EACCES writes_host_name=EACCES writes_forwarding=EACCES writes_sysrq=EROFS|ENOENT writes_irq=EACCES
+    writes_sys=EACCES writes_uevent=EACCES writes_cgroup=EACCES makes_cgroup=EROFS escapes_killer=EACCES maps_users=EPERM
     writes_first_program=ETXTBSY raw_socket=EPERM takes_link_down=EPERM reads_firewall_tables=EPERM
-    audit_socket_use=EPERM raises_open_files=EPERM raises_core=EPERM raises_priority=EACCES runs_in_real_time=EPERM
+    audit_socket_use=ECONNREFUSED raises_open_files=EPERM raises_core=EPERM raises_priority=EACCES runs_in_real_time=EPERM
     keeps_capability=EPERM takes_back_promise=EINVAL";
 
 fn everything() -> BTreeMap<&'static str, &'static str> {
@@ -130,6 +133,35 @@ fn everything() -> BTreeMap<&'static str, &'static str> {
 #[test]
 fn root_in_a_container_can_do_nothing_to_the_node() {
     check(&world(), &everything(), |spec| spec);
+}
+
+/// On a node that has none, because its kernel or disk cannot, the other defences hold alone.
+#[test]
+fn nor_without_a_user_namespace() {
+    let mut expected = everything();
+    expected.extend(table(
+        "opens_proc_kmsg=EPERM audit_socket_use=EPERM writes_core_pattern=EROFS writes_host_name=EROFS
+         writes_forwarding=EROFS writes_irq=EROFS writes_sys=EROFS writes_uevent=EROFS writes_cgroup=EROFS",
+    ));
+    check(&armed(World::without_user_namespaces()), &expected, |spec| spec);
+}
+
+/// And it alone withholds, from root with every capability and without a filter, what would reach beyond the container.
+#[test]
+fn a_user_namespace_holds_alone() {
+    let world = world();
+    let expected = table(
+        "mounts=EPERM binds=EPERM remounts_root=EPERM remounts_sys=EPERM unmounts=EPERM opens_file_system=EPERM
+         opens_tree=EPERM makes_character_device=EPERM raises_priority=EACCES writes_core_pattern=EACCES
+         writes_sys=EACCES opens_proc_kmsg=EACCES restarts_board=EPERM
+         sets_host_name=done raw_socket=done makes_directory=done",
+    );
+    let mut plan = world.plan(attempts(&expected));
+    plan.process.capabilities = own_capabilities();
+    plan.process.filter = allow_everything();
+    let finished = world.start_plan(&plan).finish();
+    let wrong = wrong(&expected, &endings(&finished));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// Nor can a process that is added, whose parent is outside.
@@ -190,7 +222,7 @@ fn open_to_all(world: &World) {
 /// touch nothing but the container's own namespaces.
 #[test]
 fn without_the_sandbox_the_same_attempts_succeed() {
-    let world = world();
+    let world = armed(World::without_user_namespaces());
     let expected = table(
         "mounts=done binds=done unmounts=done changes_root=done escapes_chroot=done opens_file_system=done
          opens_tree=done unshares_mounts=done unshares_names=done clones_ipc=done clones_newly=done joins_names=done

@@ -57,9 +57,9 @@ impl Box {
     fn start(world: &World, spec: ContainerSpec) -> Self {
         let plan = world.plan(spec);
         let (running, mut gate) = world.start_gated(&plan);
-        let pidfd = running.pidfd.try_clone().unwrap();
+        let network = running.network.try_clone().unwrap();
         let join = move || {
-            wherry_sys::process::setns(&pidfd, CloneFlags::CLONE_NEWNET).unwrap();
+            wherry_sys::process::setns(&network, CloneFlags::CLONE_NEWNET).unwrap();
             assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
         };
         std::thread::spawn(join).join().unwrap();

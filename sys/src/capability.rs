@@ -55,6 +55,8 @@ const VERSION_3: u32 = 0x2008_0522;
 pub const SECUREBITS_NO_ROOT_LOCKED: u32 = 0b0000_0011;
 /// See [`SECUREBITS_NO_ROOT_LOCKED`]: `SECBIT_NO_CAP_AMBIENT_RAISE` with its lock.
 pub const SECUREBITS_NO_AMBIENT_LOCKED: u32 = 0b1100_0000;
+/// `SECBIT_NO_SETUID_FIXUP`: a change of ids takes or gives no capabilities.
+pub const SECUREBITS_NO_SETUID_FIXUP: u32 = 0b0000_0100;
 
 /// All names, without `CAP_`, in the order of their numbers.
 pub fn names() -> impl Iterator<Item = &'static str> {

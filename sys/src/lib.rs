@@ -18,6 +18,7 @@ pub mod path;
 pub mod power;
 pub mod process;
 pub mod seccomp;
+pub mod sleeper;
 pub mod terminal;
 
 pub use error::SysError;

@@ -108,15 +108,38 @@ pub fn restrict_tree(tree: impl AsFd, attributes: Attributes, recursive: bool) -
     set_attributes(tree.as_fd().as_raw_fd(), c"", attributes, flags)
 }
 
+/// Lets the detached `tree` (not the mounts below it) show each owner as `user_namespace` maps it: an inode of user 0 belongs to
+/// whoever is root in there, and what that one makes becomes user 0's (Documentation/filesystems/idmappings.rst).
+///
+/// # Errors
+/// [`SysError::MountSetattr`]; `EINVAL` when the file system cannot do that.
+pub fn map_owners(tree: impl AsFd, user_namespace: impl AsFd) -> Result<()> {
+    let descriptor = user_namespace.as_fd().as_raw_fd();
+    let descriptor = u64::try_from(descriptor).map_err(|_| SysError::MountSetattr(Errno::EBADF))?;
+    let change = Change { set: Attributes(libc::MOUNT_ATTR_IDMAP), ..Change::default() };
+    apply_with(tree.as_fd().as_raw_fd(), c"", change, libc::AT_EMPTY_PATH, descriptor)
+}
+
 fn set_attributes(directory: RawFd, path: &CStr, attributes: Attributes, flags: libc::c_int) -> Result<()> {
     apply(directory, path, Change { set: attributes, ..Change::default() }, flags)
 }
 
 fn apply(directory: RawFd, path: &CStr, change: Change, flags: libc::c_int) -> Result<()> {
+    apply_with(directory, path, change, flags, 0)
+}
+
+fn apply_with(
+    directory: RawFd,
+    path: &CStr,
+    change: Change,
+    flags: libc::c_int,
+    user_namespace: u64,
+) -> Result<()> {
     // SAFETY: mount_attr is plain data for which all zeroes is valid: nothing to set or clear.
     let mut request: libc::mount_attr = unsafe { zeroed() };
     request.attr_set = change.set.0;
     request.attr_clr = change.clear.0;
+    request.userns_fd = user_namespace;
     request.propagation = change.propagation.map_or(0, |propagation| match propagation {
         Propagation::Shared => libc::MS_SHARED,
         Propagation::Slave => libc::MS_SLAVE,
@@ -264,6 +287,34 @@ mod tests {
                 Err(SysError::MoveMount(_))
             ));
         });
+    }
+
+    #[test]
+    fn owners_are_shown_as_a_user_namespace_maps_them() {
+        use crate::sleeper::Sleeper;
+        use std::os::unix::fs::{MetadataExt as _, fchown};
+        // Not tmpfs, which some kernels cannot do this with.
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("file")).unwrap();
+        fchown(&file, Some(5), Some(70_000)).unwrap();
+        let sleeper = Sleeper::new(CloneFlags::CLONE_NEWUSER).unwrap();
+        let proc = format!("/proc/{}", sleeper.pid());
+        for map in ["uid_map", "gid_map"] {
+            fs::write(format!("{proc}/{map}"), "0 1879048192 65536").unwrap();
+        }
+        let user = File::open(format!("{proc}/ns/user")).unwrap();
+        let tree = detached_copy_of_target(File::open(dir.path()).unwrap(), Path::new(""), false).unwrap();
+        map_owners(&tree, &user).unwrap();
+        let again = map_owners(&tree, &user);
+        assert_eq!(again, Err(SysError::MountSetattr(Errno::EPERM)), "once only");
+        let seen = fs::metadata(format!("/proc/self/fd/{}/file", tree.as_raw_fd())).unwrap();
+        assert_eq!(
+            (seen.uid(), seen.gid()),
+            (1_879_048_197, 65_534),
+            "a group that is not mapped is nobody's"
+        );
+        let no_namespace = map_owners(&tree, File::open("/dev/null").unwrap());
+        assert_eq!(no_namespace, Err(SysError::MountSetattr(Errno::EINVAL)));
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! joins the container's namespaces and forks, because only a child is really inside of a pid namespace; it stays
 //! outside to report how the child ended.
 use super::child::{
-    EXIT_FAILED, PLAN_FD, REPORT_FD, before_the_root, inherited, prepare, read_plan, say, shield,
+    EXIT_FAILED, PLAN_FD, REPORT_FD, before_the_root, enter_user_namespace, inherited, prepare, raise_limits,
+    read_plan, say, shield,
 };
 use super::plan::Process;
 use super::report::{self, Failure, Report, Step};
@@ -53,10 +54,10 @@ fn helper(report: &OwnedFd) -> Result<(), Failure> {
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(join)?;
     // With close-on-exec, so that its end tells that the child has become the program.
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(join)?;
-    setns(target, every_namespace()).map_err(|error| join(error.errno()))?;
+    setns(&target, every_namespace()).map_err(|error| join(error.errno()))?;
     match fork(threads).map_err(|error| join(error.errno()))? {
         Fork::Child => {
-            let Err(failure) = become_process(&process);
+            let Err(failure) = become_process(&process, &target);
             say(&write, &Report::Failed(failure));
             Ok(())
         }
@@ -76,6 +77,7 @@ fn join(errno: Errno) -> Failure {
     Failure::new(Step::Join, "", errno)
 }
 
+/// Of the user's only the program itself is a part: whoever joins another one first may not join the rest.
 fn every_namespace() -> CloneFlags {
     CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -85,12 +87,16 @@ fn every_namespace() -> CloneFlags {
         | CloneFlags::CLONE_NEWCGROUP
 }
 
-fn become_process(process: &Process) -> Result<Infallible, Failure> {
+fn become_process(process: &Process, target: &OwnedFd) -> Result<Infallible, Failure> {
     let terminal = |errno| Failure::new(Step::Terminal, "", errno);
     SigSet::empty().thread_set_mask().map_err(join)?;
     nix::unistd::setsid().map_err(terminal)?;
     if process.tty {
         wherry_sys::terminal::set_controlling(std::io::stdin()).map_err(|error| terminal(error.errno()))?;
+    }
+    raise_limits(process)?;
+    if let Some(first) = process.first_id {
+        enter_user_namespace(target, first)?;
     }
     let prepared = prepare(process)?;
     // Set last: a change of user clears it. A helper that is killed takes the process along.

@@ -6,6 +6,7 @@ use super::logs::{Log, Ring};
 use super::plan::{self, Plan, Process, Root};
 use super::pump::{self, AsyncDescriptor, Input, unix_ms};
 use super::supervisor::{ExitWatch, Survivor};
+use super::user_namespace::IdRange;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -72,6 +73,9 @@ pub struct Instance {
     pub health: Option<HealthPlan>,
     /// What its image consists of.
     pub image: ImageManifest,
+    /// Held until nothing of it is left.
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    ids: Option<IdRange>,
     condition: watch::Sender<Condition>,
     /// Where its first process waits until it is woken.
     gate: Mutex<Option<Gate>>,
@@ -114,6 +118,8 @@ pub struct Parts {
     pub health: Option<HealthPlan>,
     /// From the plan too.
     pub image: ImageManifest,
+    /// Its ids on the node, if it has a user namespace.
+    pub ids: Option<IdRange>,
     /// Shut, if it is asleep.
     pub(super) gate: Option<Gate>,
     /// Its bounds.
@@ -144,6 +150,7 @@ impl Instance {
             root,
             health,
             image,
+            ids,
             gate,
             cgroup,
             mut ends,
@@ -181,6 +188,7 @@ impl Instance {
             root,
             health,
             image,
+            ids,
             condition: watch::Sender::new(condition),
             gate: Mutex::new(gate),
             pidfd,
@@ -227,6 +235,7 @@ impl Instance {
             root: plan.root,
             health: plan.health,
             image: plan.image,
+            ids: None,
             gate,
             cgroup,
             ends: kept,

@@ -19,6 +19,7 @@
 //! instance  one life of a container, running or ended
 //! execute   one more process in it, as the service sees it
 //! changes   what it has changed in its files
+//! user_namespace  ids of its own
 //! usage     what it uses and what runs in it
 //! pump      bytes between descriptors and the log
 //! runtime   all of it, for the agent
@@ -45,3 +46,4 @@ pub mod seccomp;
 pub mod supervisor;
 pub mod usage;
 pub mod user;
+pub mod user_namespace;

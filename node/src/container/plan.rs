@@ -13,6 +13,8 @@ use wherry_sys::capability::CapabilitySet;
 
 /// Longest serialised plan, in bytes: arguments and environment (64 KiB), paths of 128 layers, the filter.
 pub const MAX_BYTES: usize = 256 * 1024;
+/// The group of terminals in every distribution: its members may write to all of them.
+pub(super) const TTY: u32 = 5;
 /// Volumes of one container.
 const MAX_VOLUMES: usize = 64;
 
@@ -62,6 +64,8 @@ impl From<PlanError> for WireError {
 pub struct Plan {
     /// What becomes `/`.
     pub root: Root,
+    /// The node's data directory: layers and volumes are below it.
+    pub data: PathBuf,
     /// Archives that are unpacked there, as long as it is all that there is.
     pub files: Vec<PathBuf>,
     /// Mounted below it, in this order.
@@ -190,6 +194,8 @@ pub struct Process {
     pub limits: Vec<Limit>,
     /// Signal that asks it to stop.
     pub stop_signal: u8,
+    /// Where the container's ids begin on the node; `None` if it shares the node's, for want of a user namespace.
+    pub first_id: Option<u32>,
     /// Instead of the program, copying files: of processes that are added only.
     pub copy: Option<CopySpec>,
 }
@@ -281,6 +287,8 @@ pub struct Surroundings<'a> {
     pub devices: &'a [Device],
     /// Its archives of files.
     pub files: &'a [PathBuf],
+    /// Where its ids begin on the node, if it has a user namespace.
+    pub first_id: Option<u32>,
 }
 
 /// Decides everything for one life of a container.
@@ -299,7 +307,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
     for (name, value) in &settings.env {
         wherry_images::oci::set_variable(&mut env, name, value)?;
     }
-    let mut mounts = kernel_mounts();
+    let mut mounts = kernel_mounts(around.first_id);
     mounts.extend(generated_files(&hostname, desired, around.nameservers));
     mounts.extend(wanted(memory_mounts(&spec.settings).chain(volumes(desired, around.volumes)?)));
     // Below the image, so that its own files and directories win.
@@ -312,6 +320,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
             mount_point: around.dir.mount_point(),
             read_only: spec.read_only,
         },
+        data: around.dir.data(),
         files: around.files.to_vec(),
         mounts,
         devices: devices().into_iter().chain(around.devices.iter().cloned()).collect(),
@@ -330,6 +339,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
             filter: around.filter.clone(),
             limits: limits_of_process(&spec.settings),
             stop_signal: spec.stop_signal().unwrap_or(settings.stop_signal),
+            first_id: around.first_id,
             copy: None,
         },
         init: spec.settings.contains(&Setting::Init),
@@ -452,7 +462,9 @@ fn memory_mounts(settings: &[Setting]) -> impl Iterator<Item = Mount> {
 }
 
 /// In the way Docker and crun arrange them (OCI runtime-spec, config-linux.md, "Default Filesystems").
-fn kernel_mounts() -> Vec<Mount> {
+fn kernel_mounts(first_id: Option<u32>) -> Vec<Mount> {
+    // The kernel takes the node's number.
+    let tty = first_id.map_or(TTY, |first| first + TTY).to_string();
     let mount = |kind: &str, target: &str, flags, options: &[(&str, &str)]| Mount {
         source: Source::FileSystem(
             kind.into(),
@@ -468,7 +480,7 @@ fn kernel_mounts() -> Vec<Mount> {
             "devpts",
             "/dev/pts",
             Flags { no_exec: true, ..Flags::SUID_ONLY },
-            &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
+            &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", &tty)],
         ),
         mount("tmpfs", "/dev/shm", Flags::NOTHING_RUNS, &[("mode", "1777"), ("size", "65536k")]),
         mount("mqueue", "/dev/mqueue", Flags::NOTHING_RUNS, &[]),

@@ -34,6 +34,7 @@ fn make(spec: ContainerSpec, layers: &[PathBuf]) -> Result<Plan, PlanError> {
         filter: &Filter::compile(),
         devices: &[],
         files: &[],
+        first_id: None,
     };
     plan(&desired(spec), &around)
 }

@@ -13,7 +13,7 @@ pub enum Step {
     Shield,
     /// Reading the plan.
     Plan,
-    /// Joining the container's namespaces (exec only).
+    /// Joining the container's namespaces.
     Join,
     /// Cutting the mount namespace off from the host's.
     Propagation,
@@ -155,6 +155,11 @@ fn sentence(step: Step, detail: &str, errno: Errno) -> String {
         }
         (Step::User, Errno::ENOENT) => {
             format!("could not start: no user or group '{shown}' in the image, give one that /etc/passwd has")
+        }
+        (Step::User, Errno::EOVERFLOW) => {
+            format!(
+                "could not start: {shown} is above 65535, the highest that a container has: give a lower one"
+            )
         }
         // It says itself what and why.
         (Step::Files, _) => format!("could not start: its files cannot be put into it: {shown}"),

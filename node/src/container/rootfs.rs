@@ -75,6 +75,12 @@ impl DataDir {
             .try_for_each(|path| write(&path, "").map_err(RootfsError::at(&path)))
     }
 
+    /// Where all of it is that lasts.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.data.clone()
+    }
+
     /// Unpacked layers.
     #[must_use]
     pub fn layers(&self) -> PathBuf {
@@ -118,6 +124,7 @@ impl DataDir {
             disk: self.containers().join(id.0.to_string()),
             mount_point: mount_point(&self.run),
             skeleton: skeleton(&self.data),
+            data: self.path(),
         }
     }
 
@@ -147,6 +154,7 @@ pub struct ContainerDir {
     disk: PathBuf,
     mount_point: PathBuf,
     skeleton: PathBuf,
+    data: PathBuf,
 }
 
 impl ContainerDir {
@@ -172,6 +180,12 @@ impl ContainerDir {
     #[must_use]
     pub fn mount_point(&self) -> PathBuf {
         self.mount_point.clone()
+    }
+
+    /// Where layers, volumes and this directory are.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.data.clone()
     }
 
     /// The lowest layer of every container.

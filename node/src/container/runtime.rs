@@ -15,6 +15,7 @@ use super::pump::unix_ms;
 use super::rootfs::{DataDir, RootfsError};
 use super::seccomp::Filter;
 use super::supervisor::{Launched, Supervisor, Survivor};
+use super::user_namespace::{self, Fresh, IdRange, UserNamespaces};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
@@ -84,6 +85,8 @@ struct Inner {
     layers: Layers,
     cgroups: Cgroups,
     filter: Filter,
+    /// `None` where there can be none.
+    user_namespaces: Option<UserNamespaces>,
     architecture: &'static str,
     supervisor: Supervisor,
     happenings: mpsc::UnboundedSender<Happening>,
@@ -116,8 +119,10 @@ impl Runtime {
         happenings: mpsc::UnboundedSender<Happening>,
     ) -> Result<(Self, Vec<ContainerReport>), WireError> {
         let (supervisor, survivors) = Supervisor::connect(endpoint).await.map_err(control_error)?;
+        let directories = DataDir::open(data, run).map_err(rootfs_error)?;
         let inner = Inner {
-            data: DataDir::open(data, run).map_err(rootfs_error)?,
+            user_namespaces: user_namespace::if_possible(&directories),
+            data: directories,
             layers: Layers::open(data)?,
             cgroups,
             filter: Filter::compile(),
@@ -137,6 +142,10 @@ impl Runtime {
                 continue;
             }
             reports.extend(runtime.adopt(survivor).await);
+        }
+        // Not before it is known which ids are taken.
+        if let Some(namespaces) = &runtime.inner.user_namespaces {
+            namespaces.refill();
         }
         Ok((runtime, reports))
     }
@@ -177,8 +186,8 @@ impl Runtime {
         &self.inner.supervisor
     }
 
-    /// Starts a container: fetches what is missing from `blobs`, and gives `connect` the process in its new network
-    /// namespace before the container's program runs.
+    /// Starts a container: fetches what is missing from `blobs`, and gives `connect` its new network namespace, or
+    /// a process in it, before the container's program runs.
     ///
     /// # Errors
     /// One sentence; nothing of the attempt is left running.
@@ -204,8 +213,8 @@ impl Runtime {
             }
             result => result,
         };
-        let (plan, cgroup) = prepared?;
-        let launched = self.launch(desired, (&plan, ring), &cgroup, connect).await;
+        let (plan, cgroup, fresh) = prepared?;
+        let launched = self.launch(desired, (&plan, ring, fresh), &cgroup, connect).await;
         drop(held);
         match launched {
             Ok(started) => Ok(started),
@@ -221,15 +230,20 @@ impl Runtime {
         desired: &ContainerDesired,
         nameservers: &[Ipv4Addr],
         blobs: &impl BlobSource,
-    ) -> Result<(Plan, Cgroup), WireError> {
+    ) -> Result<(Plan, Cgroup, Option<Fresh>), WireError> {
         let inner = &self.inner;
         let image = inner.layers.ensure(blobs, &desired.image, inner.architecture).await?;
         let files =
             files::ensure(blobs, desired.spec.files(), &inner.data.container(desired.container.id)).await?;
-        let plan = self.plan(desired, &image, (&files, nameservers))?;
+        let fresh = match &inner.user_namespaces {
+            Some(namespaces) => Some(namespaces.take().await.map_err(unusable)?),
+            None => None,
+        };
+        let first_id = fresh.as_ref().map(|fresh| fresh.ids.first());
+        let plan = self.plan(desired, &image, (&files, nameservers, first_id))?;
         let cgroup =
             inner.cgroups.create(desired.container.id, &desired.spec.resources).map_err(cgroup_error)?;
-        Ok((plan, cgroup))
+        Ok((plan, cgroup, fresh))
     }
 
     /// What layers take of the disk that would go if the room were needed, in bytes.
@@ -381,7 +395,7 @@ impl Runtime {
         &self,
         desired: &ContainerDesired,
         image: &ReadyImage,
-        (files, nameservers): (&[PathBuf], &[Ipv4Addr]),
+        (files, nameservers, first_id): (&[PathBuf], &[Ipv4Addr], Option<u32>),
     ) -> Result<Plan, WireError> {
         let inner = &self.inner;
         let dir = inner.data.container(desired.container.id);
@@ -397,6 +411,7 @@ impl Runtime {
                 filter: &inner.filter,
                 devices: &devices,
                 files,
+                first_id,
             },
         )?;
         dir.prepare(desired.clean_since).map_err(rootfs_error)?;
@@ -409,30 +424,30 @@ impl Runtime {
     async fn launch<F: Future<Output = Result<(), WireError>>>(
         &self,
         desired: &ContainerDesired,
-        (plan, ring): (&Plan, Option<Ring>),
+        (plan, ring, fresh): (&Plan, Option<Ring>, Option<Fresh>),
         cgroup: &Cgroup,
         connect: impl FnOnce(OwnedFd) -> F,
     ) -> Result<Started, WireError> {
         let cgroup_entered = cgroup.is_real().then_some(cgroup);
-        let prepared = Prepared::new(desired, plan, ring, cgroup_entered).map_err(unusable)?;
-        let Prepared { descriptors, ends, ring, go, report } = prepared;
+        let prepared = Prepared::new(desired, (plan, fresh), ring, cgroup_entered).map_err(unusable)?;
+        let Prepared { descriptors, ends, ring, go, report, network, ids } = prepared;
         let launch = Launch {
             key: key(desired.container),
-            namespaces: Namespaces::ALL,
+            namespaces: if ids.is_some() { Namespaces::MOUNT | Namespaces::PID } else { Namespaces::ALL },
             argument: "container".into(),
             cgroup: descriptors.cgroup.is_some(),
-            extra: 0,
+            extra: u8::try_from(descriptors.extra.len()).unwrap_or(u8::MAX),
             kept: descriptors.labels(),
         };
         let launched = self.inner.supervisor.launch(launch, &descriptors).await?;
         // The child's ends must be nobody's but the child's, or their readers never see the end.
         drop(descriptors);
         let gate = Gate::new(go, report)?;
-        let pidfd = launched.pidfd.try_clone().map_err(unusable)?;
+        let network = network.map_or_else(|| launched.pidfd.try_clone(), Ok).map_err(unusable)?;
         let passed = async {
             match plan.asleep {
-                true => gate.hold(connect(pidfd)).await.map(Some),
-                false => gate.pass(connect(pidfd)).await.map(|()| None),
+                true => gate.hold(connect(network)).await.map(Some),
+                false => gate.pass(connect(network)).await.map(|()| None),
             }
         };
         let opened = tokio::time::timeout(START_DEADLINE, passed).await;
@@ -449,13 +464,13 @@ impl Runtime {
             }
         };
         let attended = desired.spec.settings.contains(&Setting::Attended);
-        self.keep(desired.container, (launched, gate), (plan, attended), cgroup, ring, ends)
+        self.keep(desired.container, (launched, gate, ids), (plan, attended), cgroup, ring, ends)
     }
 
     fn keep(
         &self,
         container: ContainerRef,
-        (launched, gate): (Launched, Option<Gate>),
+        (launched, gate, ids): (Launched, Option<Gate>, Option<IdRange>),
         (plan, attended): (&Plan, bool),
         cgroup: &Cgroup,
         ring: Ring,
@@ -474,6 +489,7 @@ impl Runtime {
             root: plan.root.clone(),
             health: plan.health.clone(),
             image: plan.image.clone(),
+            ids,
             gate,
             cgroup: cgroup.clone(),
             ends,
@@ -502,7 +518,8 @@ impl Runtime {
         let cgroup = self.inner.cgroups.of(ContainerId(survivor.key.id));
         let exit = self.inner.supervisor.watch(survivor.key);
         let parts = Instance::adopt_parts(survivor, cgroup, exit, booted_ms());
-        let instance = match parts.and_then(|parts| self.watch(parts)) {
+        let claimed = parts.map(|parts| Parts { ids: self.claim(&parts), ..parts });
+        let instance = match claimed.and_then(|parts| self.watch(parts)) {
             Ok(instance) => instance,
             Err(error) => {
                 tracing::error!("container c{} cannot be taken over and is ended: {error}", survivor_key.id);
@@ -521,6 +538,16 @@ impl Runtime {
         };
         // How often it was started again the broker knows.
         Some(ContainerReport { container: instance.container, state, restarts: 0 })
+    }
+
+    /// The ids that a container runs with already.
+    fn claim(&self, parts: &Parts) -> Option<IdRange> {
+        let (namespaces, first) = (self.inner.user_namespaces.as_ref()?, parts.process.first_id?);
+        let claimed = namespaces.claim(first);
+        if claimed.is_none() {
+            tracing::error!("container {} has ids that another one has too", parts.container);
+        }
+        claimed
     }
 
     /// A new generation begins with nothing of the last one but its files; a restart keeps the log too, which is returned.
@@ -598,12 +625,14 @@ struct Prepared {
     ring: Ring,
     go: OwnedFd,
     report: OwnedFd,
+    network: Option<OwnedFd>,
+    ids: Option<IdRange>,
 }
 
 impl Prepared {
     fn new(
         desired: &ContainerDesired,
-        plan: &Plan,
+        (plan, fresh): (&Plan, Option<Fresh>),
         ring: Option<Ring>,
         cgroup: Option<&Cgroup>,
     ) -> io::Result<Self> {
@@ -625,9 +654,15 @@ impl Prepared {
             kept.push((KEPT_REPORT.to_owned(), report.try_clone()?));
         }
         let cgroup = cgroup.map(Cgroup::directory).transpose().map_err(io::Error::other)?;
+        let (mut extra, mut network, mut ids) = (Vec::new(), None, None);
+        if let Some(fresh) = fresh {
+            network = Some(fresh.net.try_clone()?);
+            extra = vec![fresh.user, fresh.net, fresh.uts, fresh.ipc];
+            ids = Some(fresh.ids);
+        }
         let descriptors =
-            Descriptors { plan, go: go_child, report: report_child, stdio, cgroup, extra: Vec::new(), kept };
-        Ok(Self { descriptors, ends, ring, go, report })
+            Descriptors { plan, go: go_child, report: report_child, stdio, cgroup, extra, kept };
+        Ok(Self { descriptors, ends, ring, go, report, network, ids })
     }
 }
 

@@ -53,7 +53,8 @@ pub fn processes(instance: &Instance) -> Result<Vec<ProcessInfo>, WireError> {
         .filter(|pid| own.is_some() && namespace(*pid) == own)
         .take(MAX_PROCESSES);
     // Between two looks a process may have gone: then there is nothing to tell of it.
-    let found: Vec<Process> = pids.filter_map(Process::read).collect();
+    let first = instance.process.first_id.unwrap_or(0);
+    let found: Vec<Process> = pids.filter_map(|pid| Process::read(pid, first)).collect();
     let inside: BTreeMap<u32, u32> = found.iter().map(|process| (process.pid, process.info.pid)).collect();
     let mut infos: Vec<ProcessInfo> = found
         .into_iter()
@@ -102,16 +103,17 @@ struct Process {
 }
 
 impl Process {
-    fn read(pid: u32) -> Option<Self> {
+    /// `first` is the node's id of the container's root.
+    fn read(pid: u32, first: u32) -> Option<Self> {
         Self::parse(
-            pid,
+            (pid, first),
             &read(&proc(pid, "status")),
             &read(&proc(pid, "stat")),
             &fs::read(proc(pid, "cmdline")).ok()?,
         )
     }
 
-    fn parse(pid: u32, status: &str, stat: &str, command_line: &[u8]) -> Option<Self> {
+    fn parse((pid, first): (u32, u32), status: &str, stat: &str, command_line: &[u8]) -> Option<Self> {
         let words = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             line.unwrap_or_default().split_whitespace()
@@ -125,7 +127,7 @@ impl Process {
         let info = ProcessInfo {
             pid: words("NSpid").last()?.parse().ok()?,
             parent: 0,
-            uid: words("Uid").next()?.parse().ok()?,
+            uid: words("Uid").next()?.parse::<u32>().ok()?.saturating_sub(first),
             state: rest.first()?.chars().next()?,
             cpu_ms: ticks(11).saturating_add(ticks(12)).saturating_mul(1000 / TICKS_PER_SECOND),
             resident_bytes: kib.saturating_mul(1024),
@@ -165,13 +167,15 @@ mod tests {
     fn a_process_that_names_itself_to_deceive_is_read_right() {
         let status = "Name:\tx) R 1\nPPid:\t40\nUid:\t33\t0\t0\t0\nVmRSS:\t  12 kB\nNSpid:\t41\t2\n";
         let stat = "41 (x) R 1 (y) S 40 41 41 0 -1 0 1 1 1 1 7 8 0 0 20 0 1 0 5 1 1";
-        let process = Process::parse(41, status, stat, b"prog\0a\nb\0").unwrap();
+        let process = Process::parse((41, 0), status, stat, b"prog\0a\nb\0").unwrap();
         assert_eq!((process.pid, process.parent, process.info.pid), (41, 40, 2));
         assert_eq!((process.info.state, process.info.cpu_ms, process.info.uid), ('S', 150, 33));
         assert_eq!((process.info.resident_bytes, process.info.command.as_str()), (12 * 1024, "prog a?b"));
-        assert_eq!(Process::parse(41, status, stat, b"").unwrap().info.command, "[x) R 1 (y]");
+        assert_eq!(Process::parse((41, 0), status, stat, b"").unwrap().info.command, "[x) R 1 (y]");
         assert!(command(&[0xff; 5000], "x").len() <= MAX_COMMAND_BYTES);
-        assert!(Process::parse(41, "", stat, b"").is_none());
-        assert!(Process::parse(41, status, "", b"").is_none());
+        let mapped = status.replace("33", "1879048225");
+        assert_eq!(Process::parse((41, 1_879_048_192), &mapped, stat, b"").unwrap().info.uid, 33);
+        assert!(Process::parse((41, 0), "", stat, b"").is_none());
+        assert!(Process::parse((41, 0), status, "", b"").is_none());
     }
 }

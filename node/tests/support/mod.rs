@@ -14,15 +14,17 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use wherry_images::oci::ImageConfig;
 use wherry_node::container::plan::{self, Plan, Process, Surroundings};
 use wherry_node::container::report::{self, Failure, Report};
 use wherry_node::container::rootfs::DataDir;
 use wherry_node::container::seccomp::Filter;
+use wherry_node::container::user_namespace::{Fresh, UserNamespaces};
 use wherry_node::container::{child, exec};
 use wherry_protocol::message::{
     ContainerDesired, ContainerSpec, CopySpec, Descriptor, ExecSpec, ImageManifest, Media, Want,
@@ -50,6 +52,9 @@ pub struct World {
     pub layers: Vec<PathBuf>,
     pub image: ImageConfig,
     filter: Filter,
+    user_namespaces: Option<UserNamespaces>,
+    /// Of plans that have not been started.
+    fresh: Mutex<Vec<Fresh>>,
 }
 
 impl World {
@@ -62,7 +67,20 @@ impl World {
         busybox_root(&layer);
         let json = br#"{"config":{"Env":["PATH=/bin","FROM=image"],"Cmd":["/bin/sh"]}}"#;
         let image = ImageConfig::parse(json).unwrap();
-        Self { base, data, layers: vec![layer], image, filter: Filter::compile() }
+        Self {
+            user_namespaces: Some(UserNamespaces::open(&data.path()).unwrap()),
+            base,
+            data,
+            layers: vec![layer],
+            image,
+            filter: Filter::compile(),
+            fresh: Mutex::default(),
+        }
+    }
+
+    /// As on a node whose kernel or disk cannot have any.
+    pub fn without_user_namespaces() -> Self {
+        Self { user_namespaces: None, ..Self::new() }
     }
 
     /// The one layer, to be changed before something is started.
@@ -77,6 +95,7 @@ impl World {
     pub fn plan(&self, spec: ContainerSpec) -> Plan {
         let desired = desired(spec);
         let dir = self.data.container(desired.container.id);
+        let fresh = self.user_namespaces.as_ref().map(|all| all.make().unwrap());
         let around = Surroundings {
             image: &self.image,
             layers: &self.layers,
@@ -86,8 +105,10 @@ impl World {
             filter: &self.filter,
             devices: &[],
             files: &[],
+            first_id: fresh.as_ref().map(|fresh| fresh.ids.first()),
         };
         let plan = plan::plan(&desired, &around).unwrap();
+        self.fresh.lock().unwrap().extend(fresh);
         dir.prepare(wherry_protocol::Generation(0)).unwrap();
         for mount in &desired.spec.mounts {
             self.data.make_volume(desired.account, &mount.volume).unwrap();
@@ -109,7 +130,14 @@ impl World {
     pub fn start_gated(&self, plan: &Plan) -> (Running, File) {
         let bytes = postcard::to_stdvec(plan).unwrap();
         let (go, gate) = pipe();
-        (launch(child::ARGUMENT, &bytes, go, ALL, plan.process.tty), gate)
+        let mut fresh = self.fresh.lock().unwrap();
+        let own = fresh.iter().position(|fresh| Some(fresh.ids.first()) == plan.process.first_id);
+        let own = own.map(|own| fresh.remove(own));
+        let (namespaces, extra) = match own {
+            Some(Fresh { user, net, uts, ipc, .. }) => (OWN_TREE, vec![user, net, uts, ipc]),
+            None => (ALL, Vec::new()),
+        };
+        (launch(child::ARGUMENT, (&bytes, go, &extra), namespaces, plan.process.tty), gate)
     }
 
     /// Runs a command to its end.
@@ -125,11 +153,9 @@ impl World {
     }
 }
 
-const ALL: CloneFlags = CloneFlags::CLONE_NEWNS
-    .union(CloneFlags::CLONE_NEWPID)
-    .union(CloneFlags::CLONE_NEWNET)
-    .union(CloneFlags::CLONE_NEWUTS)
-    .union(CloneFlags::CLONE_NEWIPC);
+const OWN_TREE: CloneFlags = CloneFlags::CLONE_NEWNS.union(CloneFlags::CLONE_NEWPID);
+const ALL: CloneFlags =
+    OWN_TREE.union(CloneFlags::CLONE_NEWNET).union(CloneFlags::CLONE_NEWUTS).union(CloneFlags::CLONE_NEWIPC);
 
 /// A root directory with busybox in it.
 pub fn busybox_root(root: &Path) {
@@ -172,7 +198,12 @@ fn pipe() -> (OwnedFd, File) {
 }
 
 /// A process of the node's program with its descriptors.
-fn launch(argument: &str, plan: &[u8], fourth: OwnedFd, namespaces: CloneFlags, tty: bool) -> Running {
+fn launch(
+    argument: &str,
+    (plan, fourth, extra): (&[u8], OwnedFd, &[OwnedFd]),
+    namespaces: CloneFlags,
+    tty: bool,
+) -> Running {
     let plan = wherry_sys::fd::sealed_memfd(c"plan", plan).unwrap();
     let (report, report_child) = pipe();
     let program = CString::new(PROGRAM).unwrap();
@@ -187,7 +218,8 @@ fn launch(argument: &str, plan: &[u8], fourth: OwnedFd, namespaces: CloneFlags, 
         None => [stdin_child.as_fd(), stdout_child.as_fd(), stderr_child.as_fd()],
     };
     let fixed = [plan.as_fd(), fourth.as_fd(), report_child.as_fd()];
-    let descriptors: Vec<BorrowedFd<'_>> = inside.into_iter().chain(fixed).collect();
+    let descriptors: Vec<BorrowedFd<'_>> =
+        inside.into_iter().chain(fixed).chain(extra.iter().map(AsFd::as_fd)).collect();
     let request = Spawn {
         program: &program,
         arguments: &arguments,
@@ -198,7 +230,9 @@ fn launch(argument: &str, plan: &[u8], fourth: OwnedFd, namespaces: CloneFlags, 
         death_signal: None,
     };
     let child = spawn(&request).unwrap();
+    let network = extra.get(1).unwrap_or(&child.pidfd).try_clone().unwrap();
     Running {
+        network,
         pid: child.pid,
         pidfd: child.pidfd,
         stdin: Some(stdin),
@@ -213,6 +247,8 @@ fn launch(argument: &str, plan: &[u8], fourth: OwnedFd, namespaces: CloneFlags, 
 pub struct Running {
     pub pid: nix::unistd::Pid,
     pub pidfd: OwnedFd,
+    /// Its network namespace, or a process in it.
+    pub network: OwnedFd,
     pub stdin: Option<File>,
     pub stdout: File,
     pub stderr: File,
@@ -273,7 +309,7 @@ impl Running {
     fn add(&self, process: &Process) -> Running {
         let bytes = postcard::to_stdvec(process).unwrap();
         let target = self.pidfd.try_clone().unwrap();
-        launch(exec::ARGUMENT, &bytes, target, CloneFlags::empty(), process.tty)
+        launch(exec::ARGUMENT, (&bytes, target, &[]), CloneFlags::empty(), process.tty)
     }
 
     /// Ends its input, and waits for its end.

@@ -5,6 +5,7 @@ use super::super::plan::{Limit, Process, Resource};
 use super::super::report::{Failure, Step};
 use super::super::seccomp::Filter;
 use super::super::user::{self, Identity};
+use super::ids;
 use super::mounts::make_directory;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource as Kind, getrlimit, setrlimit};
@@ -38,6 +39,8 @@ pub(in super::super) fn prepare(process: &Process) -> Result<Prepared<'_>, Failu
         rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| Failure::new(Step::Workdir, "/", errno(error)))?;
     let identity = identity(&root, &process.user)?;
+    ids::check(process, "user", identity.uid)?;
+    identity.groups.iter().chain([&identity.gid]).try_for_each(|&gid| ids::check(process, "group", gid))?;
     enter(&root, &process.workdir)?;
     process.limits.iter().try_for_each(set_limit)?;
     let program = match process.copy {
@@ -132,8 +135,23 @@ fn enter(root: &OwnedFd, path: &str) -> Result<(), Failure> {
     rustix::process::fchdir(directory).map_err(fail)
 }
 
-fn set_limit(limit: &Limit) -> Result<(), Failure> {
-    let kind = match limit.resource {
+/// Raises hard limits where they are to be higher, which takes the node's root. Lower ones are set by [`prepare`], which
+/// itself may need more.
+pub(in super::super) fn raise_limits(process: &Process) -> Result<(), Failure> {
+    process.limits.iter().try_for_each(|limit| {
+        let fail = |errno| Failure::new(Step::Limit, limit.resource.name(), errno);
+        let kind = kind(limit);
+        let (soft, hard) = getrlimit(kind).map_err(fail)?;
+        match setrlimit(kind, soft, hard.max(limit.hard)) {
+            // A node that is itself bounded cannot give more than it has.
+            Err(Errno::EPERM) => Ok(()),
+            result => result.map_err(fail),
+        }
+    })
+}
+
+fn kind(limit: &Limit) -> Kind {
+    match limit.resource {
         Resource::As => Kind::RLIMIT_AS,
         Resource::Core => Kind::RLIMIT_CORE,
         Resource::Cpu => Kind::RLIMIT_CPU,
@@ -146,7 +164,11 @@ fn set_limit(limit: &Limit) -> Result<(), Failure> {
         Resource::Nproc => Kind::RLIMIT_NPROC,
         Resource::Sigpending => Kind::RLIMIT_SIGPENDING,
         Resource::Stack => Kind::RLIMIT_STACK,
-    };
+    }
+}
+
+fn set_limit(limit: &Limit) -> Result<(), Failure> {
+    let kind = kind(limit);
     let fail = |errno| Failure::new(Step::Limit, limit.resource.name(), errno);
     match setrlimit(kind, limit.soft, limit.hard) {
         // A node that is itself bounded (a process, not a board) cannot give more than it has.
@@ -198,15 +220,17 @@ fn executable(path: &str) -> Result<(), Errno> {
 }
 
 /// Images let their programs open /dev/stdout and /dev/stderr by name: whoever they run as must be allowed to. Only pipes
-/// and terminals, which are this process's own; /dev/null is everybody's.
-pub(crate) fn own_streams(uid: Uid) {
+/// and terminals, which are this process's own; /dev/null is everybody's. `group` tells their group, if it is to be another
+/// one, by whether they are terminals.
+pub(crate) fn own_streams(uid: Uid, group: impl Fn(bool) -> Option<Gid>) {
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
         let pipe = rustix::fs::fstat(stream)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
-        if pipe || rustix::termios::isatty(stream) {
+        let terminal = rustix::termios::isatty(stream);
+        if pipe || terminal {
             // A program that never opens them needs nothing of this.
-            nix::unistd::fchown(stream, Some(uid), None).ok();
+            nix::unistd::fchown(stream, Some(uid), group(terminal)).ok();
         }
     }
 }
@@ -228,7 +252,7 @@ fn drop_privileges(identity: &Identity, capabilities: u64) -> Result<(), Failure
     setgroups(&groups).map_err(id("groups"))?;
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     if !uid.is_root() {
-        own_streams(uid);
+        own_streams(uid, |_| None);
     }
     setresgid(gid, gid, gid).map_err(id("group"))?;
     setresuid(uid, uid, uid).map_err(id("user"))?;

@@ -1,13 +1,19 @@
 //! Between clone and the container's program: performs the plan, one step after the other.
 //!
 //! It runs in new namespaces, made by the supervisor, as the first process there. Descriptors: 0–2 the container's own,
-//! 3 the plan (a sealed memory file), 4 the go pipe (one byte once the network is there), 5 where reports go.
+//! 3 the plan (a sealed memory file), 4 the go pipe (one byte once the network is there), 5 where reports go; with a user
+//! namespace: 6 it, 7 to 9 the namespaces of network, host name and IPC that belong to it.
+//!
+//! With a user namespace this process stays the node's root, for most of these steps need that, but makes files as the
+//! container's root. It enters the user namespace last.
 pub(crate) mod become_program;
+mod ids;
 mod init;
 pub(crate) mod mounts;
 mod shield;
 
-pub(super) use become_program::prepare;
+pub(super) use become_program::{prepare, raise_limits};
+pub(super) use ids::enter_user_namespace;
 use init::Init;
 pub(super) use shield::shield;
 #[cfg(feature = "oci")]
@@ -15,6 +21,7 @@ pub(crate) use shield::shield_with_environment;
 
 use super::plan::{MAX_BYTES, Plan};
 use super::report::{Failure, Report, Step};
+use super::user_namespace::IDS;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use serde::de::DeserializeOwned;
@@ -31,6 +38,10 @@ pub(super) const EXIT_FAILED: u8 = 127;
 pub(super) const PLAN_FD: i32 = 3;
 const GO_FD: i32 = 4;
 pub(super) const REPORT_FD: i32 = 5;
+/// With a user namespace: it, and those it owns.
+const USER_FD: i32 = 6;
+const OWNED_FDS: [(i32, CloneFlags); 3] =
+    [(7, CloneFlags::CLONE_NEWNET), (8, CloneFlags::CLONE_NEWUTS), (9, CloneFlags::CLONE_NEWIPC)];
 
 /// Becomes the container's program, or reports why not. Call it first thing in `main`: there must be no other thread.
 #[must_use]
@@ -56,10 +67,15 @@ fn start(report: &OwnedFd) -> Result<Init, Failure> {
     let plan: Plan = read_plan(inherited(PLAN_FD)?)?;
     let go = inherited(GO_FD)?;
     before_the_root()?;
-    let mut sources = mounts::change_root(&plan)?;
+    let user = plan.process.first_id.map(ids::join).transpose()?;
+    let mut sources = mounts::change_root(&plan, user.as_ref())?;
     mounts::unpack(&mut sources)?;
     mounts::furnish(&plan, sources)?;
     hostname(&plan.hostname)?;
+    raise_limits(&plan.process)?;
+    if let (Some(user), Some(first)) = (user, plan.process.first_id) {
+        enter_user_namespace(user, first)?;
+    }
     if plan.asleep {
         say(report, &Report::AtTheGate);
     }

@@ -2,6 +2,7 @@
 use super::super::copy;
 use super::super::plan::{Device, Flags, Mount, Plan, Root, Source, Sysctl};
 use super::super::report::{Failure, Step};
+use super::ids;
 use nix::errno::Errno;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
@@ -13,7 +14,9 @@ use std::fs::File;
 use std::io::BufReader;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
-use wherry_sys::mount::{Attributes, attach, detached_copy, restrict, restrict_tree};
+use wherry_sys::mount::{
+    Attributes, attach, detached_copy, detached_copy_of_target, map_owners, restrict, restrict_tree,
+};
 
 pub(crate) const PATH_DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 pub(crate) const PATH_ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
@@ -45,14 +48,30 @@ pub(crate) fn sys(step: Step, detail: &str) -> impl Fn(wherry_sys::SysError) -> 
 }
 
 /// Makes the overlay the root directory. The node's files are out of reach afterwards, except for the result.
-pub(super) fn change_root(plan: &Plan) -> Result<Sources, Failure> {
+/// With a user namespace, layers and volumes have their owners mapped.
+pub(super) fn change_root(plan: &Plan, user: Option<&OwnedFd>) -> Result<Sources, Failure> {
     rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(at(Step::Propagation, ""))?;
     super::leave_cgroup_namespace()?;
+    if let Some(user) = user {
+        map_data(&plan.data, user)?;
+    }
     mount_overlay(&plan.root)?;
     let sources = open_sources(plan)?;
     wherry_sys::mount::replace_root(&plan.root.mount_point).map_err(sys(Step::Pivot, ""))?;
     Ok(sources)
+}
+
+/// Puts the data directory over itself, with owners as they are inside. Attached, because not every kernel builds overlays on
+/// what is not (clone_private_mount in fs/namespace.c).
+fn map_data(data: &Path, user: &OwnedFd) -> Result<(), Failure> {
+    let detail = data.display().to_string();
+    let directory =
+        rustix::fs::openat(CWD, data, PATH_DIRECTORY, Mode::empty()).map_err(at(Step::Overlay, &detail))?;
+    let fail = sys(Step::Overlay, &detail);
+    let copy = detached_copy_of_target(&directory, Path::new(""), false).map_err(&fail)?;
+    map_owners(&copy, user).map_err(&fail)?;
+    attach(copy, directory).map_err(fail)
 }
 
 /// Layers are named by descriptor numbers, relative to /proc/self/fd: 128 digests would not fit into the one page that
@@ -295,11 +314,18 @@ pub(crate) fn make_link(root: &OwnedFd, path: &str, target: &str) -> rustix::io:
 fn set_sysctls(root: &OwnedFd, plan: &Plan) -> Result<(), Failure> {
     for Sysctl { file: name, value, required } in &plan.sysctls {
         let path = format!("/proc/sys/{name}");
-        let file = match inside(root, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
-            Err(rustix::io::Errno::NOENT) if !required => continue,
-            result => result.map_err(at(Step::Sysctl, name))?,
+        let set = || {
+            let file = inside(root, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            rustix::io::write(&file, value.as_bytes())
         };
-        rustix::io::write(&file, value.as_bytes()).map_err(at(Step::Sysctl, name))?;
+        let set = match (set(), plan.process.first_id) {
+            (Err(rustix::io::Errno::ACCESS), Some(first)) => ids::as_root_inside(first, set)?,
+            (result, _) => result,
+        };
+        match set {
+            Err(rustix::io::Errno::NOENT) if !required => {}
+            result => result.map(drop).map_err(at(Step::Sysctl, name))?,
+        }
     }
     Ok(())
 }

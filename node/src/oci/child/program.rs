@@ -137,7 +137,7 @@ fn drop_privileges(process: &Process) -> Result<(), OciError> {
     setgroups(&groups).map_err(&user)?;
     let (uid, gid) = (Uid::from_raw(process.uid), Gid::from_raw(process.gid));
     if !uid.is_root() {
-        own_streams(uid);
+        own_streams(uid, |_| None);
     }
     setresgid(gid, gid, gid).map_err(&user)?;
     // An ordinary user may be given capabilities too.
