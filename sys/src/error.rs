@@ -40,6 +40,7 @@ errors! {
     CapSet "capset",
     Chdir "chdir",
     ClockGettime "clock_gettime",
+    Clone "clone",
     Clone3 "clone3",
     CloseRange "close_range",
     ControllingTerminal "ioctl(TIOCSCTTY)",

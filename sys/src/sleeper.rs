@@ -6,9 +6,12 @@ use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::unistd::Pid;
-use std::mem::{size_of, zeroed};
+use std::ffi::{c_int, c_void};
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
+
+/// Bytes of the child's stack: it calls the kernel and nothing else.
+const STACK_BYTES: usize = 16 * 1024;
 
 /// A child in new namespaces that waits until this is dropped, or until the thread that made it ends. It has no
 /// descriptors and runs no program.
@@ -16,6 +19,15 @@ use std::ptr;
 pub struct Sleeper {
     pid: Pid,
     pidfd: OwnedFd,
+    /// What the child runs on.
+    _stack: Box<[Aligned]>,
+}
+
+/// As both architectures want a stack to be.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(16))]
+struct Aligned {
+    _bytes: [u8; 16],
 }
 
 impl Sleeper {
@@ -23,13 +35,13 @@ impl Sleeper {
     /// not mapped yet (user_namespaces(7)).
     ///
     /// # Errors
-    /// [`SysError::Clone3`]; `EPERM`, `EINVAL` or `ENOSPC` when the kernel makes no (more) user namespaces.
+    /// [`SysError::Clone`]; `EPERM`, `EINVAL` or `ENOSPC` when the kernel makes no (more) user namespaces.
     pub fn new(namespaces: CloneFlags) -> Result<Self> {
         let mut old = SigSet::empty();
-        // No handler of this process may run in the child.
+        // The child keeps them blocked: no handler of this process may run in it.
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut old))
             .map_err(SysError::SignalMask)?;
-        let cloned = clone3(namespaces);
+        let cloned = clone(namespaces);
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&old), None).map_err(SysError::SignalMask)?;
         cloned
     }
@@ -43,44 +55,43 @@ impl Sleeper {
 
 impl Drop for Sleeper {
     fn drop(&mut self) {
-        // Nobody else reaps it, so it is there; and killed, it ends at once.
+        // Nobody else reaps it, so it is there; and killed, it ends at once. The stack goes after that.
         if pidfd_send_signal(&self.pidfd, libc::SIGKILL).is_ok() {
             wait(self.pid).ok();
         }
     }
 }
 
-fn clone3(namespaces: CloneFlags) -> Result<Sleeper> {
+/// Without a copy of the memory, which would hold up the other threads of this process for a millisecond.
+fn clone(namespaces: CloneFlags) -> Result<Sleeper> {
+    let mut stack = vec![Aligned { _bytes: [0; 16] }; STACK_BYTES / size_of::<Aligned>()].into_boxed_slice();
     let mut pidfd: RawFd = -1;
-    let parent = nix::unistd::getpid();
-    // SAFETY: clone_args is plain data for which all zeroes is valid: no flags, no pointers.
-    let mut args: libc::clone_args = unsafe { zeroed() };
-    args.flags = namespaces.bits() as u64 | libc::CLONE_PIDFD as u64;
-    args.pidfd = ptr::addr_of_mut!(pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
-    // SAFETY: without CLONE_VM the child gets a copy of the memory, like fork; `args` is fully initialised and its
-    // pointers are valid for the call. The child goes on in `sleep`, which keeps to signal-safe calls.
-    let pid =
-        unsafe { libc::syscall(libc::SYS_clone3, ptr::addr_of_mut!(args), size_of::<libc::clone_args>()) };
-    match pid {
-        0 => sleep(parent),
-        1.. => {
-            // SAFETY: clone3 succeeded with CLONE_PIDFD, so the kernel stored a new descriptor there.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Sleeper { pid: Pid::from_raw(pid as libc::pid_t), pidfd })
-        }
-        _ => Err(SysError::Clone3(Errno::last())),
-    }
+    let flags = namespaces.bits() | libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // A number as the argument, so that nothing of this thread's is pointed to.
+    let parent = nix::unistd::getpid().as_raw() as usize;
+    // SAFETY: the child runs `sleep` on a stack of its own, which stacks of both architectures enter from the end and which
+    // outlives it (see Drop). It shares this thread's memory, thread-local errno included: all its calls succeed, so it
+    // writes to none of it. With CLONE_PIDFD the kernel stores a descriptor where the fifth argument points.
+    let pid = unsafe {
+        let top = stack.as_mut_ptr_range().end;
+        libc::clone(sleep, top.cast(), flags, parent as *mut c_void, &raw mut pidfd)
+    };
+    let pid = Errno::result(pid).map_err(SysError::Clone)?;
+    // SAFETY: clone succeeded, so the kernel stored a new descriptor there.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Sleeper { pid: Pid::from_raw(pid), pidfd, _stack: stack })
 }
 
-fn sleep(parent: Pid) -> ! {
-    // SAFETY: signal-safe system calls on numbers. All descriptors are closed, so that no pipe of the parent is held open.
+extern "C" fn sleep(parent: *mut c_void) -> c_int {
+    // SAFETY: system calls on numbers, none of which the C library attends to (as it does to pause, a cancellation point). Descriptors are not shared with the parent; all are closed, so that
+    // no pipe of it is held open.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0, 0);
         libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0);
         // The parent may have ended before the kernel was told what to do then.
-        while libc::getppid() == parent.as_raw() {
-            libc::pause();
+        while libc::getppid() as usize == parent as usize {
+            let (none, bytes) = (ptr::null_mut::<c_void>(), 0_usize);
+            libc::syscall(libc::SYS_ppoll, none, 0_usize, none, none, bytes);
         }
         libc::_exit(0)
     }
@@ -113,6 +124,6 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         let both = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_FS;
-        assert_eq!(Sleeper::new(both).unwrap_err(), SysError::Clone3(Errno::EINVAL));
+        assert_eq!(Sleeper::new(both).unwrap_err(), SysError::Clone(Errno::EINVAL));
     }
 }

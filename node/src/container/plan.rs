@@ -64,6 +64,8 @@ impl From<PlanError> for WireError {
 pub struct Plan {
     /// What becomes `/`.
     pub root: Root,
+    /// Whether its network namespace belongs to its user namespace, if it has one.
+    pub owns_network: bool,
     /// The node's data directory: layers and volumes are below it.
     pub data: PathBuf,
     /// Archives that are unpacked there, as long as it is all that there is.
@@ -289,6 +291,8 @@ pub struct Surroundings<'a> {
     pub files: &'a [PathBuf],
     /// Where its ids begin on the node, if it has a user namespace.
     pub first_id: Option<u32>,
+    /// Whether its network namespace is one that belongs to that.
+    pub owns_network: bool,
 }
 
 /// Decides everything for one life of a container.
@@ -320,6 +324,7 @@ pub fn plan(desired: &ContainerDesired, around: &Surroundings<'_>) -> Result<Pla
             mount_point: around.dir.mount_point(),
             read_only: spec.read_only,
         },
+        owns_network: around.owns_network,
         data: around.dir.data(),
         files: around.files.to_vec(),
         mounts,

@@ -35,6 +35,7 @@ fn make(spec: ContainerSpec, layers: &[PathBuf]) -> Result<Plan, PlanError> {
         devices: &[],
         files: &[],
         first_id: None,
+        owns_network: false,
     };
     plan(&desired(spec), &around)
 }

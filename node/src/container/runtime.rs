@@ -239,8 +239,7 @@ impl Runtime {
             Some(namespaces) => Some(namespaces.take().await.map_err(unusable)?),
             None => None,
         };
-        let first_id = fresh.as_ref().map(|fresh| fresh.ids.first());
-        let plan = self.plan(desired, &image, (&files, nameservers, first_id))?;
+        let plan = self.plan(desired, &image, (&files, nameservers), fresh.as_ref())?;
         let cgroup =
             inner.cgroups.create(desired.container.id, &desired.spec.resources).map_err(cgroup_error)?;
         Ok((plan, cgroup, fresh))
@@ -395,9 +394,12 @@ impl Runtime {
         &self,
         desired: &ContainerDesired,
         image: &ReadyImage,
-        (files, nameservers, first_id): (&[PathBuf], &[Ipv4Addr], Option<u32>),
+        (files, nameservers): (&[PathBuf], &[Ipv4Addr]),
+        fresh: Option<&Fresh>,
     ) -> Result<Plan, WireError> {
         let inner = &self.inner;
+        let shows_core = inner.user_namespaces.as_ref().is_none_or(UserNamespaces::shows_core_parameters);
+        let owns_network = fresh.is_some() && (shows_core || !sets_core_parameters(desired)?);
         let dir = inner.data.container(desired.container.id);
         let devices = device::devices(&desired.spec.settings)?;
         let plan = plan::plan(
@@ -411,7 +413,8 @@ impl Runtime {
                 filter: &inner.filter,
                 devices: &devices,
                 files,
-                first_id,
+                first_id: fresh.map(|fresh| fresh.ids.first()),
+                owns_network,
             },
         )?;
         dir.prepare(desired.clean_since).map_err(rootfs_error)?;
@@ -433,7 +436,11 @@ impl Runtime {
         let Prepared { descriptors, ends, ring, go, report, network, ids } = prepared;
         let launch = Launch {
             key: key(desired.container),
-            namespaces: if ids.is_some() { Namespaces::MOUNT | Namespaces::PID } else { Namespaces::ALL },
+            namespaces: match (&ids, plan.owns_network) {
+                (None, _) => Namespaces::ALL,
+                (Some(_), true) => Namespaces::MOUNT | Namespaces::PID,
+                (Some(_), false) => Namespaces::MOUNT | Namespaces::PID | Namespaces::NET,
+            },
             argument: "container".into(),
             cgroup: descriptors.cgroup.is_some(),
             extra: u8::try_from(descriptors.extra.len()).unwrap_or(u8::MAX),
@@ -636,6 +643,7 @@ impl Prepared {
         ring: Option<Ring>,
         cgroup: Option<&Cgroup>,
     ) -> io::Result<Self> {
+        let owns_network = plan.owns_network;
         let bytes = postcard::to_stdvec(plan).map_err(io::Error::other)?;
         let plan = wherry_sys::fd::sealed_memfd(c"wherry-plan", &bytes).map_err(from_sys)?;
         let (go_child, go) = pipe()?;
@@ -656,13 +664,36 @@ impl Prepared {
         let cgroup = cgroup.map(Cgroup::directory).transpose().map_err(io::Error::other)?;
         let (mut extra, mut network, mut ids) = (Vec::new(), None, None);
         if let Some(fresh) = fresh {
-            network = Some(fresh.net.try_clone()?);
-            extra = vec![fresh.user, fresh.net, fresh.uts, fresh.ipc];
+            extra = vec![fresh.user, fresh.uts, fresh.ipc];
+            if owns_network {
+                network = Some(fresh.net.try_clone()?);
+                extra.push(fresh.net);
+            }
             ids = Some(fresh.ids);
         }
         let descriptors =
             Descriptors { plan, go: go_child, report: report_child, stdio, cgroup, extra, kept };
         Ok(Self { descriptors, ends, ring, go, report, network, ids })
+    }
+}
+
+/// Whether it has wishes that a kernel which hides them can fulfil only in a network namespace of the node's. A capability
+/// over the network would be worth nothing there.
+fn sets_core_parameters(desired: &ContainerDesired) -> Result<bool, WireError> {
+    let settings = &desired.spec.settings;
+    let core = settings.iter().find_map(|setting| match setting {
+        Setting::Sysctl { name, .. } if name.starts_with("net.core.") => Some(name),
+        _ => None,
+    });
+    let raw = |setting: &Setting| matches!(setting, Setting::AddCapability(name) if name == "NET_RAW");
+    match core {
+        Some(name) if settings.iter().any(raw) => {
+            let message = format!(
+                "the kernel of this node cannot give a container both NET_RAW and {name}: leave one out"
+            );
+            Err(WireError::new(ErrorCode::Invalid, message))
+        }
+        core => Ok(core.is_some()),
     }
 }
 

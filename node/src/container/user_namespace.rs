@@ -7,13 +7,15 @@
 //! The namespace comes with those of network, host name and IPC, which belong to it. Making them takes longer than all else
 //! in a start, so a few are made ahead.
 use super::rootfs::DataDir;
+use crate::net::namespace::within;
 use nix::sched::CloneFlags;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use wherry_sys::mount::{detached_copy_of_target, map_owners};
 use wherry_sys::sleeper::Sleeper;
 
@@ -26,6 +28,8 @@ const FIRST: u32 = 0x7000_0000;
 const MAX_RANGES: u32 = 4094;
 /// Made ahead. The kernel's memory for them, about 150 KiB each, is for the network's tables most of all.
 const SPARES: usize = 2;
+/// Longer than the start of a container takes.
+const REFILL_AFTER: Duration = Duration::from_millis(10);
 
 /// All of them on this node. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -33,9 +37,10 @@ pub struct UserNamespaces {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     ranges: Ranges,
+    shows_core: bool,
     spares: Mutex<Vec<Fresh>>,
 }
 
@@ -83,20 +88,27 @@ impl UserNamespaces {
     /// # Errors
     /// What they fail with.
     pub fn open(data: &Path) -> io::Result<Self> {
-        let this = Self { inner: Arc::default() };
-        let first = this.make()?;
+        let ranges = Ranges::default();
+        // Not kept: which ranges are taken is not known yet.
+        let first = Fresh::new(free_range(&ranges)?)?;
         let directory = File::open(data)?;
         let copy = detached_copy_of_target(&directory, Path::new(""), false);
         copy.and_then(|copy| map_owners(copy, &first.user)).map_err(from_sys)?;
-        Ok(this)
+        let shows_core = within(first.net.as_fd(), || Path::new("/proc/sys/net/core/somaxconn").exists())?;
+        Ok(Self { inner: Arc::new(Inner { ranges, shows_core, spares: Mutex::default() }) })
+    }
+
+    /// Whether parameters below net.core can be set in a network namespace that belongs to a user namespace: before Linux
+    /// 6.10 they are not even shown there.
+    #[must_use]
+    pub fn shows_core_parameters(&self) -> bool {
+        self.inner.shows_core
     }
 
     /// Those of a container that runs already, by what [`IdRange::first`] was; `None` if another one has them.
     #[must_use]
     pub fn claim(&self, first: u32) -> Option<IdRange> {
-        let ranges = Arc::clone(&self.inner.ranges);
-        let free = lock(&ranges).insert(first);
-        free.then(|| IdRange { first, ranges })
+        claim(&self.inner.ranges, first)
     }
 
     /// Namespaces for one more container.
@@ -113,18 +125,22 @@ impl UserNamespaces {
         Ok(fresh)
     }
 
-    /// Makes one more to have at hand. When that fails, so will the next start that finds none, and say why.
+    /// Makes one more to have at hand, soon. When that fails, so will the next start that finds none, and say why.
     pub fn refill(&self) {
-        drop(self.in_background(|this| {
-            if lock(&this.inner.spares).len() < SPARES
-                && let Ok(fresh) = this.make()
-            {
-                let mut spares = lock(&this.inner.spares);
-                if spares.len() < SPARES {
-                    spares.push(fresh);
-                }
+        let this = self.clone();
+        tokio::spawn(async move {
+            // What the last one was taken for goes first.
+            tokio::time::sleep(REFILL_AFTER).await;
+            let made = this.in_background(|this| {
+                let wanted = lock(&this.inner.spares).len() < SPARES;
+                wanted.then(|| this.make())
+            });
+            let Ok(Some(Ok(fresh))) = made.await else { return };
+            let mut spares = lock(&this.inner.spares);
+            if spares.len() < SPARES {
+                spares.push(fresh);
             }
-        }));
+        });
     }
 
     fn in_background<T: Send + 'static>(
@@ -135,18 +151,28 @@ impl UserNamespaces {
         tokio::task::spawn_blocking(move || work(&this))
     }
 
-    fn range(&self) -> io::Result<IdRange> {
-        let all = (0..MAX_RANGES).map(|number| FIRST + number * IDS);
-        let mut free = all.filter_map(|first| self.claim(first));
-        free.next().ok_or_else(|| io::Error::other(format!("{MAX_RANGES} containers run already")))
-    }
-
     /// Namespaces for one more container, made now.
     ///
     /// # Errors
     /// When the kernel makes no more.
     pub fn make(&self) -> io::Result<Fresh> {
-        let ids = self.range()?;
+        Fresh::new(free_range(&self.inner.ranges)?)
+    }
+}
+
+fn claim(ranges: &Ranges, first: u32) -> Option<IdRange> {
+    let free = lock(ranges).insert(first);
+    free.then(|| IdRange { first, ranges: Arc::clone(ranges) })
+}
+
+fn free_range(ranges: &Ranges) -> io::Result<IdRange> {
+    let all = (0..MAX_RANGES).map(|number| FIRST + number * IDS);
+    let mut free = all.filter_map(|first| claim(ranges, first));
+    free.next().ok_or_else(|| io::Error::other(format!("{MAX_RANGES} containers run already")))
+}
+
+impl Fresh {
+    fn new(ids: IdRange) -> io::Result<Self> {
         let kinds = CloneFlags::CLONE_NEWUSER
             | CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWUTS
@@ -158,7 +184,7 @@ impl UserNamespaces {
             std::fs::write(proc.join(file), &map)?;
         }
         let namespace = |name| File::open(proc.join("ns").join(name)).map(OwnedFd::from);
-        Ok(Fresh {
+        Ok(Self {
             user: namespace("user")?,
             net: namespace("net")?,
             uts: namespace("uts")?,
@@ -193,7 +219,6 @@ fn from_sys(error: wherry_sys::SysError) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd as _;
     use wherry_sys::process::namespace_kind;
 
     #[tokio::test]
@@ -230,7 +255,7 @@ mod tests {
     fn ranges_come_to_an_end() {
         let dir = tempfile::tempdir().unwrap();
         let all = UserNamespaces::open(dir.path()).unwrap();
-        let taken: Vec<IdRange> = (0..MAX_RANGES).map(|_| all.range().unwrap()).collect();
+        let taken: Vec<IdRange> = (0..MAX_RANGES).map(|_| free_range(&all.inner.ranges).unwrap()).collect();
         assert_eq!(taken.last().unwrap().first(), FIRST + (MAX_RANGES - 1) * IDS);
         assert_eq!(all.make().unwrap_err().to_string(), "4094 containers run already");
     }

@@ -11,7 +11,7 @@ mod apply;
 mod board;
 mod error;
 mod inside;
-mod namespace;
+pub(crate) mod namespace;
 mod network;
 mod observe;
 pub mod plan;

@@ -106,6 +106,7 @@ impl World {
             devices: &[],
             files: &[],
             first_id: fresh.as_ref().map(|fresh| fresh.ids.first()),
+            owns_network: true,
         };
         let plan = plan::plan(&desired, &around).unwrap();
         self.fresh.lock().unwrap().extend(fresh);
@@ -134,7 +135,7 @@ impl World {
         let own = fresh.iter().position(|fresh| Some(fresh.ids.first()) == plan.process.first_id);
         let own = own.map(|own| fresh.remove(own));
         let (namespaces, extra) = match own {
-            Some(Fresh { user, net, uts, ipc, .. }) => (OWN_TREE, vec![user, net, uts, ipc]),
+            Some(Fresh { user, net, uts, ipc, .. }) => (OWN_TREE, vec![user, uts, ipc, net]),
             None => (ALL, Vec::new()),
         };
         (launch(child::ARGUMENT, (&bytes, go, &extra), namespaces, plan.process.tty), gate)
@@ -230,7 +231,7 @@ fn launch(
         death_signal: None,
     };
     let child = spawn(&request).unwrap();
-    let network = extra.get(1).unwrap_or(&child.pidfd).try_clone().unwrap();
+    let network = extra.get(3).unwrap_or(&child.pidfd).try_clone().unwrap();
     Running {
         network,
         pid: child.pid,

@@ -98,7 +98,12 @@ pub(super) fn confinement(world: &mut dyn World) -> Result<(), Failure> {
     ensure(count <= 4, || format!("a container sees {count} processes"))?;
     let privileges = inside("grep -E 'NoNewPrivs|Seccomp:' /proc/self/status")?.expect_code(0)?;
     let tight = privileges.stdout.contains("NoNewPrivs:\t1") && privileges.stdout.contains("Seccomp:\t2");
-    ensure(tight, || format!("a container has {}", privileges.stdout))
+    ensure(tight, || format!("a container has {}", privileges.stdout))?;
+    let ids =
+        inside("cat /proc/self/uid_map; stat -c %u /bin/busybox /etc/hosts /dev/null")?.expect_code(0)?;
+    let words: Vec<&str> = ids.stdout.split_whitespace().collect();
+    let own = matches!(words[..], ["0", first, "65536", "0", "0", "0"] if first != "0");
+    ensure(own, || format!("a container has no ids of its own: {}", ids.stdout))
 }
 
 /// A shell in a terminal, as people use it.
@@ -217,7 +222,7 @@ pub(super) fn restarts(world: &mut dyn World) -> Result<(), Failure> {
 pub(super) fn settings(world: &mut dyn World) -> Result<(), Failure> {
     let admin = world.admin();
     let flags = "run -d --name old --stop-signal USR1 --tmpfs /scratch:size=1m --cap-drop ALL --cap-add NET_RAW \
-                 --ulimit nofile=99 --sysctl net.core.somaxconn=55 --add-host db:10.9.0.9 --dns 9.8.7.6 client";
+                 --ulimit nofile=99 --sysctl net.ipv4.tcp_fin_timeout=55 --add-host db:10.9.0.9 --dns 9.8.7.6 client";
     let mut run: Vec<&str> = flags.split_whitespace().collect();
     run.extend(["sh", "-c", "trap 'echo bye; exit 4' USR1; echo up; while :; do sleep 0.1; done"]);
     admin.ok(&run)?;
@@ -225,7 +230,7 @@ pub(super) fn settings(world: &mut dyn World) -> Result<(), Failure> {
     admin.ok(&["rename", "old", "new"])?;
     admin.refused(&["logs", "old"], "old")?;
     let look = "df -k /scratch | tail -1 | awk '{print $2}'; grep CapBnd /proc/self/status; ulimit -n
-cat /proc/sys/net/core/somaxconn; grep -c db /etc/hosts; cat /etc/resolv.conf";
+cat /proc/sys/net/ipv4/tcp_fin_timeout; grep -c db /etc/hosts; cat /etc/resolv.conf";
     admin
         .run(&["exec", "new", "--", "sh", "-c", look])?
         .expect_stdout("1024\nCapBnd:\t0000000000002000\n99\n55\n1\nnameserver 9.8.7.6\n")?;
@@ -247,6 +252,10 @@ cat /proc/sys/net/core/somaxconn; grep -c db /etc/hosts; cat /etc/resolv.conf";
     admin.ok(&["restart", "-t", "0", "new"])?;
     wait_for_state(admin, "new", "running", SOON)?;
     admin.ok(&["rm", "-f", "new"])?;
+    // Older kernels need a network namespace of another kind for this one.
+    let look = "cat /proc/sys/net/core/somaxconn; wc -l < /proc/self/uid_map; ls /sys/class/net";
+    let core = ["run", "--rm", "--sysctl", "net.core.somaxconn=55", "client", "sh", "-c", look];
+    admin.run(&core)?.expect_stdout("55\n1\neth0\nlo\n")?;
     admin.refused(&["run", "--cap-add", "SYS_ADMIN", "client"], "SYS_ADMIN")?;
     admin.refused(&["run", "--sysctl", "kernel.core_pattern=x", "client"], "kernel.core_pattern")?;
     admin.refused(&["run", "--tmpfs", "/proc", "client"], "/proc").map(drop)

@@ -2,7 +2,7 @@
 use super::super::plan::{Process, TTY};
 use super::super::report::{Failure, Step};
 use super::become_program::own_streams;
-use super::{OWNED_FDS, USER_FD, inherited};
+use super::{NETWORK_FD, OWNED_FDS, USER_FD, inherited};
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setresgid, setresuid};
@@ -12,9 +12,9 @@ use wherry_sys::process::setns;
 
 /// Joins the namespaces that belong to the user namespace, which is returned. From here on what this process makes
 /// belongs to the container's root, `first` on the node; it stays as mighty as it is.
-pub(super) fn join(first: u32) -> Result<OwnedFd, Failure> {
+pub(super) fn join(first: u32, owns_network: bool) -> Result<OwnedFd, Failure> {
     let fail = |error: wherry_sys::SysError| Failure::new(Step::Join, "", error.errno());
-    for (number, kind) in OWNED_FDS {
+    for (number, kind) in OWNED_FDS.into_iter().chain(owns_network.then_some(NETWORK_FD)) {
         setns(inherited(number)?, kind).map_err(fail)?;
     }
     set_securebits(SECUREBITS_NO_SETUID_FIXUP).map_err(fail)?;

@@ -2,7 +2,7 @@
 //!
 //! It runs in new namespaces, made by the supervisor, as the first process there. Descriptors: 0–2 the container's own,
 //! 3 the plan (a sealed memory file), 4 the go pipe (one byte once the network is there), 5 where reports go; with a user
-//! namespace: 6 it, 7 to 9 the namespaces of network, host name and IPC that belong to it.
+//! namespace: 6 it, 7 and 8 the namespaces of host name and IPC that belong to it, 9 that of the network if it does too.
 //!
 //! With a user namespace this process stays the node's root, for most of these steps need that, but makes files as the
 //! container's root. It enters the user namespace last.
@@ -40,8 +40,8 @@ const GO_FD: i32 = 4;
 pub(super) const REPORT_FD: i32 = 5;
 /// With a user namespace: it, and those it owns.
 const USER_FD: i32 = 6;
-const OWNED_FDS: [(i32, CloneFlags); 3] =
-    [(7, CloneFlags::CLONE_NEWNET), (8, CloneFlags::CLONE_NEWUTS), (9, CloneFlags::CLONE_NEWIPC)];
+const OWNED_FDS: [(i32, CloneFlags); 2] = [(7, CloneFlags::CLONE_NEWUTS), (8, CloneFlags::CLONE_NEWIPC)];
+const NETWORK_FD: (i32, CloneFlags) = (9, CloneFlags::CLONE_NEWNET);
 
 /// Becomes the container's program, or reports why not. Call it first thing in `main`: there must be no other thread.
 #[must_use]
@@ -67,7 +67,7 @@ fn start(report: &OwnedFd) -> Result<Init, Failure> {
     let plan: Plan = read_plan(inherited(PLAN_FD)?)?;
     let go = inherited(GO_FD)?;
     before_the_root()?;
-    let user = plan.process.first_id.map(ids::join).transpose()?;
+    let user = plan.process.first_id.map(|first| ids::join(first, plan.owns_network)).transpose()?;
     let mut sources = mounts::change_root(&plan, user.as_ref())?;
     mounts::unpack(&mut sources)?;
     mounts::furnish(&plan, sources)?;

@@ -179,7 +179,8 @@ pub(super) fn furnish(plan: &Plan, sources: Sources) -> Result<(), Failure> {
         wherry_sys::terminal::set_controlling(std::io::stdin()).map_err(sys(Step::Terminal, ""))?;
     }
     set_sysctls(&root, plan)?;
-    plan.masked.iter().try_for_each(|path| mask(&root, path))?;
+    let mut cover = Cover::default();
+    plan.masked.iter().try_for_each(|path| cover.mask(&root, path))?;
     plan.protected.iter().try_for_each(|path| protect(&root, path))?;
     rustix::process::umask(UMASK);
     if plan.root.read_only {
@@ -339,19 +340,38 @@ fn existing(root: &OwnedFd, step: Step, path: &str) -> Result<Option<OwnedFd>, F
     }
 }
 
-pub(crate) fn mask(root: &OwnedFd, path: &str) -> Result<(), Failure> {
-    let Some(target) = existing(root, Step::Mask, path)? else { return Ok(()) };
-    let stat = rustix::fs::fstat(&target).map_err(at(Step::Mask, path))?;
-    let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        let options = [("mode", "555"), ("nr_inodes", "1"), ("size", "4096")];
-        let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let flags = Flags { read_only: true, no_suid: true, no_devices: true, no_exec: true };
-        new_file_system("tmpfs", &options, flags).map_err(at(Step::Mask, path))?
-    } else {
-        let null = inside(root, "/dev/null", PATH_ANY, Mode::empty()).map_err(at(Step::Mask, path))?;
-        detached_copy(&null, Path::new("")).map_err(sys(Step::Mask, path))?
-    };
-    attach(cover, target).map_err(sys(Step::Mask, path))
+/// Hides paths: one empty directory for all of them, made for the first, because each file system of its own costs time when
+/// it is made and when it goes.
+#[derive(Debug, Default)]
+pub(crate) struct Cover {
+    directory: Option<OwnedFd>,
+}
+
+impl Cover {
+    /// Puts something empty over what is at `path`, if anything is.
+    pub(crate) fn mask(&mut self, root: &OwnedFd, path: &str) -> Result<(), Failure> {
+        let Some(target) = existing(root, Step::Mask, path)? else { return Ok(()) };
+        let fail = at(Step::Mask, path);
+        let stat = rustix::fs::fstat(&target).map_err(&fail)?;
+        let cover = if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            &inside(root, "/dev/null", PATH_ANY, Mode::empty()).map_err(&fail)?
+        } else if let Some(directory) = &self.directory {
+            directory
+        } else {
+            // Attached itself: what is not attached anywhere cannot be copied.
+            let directory = self.directory.insert(empty_directory().map_err(&fail)?);
+            return attach(directory, target).map_err(sys(Step::Mask, path));
+        };
+        let copy = detached_copy(cover, Path::new("")).map_err(sys(Step::Mask, path))?;
+        attach(copy, target).map_err(sys(Step::Mask, path))
+    }
+}
+
+fn empty_directory() -> rustix::io::Result<OwnedFd> {
+    let options = [("mode", "555"), ("nr_inodes", "1"), ("size", "4096")];
+    let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let flags = Flags { read_only: true, no_suid: true, no_devices: true, no_exec: true };
+    new_file_system("tmpfs", &options, flags)
 }
 
 pub(crate) fn protect(root: &OwnedFd, path: &str) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use super::super::plan::devices::{Node, NodeKind};
 use super::super::plan::mounts::{Mount, Source};
 use super::failed;
 use crate::container::child::mounts::{
-    PATH_ANY, PATH_DIRECTORY, at, inside, make_directory, make_file, make_link, mask,
+    Cover, PATH_ANY, PATH_DIRECTORY, at, inside, make_directory, make_file, make_link,
     protect as protect_path, split, sys,
 };
 use crate::container::report::{Failure, Step};
@@ -201,7 +201,8 @@ pub(super) fn enter(plan: &Plan, tree: &OwnedFd, no_pivot: bool) -> Result<(), O
 /// What is hidden or read-only, and last the root itself.
 pub(super) fn protect(plan: &Plan, tree: &OwnedFd) -> Result<(), Failure> {
     let root = rustix::fs::open("/", PATH_DIRECTORY, Mode::empty()).map_err(at(Step::Pivot, "/"))?;
-    plan.masked.iter().try_for_each(|path| mask(&root, path))?;
+    let mut cover = Cover::default();
+    plan.masked.iter().try_for_each(|path| cover.mask(&root, path))?;
     plan.protected.iter().try_for_each(|path| protect_path(&root, path))?;
     let set = if plan.root.read_only { Attributes::READ_ONLY } else { Attributes::NOTHING };
     let change = Change { set, propagation: plan.root.propagation, ..Change::default() };
