@@ -13,6 +13,7 @@
 //! engine     images of Docker and podman on this computer
 //! http       the little HTTP that is needed for that
 //! address    where a broker is
+//! ssh        an SSH server in front of a container, for editors, scp, rsync
 //! dev        a cluster in virtual machines
 //! session    the session underneath, renewed when it breaks
 //! ```
@@ -49,6 +50,7 @@ pub mod registry;
 pub mod seed;
 mod session;
 pub mod snapshot;
+pub mod ssh;
 pub mod store;
 pub mod tunnel;
 mod upload;

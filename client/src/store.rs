@@ -301,7 +301,7 @@ impl Config {
 }
 
 /// A file with a secret, refused if anybody else may read it; `None` if there is none.
-fn read_secret(path: &Path) -> Result<Option<String>, StoreError> {
+pub(crate) fn read_secret(path: &Path) -> Result<Option<String>, StoreError> {
     let failed = |source| StoreError::Io { action: "read", path: path.to_owned(), source };
     let kind = match path.metadata() {
         Ok(kind) => kind,
@@ -320,15 +320,33 @@ fn read_secret(path: &Path) -> Result<Option<String>, StoreError> {
 }
 
 /// Replaces a file atomically; mode 0600, its directory 0700.
-fn write_secret(path: &Path, text: &str) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Io { action: "write", path: path.to_owned(), source };
+pub(crate) fn write_secret(path: &Path, text: &str) -> Result<(), StoreError> {
+    let file = written(path, text)?;
+    file.persist(path).map(drop).map_err(|error| unwritten(path, error.error))
+}
+
+/// As [`write_secret`], but what is there already stays.
+pub(crate) fn create_secret(path: &Path, text: &str) -> Result<(), StoreError> {
+    match written(path, text)?.persist_noclobber(path) {
+        Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(unwritten(path, error.error)),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn unwritten(path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { action: "write", path: path.to_owned(), source }
+}
+
+/// A file beside `path` with what is to be there.
+fn written(path: &Path, text: &str) -> Result<tempfile::NamedTempFile, StoreError> {
+    let failed = |source| unwritten(path, source);
     let directory = path.parent().ok_or_else(|| failed(io::ErrorKind::NotADirectory.into()))?;
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
     // tempfile makes files of mode 0600.
     let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map(drop).map_err(|error| failed(error.error))
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use support::{Finished, PROGRAM, Running, World, spec};
@@ -90,6 +90,121 @@ fn archive(entries: &[(EntryType, &str, &str)]) -> Vec<u8> {
         archive.append(&header, content.as_bytes()).unwrap();
     }
     archive.into_inner().unwrap()
+}
+
+/// A packet of SFTP: kind, number, and what follows.
+fn packet(kind: u8, id: u32, fields: &[&[u8]]) -> Vec<u8> {
+    let body: Vec<u8> = fields
+        .iter()
+        .flat_map(|field| {
+            u32::try_from(field.len()).unwrap().to_be_bytes().into_iter().chain(field.iter().copied())
+        })
+        .collect();
+    let length = u32::try_from(body.len() + 5).unwrap();
+    [&length.to_be_bytes()[..], &[kind], &id.to_be_bytes(), &body].concat()
+}
+
+/// An SFTP client that asks for what it must not get: the numbers of its requests, and what it was told.
+fn asked(ground: &Ground, user: Option<&str>, requests: &[Vec<u8>]) -> (Vec<(u32, u8, Vec<u8>)>, Finished) {
+    let copy = CopySpec::Sftp { user: user.map(str::to_owned) };
+    let mut running = ground.container.copy(&ground.plan.process, &copy);
+    let mut stdin = running.stdin.take().unwrap();
+    let all = [&[0, 0, 0, 5, 1, 0, 0, 0, 3][..], &requests.concat()].concat();
+    // Refused, it does not read to the end.
+    let writer = std::thread::spawn(move || stdin.write_all(&all).ok());
+    let mut bytes = Vec::new();
+    running.stdout.read_to_end(&mut bytes).unwrap();
+    writer.join().unwrap();
+    let mut rest = bytes.as_slice();
+    let mut replies = Vec::new();
+    while let Some((length, more)) = rest.split_first_chunk() {
+        let (reply, more) = more.split_at(u32::from_be_bytes(*length) as usize);
+        let (id, kind) = (u32::from_be_bytes(reply[1..5].try_into().unwrap()), reply[0]);
+        replies.push((id, kind, reply[5..].to_vec()));
+        rest = more;
+    }
+    (replies, running.finish())
+}
+
+/// SSH_FXP_OPEN, to read, of a path.
+fn open(id: u32, path: &str) -> Vec<u8> {
+    let mut open = packet(3, id, &[path.as_bytes()]);
+    open.extend([0, 0, 0, 1, 0, 0, 0, 0]);
+    let length = u32::try_from(open.len() - 4).unwrap();
+    open[..4].copy_from_slice(&length.to_be_bytes());
+    open
+}
+
+/// SSH_FXP_READ of the handle that the first open gives, at 0.
+fn read(id: u32, handle: u32) -> Vec<u8> {
+    let mut read = packet(5, id, &[&handle.to_be_bytes()]);
+    read.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0]);
+    let length = u32::try_from(read.len() - 4).unwrap();
+    read[..4].copy_from_slice(&length.to_be_bytes());
+    read
+}
+
+const STATUS: u8 = 101;
+const HANDLE: u8 = 102;
+const DATA: u8 = 103;
+const NAME: u8 = 104;
+
+#[test]
+fn no_request_of_sftp_leads_out() {
+    let ground = Ground::new();
+    let secret = ground.outside.join("secret");
+    let below = secret.to_str().unwrap().trim_start_matches('/');
+    let roots = ["/proc/1/root", "/proc/self/root", "/proc/self/cwd", "/first", "/../../..", ".."];
+    let descriptors = (0..32).map(|fd| format!("/proc/self/fd/{fd}/{below}"));
+    let paths: Vec<String> = roots.iter().map(|root| format!("{root}/{below}")).chain(descriptors).collect();
+    let also = ["/out/secret".to_owned(), format!("/{below}")];
+    let requests: Vec<_> = (0..).zip(paths.iter().chain(&also)).map(|(id, path)| open(id, path)).collect();
+    let (replies, finished) = asked(&ground, None, &requests);
+    assert_eq!(replies.len(), requests.len() + 1, "{finished:?}");
+    assert!(replies[1..].iter().all(|(_, kind, _)| *kind == STATUS), "{replies:?}");
+    assert!(matches!(finished.reports.last(), Some(Report::Code(0))), "{finished:?}");
+
+    // `..` of the root is the root; /etc/passwd is the container's; nothing of ours is left open for it.
+    let mut requests = vec![packet(16, 1, &[b"/../../.."]), open(2, "../../../../etc/passwd"), read(3, 0)];
+    requests.extend((0..64).map(|fd| packet(7, 100 + fd, &[format!("/proc/self/fd/{fd}").as_bytes()])));
+    let (replies, _) = asked(&ground, None, &requests);
+    let reply = |wanted: u32| replies.iter().skip(1).find(|(id, _, _)| *id == wanted).unwrap();
+    assert_eq!((reply(1).1, &reply(1).2[..9]), (NAME, &[0, 0, 0, 1, 0, 0, 0, 1, b'/'][..]));
+    assert_eq!((reply(2).1, reply(3).1), (HANDLE, DATA));
+    assert!(String::from_utf8_lossy(&reply(3).2).contains("root:x:0:0"));
+    assert!(!String::from_utf8_lossy(&reply(3).2).contains("systemd"), "it is this machine's");
+    let open = (0..64).filter(|fd| reply(100 + fd).1 != STATUS).count();
+    // Its three streams, two of them once more, and the file that it opened.
+    assert!(open <= 6, "{open} descriptors");
+
+    // Another user has that user's rights, and one that is not there is told.
+    let (replies, _) =
+        asked(&ground, Some("65534"), &[packet(14, 1, &[b"/new", &[]]), packet(9, 2, &[b"/etc", &[]])]);
+    assert_eq!(replies[1].1, STATUS);
+    assert_eq!(replies[1].2[..4], [0, 0, 0, 3], "permission denied: {replies:?}");
+    let (replies, finished) = asked(&ground, Some("nobody-here"), &[]);
+    assert!(replies.is_empty());
+    assert!(matches!(finished.reports.last(), Some(Report::Failed(_))), "{finished:?}");
+    ground.check_outside();
+    ground.container.kill();
+}
+
+#[test]
+fn garbage_for_sftp_ends_it_without_harm() {
+    let ground = Ground::new();
+    for garbage in [vec![0xff; 4096], vec![0; 4096], vec![0, 4, 0, 1, 3], b"GET / HTTP/1.0\r\n\r\n".to_vec()]
+    {
+        let (replies, finished) = asked(&ground, None, std::slice::from_ref(&garbage));
+        assert_eq!(replies.len(), 1, "{finished:?}");
+        assert!(failed(&finished) && finished.stderr.starts_with("sftp: "), "{garbage:?}: {finished:?}");
+    }
+    // More files than one client may have open; the same client goes on.
+    let many: Vec<_> = (0..300).map(|id| open(id, "/etc/passwd")).chain([read(300, 0)]).collect();
+    let (replies, finished) = asked(&ground, None, &many);
+    assert!(matches!(finished.reports.last(), Some(Report::Code(0))), "{finished:?}");
+    assert_eq!(replies.iter().filter(|(_, kind, _)| *kind == HANDLE).count(), 256);
+    assert_eq!(replies.last().unwrap().1, DATA);
+    ground.container.kill();
 }
 
 #[test]

@@ -83,6 +83,17 @@ pub fn exit(code: u8) -> ! {
     unsafe { libc::_exit(libc::c_int::from(code)) }
 }
 
+/// Closes every descriptor from `first` on. For a process that goes on with none of them until its end: whoever still holds
+/// one, up the stack, is never returned to.
+///
+/// # Errors
+/// As close_range(2), ENOSYS before Linux 5.9.
+pub fn close_from(first: u32) -> Result<()> {
+    // SAFETY: numbers only. No memory is touched; a descriptor used afterwards gives EBADF.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    nix::errno::Errno::result(result).map(drop).map_err(SysError::CloseRange)
+}
+
 /// Gives SIGPIPE its default action back: Rust's standard library ignores it at start, and exec would pass that on.
 pub fn restore_broken_pipe_signal() {
     // SAFETY: SIG_DFL is a valid disposition for SIGPIPE, and no handler of this process is replaced.

@@ -51,6 +51,12 @@ impl Wherry {
         Self { wrapper: wrapper.iter().map(Into::into).collect(), ..self }
     }
 
+    /// Another program of this person's, such as `ssh`, with the same home and surroundings.
+    #[must_use]
+    pub fn program(&self, name: &str) -> Self {
+        Self { binary: name.into(), ..self.clone() }
+    }
+
     /// Another person, with another home.
     #[must_use]
     pub fn with_home(&self, home: PathBuf) -> Self {
@@ -128,8 +134,9 @@ impl Wherry {
     /// Starts a command that goes on.
     pub fn start(&self, arguments: &[&str]) -> Result<Background, Failure> {
         let mut command = self.command(arguments);
-        let shown =
-            format!("wherry {}", arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+        let program = self.binary.file_name().unwrap_or_default().to_string_lossy();
+        let words = std::iter::once(&*program).chain(arguments.iter().copied()).map(quoted);
+        let shown = words.collect::<Vec<_>>().join(" ");
         let mut child = command.spawn().map_err(Failure::io(format!("run {}", self.binary.display())))?;
         let stdout = Collected::from(child.stdout.take());
         let stderr = Collected::from(child.stderr.take());

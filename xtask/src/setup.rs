@@ -14,7 +14,7 @@ use crate::project::Project;
 use crate::toolchain;
 
 /// Debian packages, by what needs them.
-const PACKAGES: [(&str, &[&str]); 7] = [
+const PACKAGES: [(&str, &[&str]); 8] = [
     (
         "building kernels",
         &[
@@ -40,6 +40,7 @@ const PACKAGES: [(&str, &[&str]); 7] = [
     ("assembling disk images", &["e2fsprogs", "zstd"]),
     ("checking disk images", &["cryptsetup-bin", "dosfstools", "erofs-utils", "fdisk", "mtools"]),
     ("running virtual machines", &["qemu-system-arm", "qemu-system-x86"]),
+    ("logging in to containers", &["openssh-client"]),
     ("networks in tests", &["curl", "iproute2", "iperf3", "nftables", "openssl"]),
     ("comparing with other container tools", &["busybox-static", "crun", "runc", "skopeo", "umoci"]),
 ];

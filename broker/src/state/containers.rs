@@ -141,7 +141,7 @@ impl Broker {
 
     fn admit(&mut self, asker: &Asker, id: ContainerId, container: Container) -> Result<Reply, WireError> {
         if let Some(node) = self.connected.get_mut(&container.node) {
-            node.promise(placement::expected_memory(container.spec.resources.memory_bytes));
+            node.promises.insert(id, placement::expected_memory(container.spec.resources.memory_bytes));
         }
         if !container.detached {
             self.owners.insert(id, asker.session);
@@ -230,8 +230,8 @@ impl Broker {
             architecture: facts.architecture.clone(),
             cpus: facts.cpus,
             load: live.load,
-            promised_bytes: live.promised_bytes,
-            promised: live.promised,
+            promised_bytes: live.promised_bytes(),
+            promised: u32::try_from(live.promises.len()).unwrap_or(u32::MAX),
             has_slot: count < MAX_CONTAINERS_PER_NODE && used.saturating_add(weight) <= MAX_DESIRED_BYTES,
             has_image: self.tables.containers_on(index).any(|(_, c)| c.manifest == image.manifest),
             labels: self.tables.labels.get(&index).cloned().unwrap_or_default(),
@@ -458,6 +458,7 @@ impl Broker {
         {
             *confirmed = true;
         }
+        self.take_back_promise(id);
         self.waiters_removed(id);
         self.finish_removal(id);
     }

@@ -16,16 +16,13 @@ pub(super) struct Connected {
     pub(super) load: NodeLoad,
     /// When it last said anything, monotonic milliseconds.
     heard_ms: u64,
-    /// Memory promised to containers since its last load report, in bytes.
-    pub(super) promised_bytes: u64,
-    /// And how many containers these were.
-    pub(super) promised: u32,
+    /// Memory promised to containers that were placed since its last load report and have not ended, in bytes.
+    pub(super) promises: BTreeMap<ContainerId, u64>,
 }
 
 impl Connected {
-    pub(super) fn promise(&mut self, bytes: u64) {
-        self.promised_bytes = self.promised_bytes.saturating_add(bytes);
-        self.promised = self.promised.saturating_add(1);
+    pub(super) fn promised_bytes(&self) -> u64 {
+        self.promises.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 }
 
@@ -61,7 +58,7 @@ impl Broker {
             self.out.push(Output::Close(old));
         }
         let (heard_ms, load) = (self.now.mono_ms, hello.load);
-        self.connected.insert(index, Connected { session, load, heard_ms, promised_bytes: 0, promised: 0 });
+        self.connected.insert(index, Connected { session, load, heard_ms, promises: BTreeMap::new() });
         self.set_timer(self.after(NODE_SILENCE_MS), Timer::Silence(index));
         let rebooted = self.take_facts(index, hello.facts);
         self.take_inventory(index, hello.inventory, rebooted);
@@ -143,8 +140,7 @@ impl Broker {
         match message {
             FromNode::Load(load) => {
                 node.load = load;
-                node.promised_bytes = 0;
-                node.promised = 0;
+                node.promises.clear();
             }
             FromNode::Container(report) => self.container_report(index, report),
             FromNode::Removed(container) => self.container_removed(index, container.id),
@@ -189,8 +185,17 @@ impl Broker {
         self.container_event(id);
         self.waiters_state(id);
         if finished {
+            self.take_back_promise(id);
             self.waiters_awake(id);
             self.schedule_auto_remove(id);
+        }
+    }
+
+    /// What has ended needs no memory: many short containers in a row do not fill a board until its next load report.
+    pub(super) fn take_back_promise(&mut self, id: ContainerId) {
+        let node = self.tables.container(id).map(|container| container.node);
+        if let Some(connected) = node.and_then(|node| self.connected.get_mut(&node)) {
+            connected.promises.remove(&id);
         }
     }
 

@@ -64,7 +64,10 @@ pub(super) fn check_probe(probe: Option<&Probe>) -> Result<(), WireError> {
 
 /// Checks the form of a place to copy from or to.
 pub(super) fn check_copy(copy: &CopySpec) -> Result<(), WireError> {
-    check_path("path", Some(copy.path()))
+    match copy {
+        CopySpec::Out { path } | CopySpec::In { path } => check_path("path", Some(path)),
+        CopySpec::Sftp { user } => check_text("user", user.as_deref()),
+    }
 }
 
 fn check_arguments<'a>(

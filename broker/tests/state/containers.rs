@@ -24,6 +24,30 @@ fn run_is_answered_when_placed_and_wait_when_started() {
 }
 
 #[test]
+fn short_containers_in_a_row_do_not_fill_a_board_until_it_reports() {
+    let (mut world, user, board) = world();
+    for number in 0..40 {
+        let bounded = |run: &mut RunRequest| {
+            run.spec.resources.memory_bytes = Some(32 << 20);
+        };
+        let info = world.info(&user, run(&format!("short{number}"), bounded));
+        assert_eq!(info.placement, "only node: 512 MiB free, load 0.00", "{number}");
+        match number % 2 {
+            0 => drop(world.state(board, &info, EXITED)),
+            _ => {
+                world.ask(user.session, Request::Remove { container: id(&info), force: true });
+                world.removed(board, info.id);
+            }
+        }
+    }
+    for number in 0..16 {
+        world.info(&user, run(&format!("long{number}"), |_| {}));
+    }
+    let error = world.refused(&user, run("more", |run| run.spec.resources.memory_bytes = Some(32 << 20)));
+    assert_eq!(error.code, ErrorCode::NoCapacity, "those that run still count: {error}");
+}
+
+#[test]
 fn names_are_made_up_and_unique_per_account() {
     let (mut world, user, _board) = world();
     let mut names: Vec<Name> =

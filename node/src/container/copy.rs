@@ -1,5 +1,6 @@
 //! Files out of and into a running container. It runs inside: in the container's namespaces, with its root directory, behind
 //! its filter. No link and no name can lead out, because there is nothing outside.
+use super::sftp;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -14,8 +15,9 @@ const MAX_DEPTH: usize = 256;
 const FAILED: u8 = 1;
 
 /// Copies and says on standard error what went wrong; the exit code.
-pub(super) fn run(copy: &CopySpec) -> u8 {
+pub(super) fn run(copy: &CopySpec, home: &Path) -> u8 {
     let result = match copy {
+        CopySpec::Sftp { .. } => return sftp::run(home.to_owned()),
         CopySpec::Out { path } => send(Path::new(path), io::stdout().lock()),
         CopySpec::In { path } => receive(Path::new(path), io::stdin().lock()),
     };

@@ -61,7 +61,7 @@ impl Execution {
         copy: &CopySpec,
     ) -> Result<Self, WireError> {
         let process = plan::copy(&instance.process, copy)?;
-        let spec = ExecSpec { stdin: matches!(copy, CopySpec::In { .. }), ..ExecSpec::default() };
+        let spec = ExecSpec { stdin: copy.reads(), ..ExecSpec::default() };
         Self::begin(supervisor, instance, (&process, &spec)).await
     }
 

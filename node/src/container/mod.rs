@@ -43,6 +43,7 @@ pub mod report;
 pub mod rootfs;
 pub mod runtime;
 pub mod seccomp;
+mod sftp;
 pub mod supervisor;
 pub mod usage;
 pub mod user;

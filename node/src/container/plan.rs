@@ -380,11 +380,18 @@ pub fn exec(first: &Process, spec: &ExecSpec) -> Result<Process, PlanError> {
 }
 
 /// One that copies files: as root with the usual capabilities, whatever the container's own program may do, so that every
-/// file of the container can be read and written.
+/// file of the container can be read and written. For SFTP, as exec would: it is the other half of a login.
 ///
 /// # Errors
-/// When the path cannot be one.
+/// When the path cannot be one, or the user.
 pub fn copy(first: &Process, copy: &CopySpec) -> Result<Process, PlanError> {
+    let path = match copy {
+        CopySpec::Out { path } | CopySpec::In { path } => path,
+        CopySpec::Sftp { user } => {
+            let spec = ExecSpec { command: vec!["sftp".into()], user: user.clone(), ..ExecSpec::default() };
+            return Ok(Process { copy: Some(copy.clone()), ..exec(first, &spec)? });
+        }
+    };
     let process = Process {
         argv: vec!["copy".into()],
         workdir: "/".into(),
@@ -394,7 +401,6 @@ pub fn copy(first: &Process, copy: &CopySpec) -> Result<Process, PlanError> {
         copy: Some(copy.clone()),
         ..first.clone()
     };
-    let path = copy.path();
     let reason = "it is not an absolute path without '..'";
     if !path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
         let value = path.chars().take(80).collect();

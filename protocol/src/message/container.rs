@@ -417,14 +417,30 @@ pub enum CopySpec {
         /// Inside.
         path: String,
     },
+    /// Whatever an SFTP client asks for: version 3 of that protocol, draft-ietf-secsh-filexfer-02, as standard input and
+    /// output. It begins in the container's working directory, as exec does.
+    Sftp {
+        /// User; the container's by default.
+        user: Option<String>,
+    },
 }
 
 impl CopySpec {
-    /// Where.
+    /// Where, if it is about one place.
     #[must_use]
-    pub fn path(&self) -> &str {
+    pub fn path(&self) -> Option<&str> {
         match self {
-            Self::Out { path } | Self::In { path } => path,
+            Self::Out { path } | Self::In { path } => Some(path),
+            Self::Sftp { .. } => None,
+        }
+    }
+
+    /// Whether it reads standard input.
+    #[must_use]
+    pub fn reads(&self) -> bool {
+        match self {
+            Self::Out { .. } => false,
+            Self::In { .. } | Self::Sftp { .. } => true,
         }
     }
 }

@@ -78,7 +78,7 @@ listed! {
     Want { Running, Stopped }
     Transport { Tcp, Udp }
     RoutedRequest { Exec, Attach, Logs, Tunnel, Signal, Crash, Stats, Processes, Copy, Pause, Ready, Changes }
-    CopySpec { Out, In }
+    CopySpec { Out, In, Sftp }
     ContainerState { Pending, Preparing, Running, Exited, Failed, Restarting }
     Setting {
         Restart, StopSignal, StopSeconds, Tmpfs, AddCapability, DropCapability, Limit, Sysctl, Nameserver, Host,
@@ -521,6 +521,7 @@ fn node() -> Vec<Row> {
         row(ChangesQuery::Layer),
         row(CopySpec::Out { path: "/a".into() }),
         row(CopySpec::In { path: "/a".into() }),
+        row(CopySpec::Sftp { user: Some("a".into()) }),
     ]
 }
 

@@ -9,6 +9,7 @@ mod images;
 mod live;
 mod network;
 mod registry;
+mod ssh;
 mod view;
 
 pub use view::{ContainerView, container, containers, wait_for_nodes, wait_for_state};
@@ -62,6 +63,7 @@ pub const ALL: &[Scenario] = &[
         network::connections,
     ),
     scenario("a tunnel leads from here into a container", network::tunnel),
+    scenario("ssh, scp and sftp lead into a container, and nobody else in", ssh::bridge),
     scenario("a crash of the node's service leaves containers running", crashes::node_service),
     scenario("a broker that comes back knows everything", crashes::broker),
     scenario("a node that was cut off comes back with its containers", crashes::partition),

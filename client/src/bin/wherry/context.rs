@@ -1,6 +1,6 @@
 //! What every command needs: global options, the location, errors and their exit codes.
 use clap::Args;
-use wherry_client::{ClientError, Config, Container, Location, StoreError, selector};
+use wherry_client::{ClientError, Config, Container, Location, StoreError, StoredLocation, selector};
 use wherry_protocol::Name;
 use wherry_protocol::id::IdError;
 
@@ -107,7 +107,12 @@ impl Context {
 
     /// The chosen location. It is dialled at the first request.
     pub(crate) fn location(&self) -> Result<Location, CliError> {
-        Ok(Location::stored(self.config.choose(self.location.as_ref())?))
+        Ok(Location::stored(self.stored_location()?))
+    }
+
+    /// What is kept of the chosen location.
+    pub(crate) fn stored_location(&self) -> Result<StoredLocation, CliError> {
+        Ok(self.config.choose(self.location.as_ref())?)
     }
 
     /// A container by what was typed for it.

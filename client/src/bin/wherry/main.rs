@@ -19,6 +19,7 @@ mod pull;
 mod pump;
 mod run_flags;
 mod signals;
+mod ssh;
 mod terminal;
 mod usage;
 mod view;
@@ -114,6 +115,8 @@ enum Command {
     Connections,
     /// Make a port of a container reachable from this computer.
     Tunnel(network::TunnelArgs),
+    /// An SSH server on this computer that leads into a container, for ssh, scp, sftp, rsync and editors.
+    Ssh(ssh::Ssh),
     /// Invite people and boards (admins only).
     #[command(subcommand)]
     Token(access::TokenCommand),
@@ -220,6 +223,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Disconnect(args) => network::connect(&context, &args, network::Change::Forbid).await,
         Command::Connections => network::connections(&context).await,
         Command::Tunnel(args) => network::tunnel(&context, args).await,
+        Command::Ssh(args) => ssh::ssh(&context, args).await,
         Command::Token(args) => access::token(&context, &args).await,
         Command::Accounts => access::accounts(&context).await,
         Command::Account(args) => access::account(&context, &args).await,

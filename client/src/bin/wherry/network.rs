@@ -1,9 +1,9 @@
 //! `connect`, `disconnect`, `connections`, `tunnel`.
 use crate::context::{CliError, Context};
+use crate::signals::Ending;
 use crate::{output, parse, view};
 use clap::Args;
 use std::net::SocketAddr;
-use tokio::signal::unix::{SignalKind, signal};
 use wherry_client::{Tunnel, TunnelEvent, selector};
 use wherry_protocol::message::{ConnectRequest, ConnectionInfo, Transport};
 
@@ -99,9 +99,7 @@ pub(crate) async fn tunnel(context: &Context, args: TunnelArgs) -> Result<u8, Cl
     let container = context.container(&name)?;
     // Whether there is such a container is better learnt now than from the first connection.
     container.inspect().await?;
-    let watch =
-        |kind| signal(kind).map_err(|error| CliError::Other(format!("cannot watch signals: {error}")));
-    let (mut interrupt, mut terminate) = (watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?);
+    let mut ending = Ending::watch()?;
     let tunnel = Tunnel::bind(args.listen, container, port).await?;
     let json = context.json;
     if json {
@@ -117,8 +115,7 @@ pub(crate) async fn tunnel(context: &Context, args: TunnelArgs) -> Result<u8, Cl
     }
     tokio::select! {
         () = tunnel.run(move |event| report(&event, json)) => {}
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = ending.wished() => {}
     }
     Ok(0)
 }

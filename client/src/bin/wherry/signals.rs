@@ -1,4 +1,6 @@
 //! Signals by name. Containers run on Linux, so its numbers are used, whatever this computer runs (signal(7)).
+use crate::context::CliError;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const NAMES: [(&str, u8); 31] = [
     ("HUP", 1),
@@ -62,6 +64,29 @@ pub(crate) fn name(signal: u8) -> String {
     match NAMES.iter().find(|(_, number)| *number == signal) {
         Some((name, _)) => format!("SIG{name}"),
         None => format!("signal {signal}"),
+    }
+}
+
+/// Ctrl-C, and the wish of whoever manages services, for commands that go on until then.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Ending {
+    /// From now on neither ends this program by itself.
+    pub(crate) fn watch() -> Result<Self, CliError> {
+        let watch =
+            |kind| signal(kind).map_err(|error| CliError::Other(format!("cannot watch signals: {error}")));
+        Ok(Self { interrupt: watch(SignalKind::interrupt())?, terminate: watch(SignalKind::terminate())? })
+    }
+
+    pub(crate) async fn wished(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 

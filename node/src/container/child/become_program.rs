@@ -16,6 +16,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use wherry_protocol::message::CopySpec;
 use wherry_sys::capability::{CapabilitySet, ThreadSets};
 
@@ -31,6 +32,7 @@ pub(in super::super) struct Prepared<'a> {
     shown: &'a str,
     arguments: Vec<CString>,
     environment: Vec<CString>,
+    home: PathBuf,
 }
 
 /// Does all but the last two steps. The root directory is the container's, and this process is root in it.
@@ -54,6 +56,7 @@ pub(in super::super) fn prepare(process: &Process) -> Result<Prepared<'_>, Failu
         shown: process.argv.first().map_or("", String::as_str),
         arguments: process.argv.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
         environment: environment(process, &identity)?,
+        home: home(process, &identity).into(),
     };
     drop_privileges(&identity, process.capabilities)?;
     Ok(prepared)
@@ -76,7 +79,7 @@ impl Prepared<'_> {
         wherry_sys::child::restore_broken_pipe_signal();
         if let Some(copy) = self.copy {
             // What is written from here on is the archive's or the user's.
-            wherry_sys::child::exit(copy::run(copy));
+            wherry_sys::child::exit(copy::run(copy, &self.home));
         }
         nix::unistd::execve(&self.program, &self.arguments, &self.environment)
             .map_err(|errno| Failure::new(Step::Exec, self.shown, errno))
@@ -180,9 +183,14 @@ fn set_limit(limit: &Limit) -> Result<(), Failure> {
     }
 }
 
+fn home<'a>(process: &'a Process, identity: &'a Identity) -> &'a str {
+    let own = process.env.iter().find(|(name, _)| name == "HOME");
+    own.map_or(&identity.home, |(_, value)| value)
+}
+
 fn environment(process: &Process, identity: &Identity) -> Result<Vec<CString>, Failure> {
-    let home = process.env.iter().any(|(name, _)| name == "HOME");
-    let added = (!home).then(|| format!("HOME={}", identity.home));
+    let there = process.env.iter().any(|(name, _)| name == "HOME");
+    let added = (!there).then(|| format!("HOME={}", identity.home));
     let own = process.env.iter().map(|(name, value)| format!("{name}={value}"));
     own.chain(added).map(|variable| c_string(&variable)).collect()
 }
