@@ -1,6 +1,6 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
 use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
-use crate::serve::{Listeners, Pulse, ServeError, ServeLimits, Service, Setup};
+use crate::serve::{Listeners, Pulse, ServeError, ServeLimits, Service, Setup, make_private_directory};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,11 +16,14 @@ use wherry_net::discovery;
 use wherry_net::firewall::{self, Ports};
 use wherry_net::setup::{self, StaticAddress};
 use wherry_protocol::PublicKey;
+use wherry_sys::landlock::{Kept, confine_thread};
 
 /// Time between heartbeats to the supervisor.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Environment variable with the log filter, as in `debug` or `wherry_broker::serve=trace`.
 const LOG_ENV: &str = "WHERRY_LOG";
+/// Where the kernel is told the board's name.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
 /// Why the service ended.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,11 @@ pub enum BoardError {
         "the data partition is {0}: nothing could be kept, so the broker does not serve; flash the board again or put the disk in order"
     )]
     Data(&'static str),
+    /// A kernel that is not ours.
+    #[error(
+        "the kernel has no Landlock, which confines the broker to its own files: use the kernel of the broker's image"
+    )]
+    NotConfined,
     /// The board's network.
     #[error("the network cannot be set up: {0}")]
     Network(String),
@@ -110,12 +118,16 @@ fn address(option: &str, value: &OsString) -> Result<SocketAddr, BoardError> {
 pub fn serve(words: impl IntoIterator<Item = OsString>) -> Result<(), BoardError> {
     let arguments = Arguments::parse(words)?;
     log_to_console();
+    let place = Place::decide(arguments.root.as_deref(), Environment::inherited().as_ref())?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    // Before there are other threads: only those that are started afterwards are confined too.
+    confine(&place)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::thread::available_parallelism().map_or(1, usize::from).min(4))
+        .worker_threads(threads)
         .enable_all()
         .build()
         .map_err(|source| BoardError::Io { what: "cannot start the runtime".into(), source })?;
-    let result = runtime.block_on(run(&arguments));
+    let result = runtime.block_on(run(&arguments, place));
     // Threads that wait for a slow disk must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -164,11 +176,35 @@ impl Place {
     }
 }
 
-async fn run(arguments: &Arguments) -> Result<(), BoardError> {
-    let place = Place::decide(arguments.root.as_deref(), Environment::inherited().as_ref())?;
+/// Gives up all files but the broker's own: what parses the bytes of strangers has no business elsewhere.
+fn confine(place: &Place) -> Result<(), BoardError> {
+    let io = |what: String| move |source| BoardError::Io { what, source };
+    make_private_directory(&place.data).map_err(io(format!("cannot create {}", place.data.display())))?;
+    let mut kept = Kept { read: Vec::new(), write: vec![place.data.clone()] };
+    // As a process it may have none.
+    kept.read.extend(Some(place.config.clone()).filter(|config| config.exists()));
+    if place.machine {
+        kept.write.push(HOST_NAME.into());
+    }
+    match confine_thread(&kept) {
+        Ok(true) => Ok(()),
+        // Our own kernels always have it.
+        Ok(false) if place.machine => Err(BoardError::NotConfined),
+        Ok(false) => {
+            tracing::warn!("this kernel has no Landlock: the broker could reach files that are not its own");
+            Ok(())
+        }
+        Err(error) => Err(BoardError::Io {
+            what: "cannot confine the broker to its own files".into(),
+            source: std::io::Error::other(error),
+        }),
+    }
+}
+
+async fn run(arguments: &Arguments, place: Place) -> Result<(), BoardError> {
     let config = read_config(&place)?;
     if place.machine {
-        std::fs::write("/proc/sys/kernel/hostname", config.hostname.as_str())
+        std::fs::write(HOST_NAME, config.hostname.as_str())
             .map_err(|source| BoardError::Io { what: "cannot set the host name".into(), source })?;
         // Closed before the first interface is up.
         firewall::protect(Ports::Broker, &BTreeSet::new())

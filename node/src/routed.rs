@@ -1,5 +1,6 @@
 //! Requests of users that the broker routed here, one stream each.
 use crate::container::changes;
+use crate::container::confined::confined;
 use crate::container::execute::Execution;
 use crate::container::instance::Instance;
 use crate::container::logs::{Attendant, Batch, Entry, Log};
@@ -19,6 +20,7 @@ use wherry_protocol::message::{
     RoutedRequest,
 };
 use wherry_protocol::{ContainerRef, ErrorCode, Limits, WireError};
+use wherry_sys::landlock::Kept;
 
 /// Log bytes read at once for one follower.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -428,7 +430,8 @@ async fn show_changes(
     query: ChangesQuery,
 ) -> Result<(), SessionError> {
     let (chunks, mut queue) = tokio::sync::mpsc::channel(4);
-    let work = tokio::task::spawn_blocking(move || {
+    let read = std::iter::once(&instance.root.upper).chain(&instance.root.layers).cloned().collect();
+    let work = confined(Kept { read, ..Kept::default() }, move || {
         let mut out = std::io::BufWriter::with_capacity(CHUNK, Chunks(chunks));
         match query {
             ChangesQuery::Names => changes::names(&instance.root, &mut out)?,
@@ -439,7 +442,7 @@ async fn show_changes(
     while let Some(bytes) = queue.recv().await {
         io::send(writer, &Frame::Data { channel: Channel::Stdout, bytes }).await?;
     }
-    let last = match work.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+    let last = match work.await.and_then(|written| written) {
         Ok(()) => Frame::Exit(ExitStatus::Code(0)),
         Err(error) => {
             let message = format!("the container's files cannot be read: {error}");

@@ -12,6 +12,7 @@ mod error;
 pub mod fd;
 pub mod fdpass;
 pub mod keyring;
+pub mod landlock;
 pub mod mount;
 pub mod net;
 pub mod path;

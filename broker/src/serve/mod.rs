@@ -142,7 +142,10 @@ impl Service {
     pub fn open(setup: Setup) -> Result<Self, ServeError> {
         let clock = Clock::start();
         let path = setup.data.join("state.redb");
-        make_directory(&setup.data)?;
+        make_private_directory(&setup.data).map_err(|source| {
+            let what = format!("cannot create {}", setup.data.display());
+            ServeError::Io { what, source }
+        })?;
         let (mut store, records) = Store::open(&path)?;
         let blobs = BlobStore::open(&setup.data.join("blobs"))?;
         let identity =
@@ -246,14 +249,10 @@ impl Pulse {
     }
 }
 
-fn make_directory(path: &Path) -> Result<(), ServeError> {
+/// Who is allowed what is nobody else's business.
+pub(crate) fn make_private_directory(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    // Who is allowed what is nobody else's business.
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| ServeError::Io { what: format!("cannot create {}", path.display()), source })
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Feeds the state before anybody can ask it; there is nobody to answer yet.

@@ -37,6 +37,12 @@ impl LayerDir {
         Self(path.into())
     }
 
+    /// Below which all of them are.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.0
+    }
+
     /// Where the layer is, or will be.
     #[must_use]
     pub fn path(&self, digest: &Digest) -> PathBuf {

@@ -1,6 +1,7 @@
 //! Layers and configurations of images on this node: fetched, verified and unpacked once, shared by all containers.
 //!
 //! A layer goes from the session straight into its directory; the compressed bytes never touch the card.
+use super::confined::confined;
 use futures_util::AsyncRead;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
@@ -13,6 +14,7 @@ use wherry_images::store::{BlobStore, StoreError};
 use wherry_images::unpack::{self, Expected, LayerDir, UnpackError};
 use wherry_protocol::message::{Descriptor, ImageManifest};
 use wherry_protocol::{Digest, ErrorCode, WireError};
+use wherry_sys::landlock::Kept;
 
 /// Largest image configuration, in bytes; the same bound the parser has.
 const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
@@ -179,10 +181,10 @@ impl Layers {
         let reader = source.fetch(wanted.digest, wanted.size).await?.compat();
         let (directory, limits, media) = (self.directory.clone(), self.limits, wanted.media);
         let expected = Expected { digest: wanted.digest, size: wanted.size, diff_id: Some(diff_id) };
-        let work = tokio::task::spawn_blocking(move || {
-            unpack::unpack_layer(SyncIoBridge::new(reader), media, expected, &directory, &limits)
-        });
-        let unpacked = work.await.map_err(|error| internal(&error))?;
+        let kept = Kept { write: vec![directory.root().to_owned()], ..Kept::default() };
+        let bytes = SyncIoBridge::new(reader);
+        let work = move || unpack::unpack_layer(bytes, media, expected, &directory, &limits);
+        let unpacked = confined(kept, work).await.map_err(|error| internal(&error))?;
         let unpacked = unpacked.map_err(unpack_error)?;
         locked(&self.sizes).insert(unpacked.path.clone(), unpacked.bytes);
         Ok(unpacked.path)

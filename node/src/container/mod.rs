@@ -8,6 +8,7 @@
 //! device    devices of the board that it gets
 //! gate      where its first process waits for the network, or for being woken
 //! child     performs the plan between clone and the container's program
+//! confined  threads that reach nothing but what they work on
 //! copy      files out of and into a running container, from inside
 //! exec      the same for one more process in a running container
 //! report    what child and exec say back
@@ -27,6 +28,7 @@
 pub mod cgroup;
 pub mod changes;
 pub mod child;
+pub(crate) mod confined;
 mod copy;
 mod device;
 pub mod exec;
