@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// What the program that calls [`crate::run`] decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct SupervisorConfig {
     /// Name of the program, `argv[0]` of what is started.
     pub program: String,
@@ -12,12 +12,24 @@ pub struct SupervisorConfig {
     pub service_argument: String,
     /// More of them.
     pub extra_arguments: Vec<OsString>,
+    /// What a copy of the supervisor does.
+    pub copy: Option<Copy>,
     /// Run as an ordinary process with everything below this directory, instead of as PID 1 of a machine.
     pub process_root: Option<PathBuf>,
     /// Deadlines and pauses.
     pub timing: Timing,
     /// SIGUSR1 makes the supervisor panic. For tests of what happens then; no release program sets it.
     pub panic_on_signal: bool,
+}
+
+/// When the service asks for a process with `argument`, the supervisor does not execute its program with it but runs this in
+/// a copy of itself.
+#[derive(Debug, Clone)]
+pub struct Copy {
+    /// As in [`crate::control::Launch`].
+    pub argument: &'static str,
+    /// Gives the exit code. The supervisor has one thread, so its copy may do what a program may.
+    pub run: fn() -> u8,
 }
 
 /// The arguments of `init` make no sense.
@@ -44,10 +56,17 @@ impl SupervisorConfig {
             program: program.to_owned(),
             service_argument: service_argument.to_owned(),
             extra_arguments: Vec::new(),
+            copy: None,
             process_root: None,
             timing: Timing::default(),
             panic_on_signal: false,
         }
+    }
+
+    /// See [`Copy`].
+    #[must_use]
+    pub fn with_copy(self, argument: &'static str, run: fn() -> u8) -> Self {
+        Self { copy: Some(Copy { argument, run }), ..self }
     }
 
     /// Adds what follows `init` on the command line: `[--process --root DIR [-- SERVICE ARGUMENTS]]`.
@@ -92,9 +111,13 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        assert_eq!(parse(&["--root"]), Err(UsageError::NoDirectory));
-        assert_eq!(parse(&["--process"]), Err(UsageError::Incomplete));
-        assert_eq!(parse(&["--root", "/t"]), Err(UsageError::Incomplete));
-        assert_eq!(parse(&["fast"]), Err(UsageError::Unknown("fast".into())));
+        for (words, error) in [
+            (&["--root"][..], UsageError::NoDirectory),
+            (&["--process"], UsageError::Incomplete),
+            (&["--root", "/t"], UsageError::Incomplete),
+            (&["fast"], UsageError::Unknown("fast".into())),
+        ] {
+            assert_eq!(parse(words).unwrap_err(), error);
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
+use wherry_sys::child::{ThreadsCounted, count_threads};
 use wherry_sys::power::Watchdog;
 use wherry_sys::{SysError, fd};
 
@@ -26,6 +27,8 @@ pub(crate) struct Host {
     /// Its standard output and error.
     pub(crate) console: OwnedFd,
     pub(crate) watchdog: Option<Watchdog>,
+    /// One: nothing here starts another.
+    pub(crate) threads: ThreadsCounted,
 }
 
 /// Why there is nothing to supervise.
@@ -67,7 +70,8 @@ impl Host {
         let (null, console) = (null()?, console(abilities)?);
         let environment = Environment { mode, dirs, data, test: command_line.test };
         let off_is_restart = command_line.off_is_restart;
-        Ok(Self { config, abilities, environment, off_is_restart, log, null, console, watchdog })
+        let threads = count_threads();
+        Ok(Self { config, abilities, environment, off_is_restart, log, null, console, watchdog, threads })
     }
 }
 

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use wherry_sys::process::{Child, Spawn, SpawnStep, spawn};
+use wherry_sys::process::{Child, Image, Spawn, SpawnStep, spawn};
 use wherry_sys::{Result, SysError};
 
 /// The running program itself, even if its file has been replaced meanwhile: versions cannot mix.
@@ -24,9 +24,7 @@ pub(crate) fn service(host: &Host, endpoint: &Endpoint) -> Result<Child> {
     let mut environment = host.environment.variables();
     environment.push(c_string(OsStr::new(&format!("{CONTROL_FD_ENV}={CONTROL_FD}")))?);
     spawn(&Spawn {
-        program: SELF,
-        arguments: &arguments,
-        environment: &environment,
+        image: Image::Program { path: SELF, arguments: &arguments, environment: &environment },
         descriptors: &[host.null.as_fd(), host.console.as_fd(), host.console.as_fd(), endpoint.as_fd()],
         namespaces: CloneFlags::empty(),
         cgroup: None,
@@ -42,10 +40,12 @@ pub(crate) fn process<F: AsFd>(host: &Host, launch: &Launch, descriptors: &Descr
     let [stdin, stdout, stderr] = &descriptors.stdio;
     let fixed = [stdin, stdout, stderr, &descriptors.plan, &descriptors.go, &descriptors.report];
     let table: Vec<BorrowedFd<'_>> = fixed.into_iter().chain(&descriptors.extra).map(AsFd::as_fd).collect();
+    let image = match &host.config.copy {
+        Some(copy) if copy.argument == launch.argument => Image::Copy(host.threads, copy.run),
+        _ => Image::Program { path: SELF, arguments: &arguments, environment: &[] },
+    };
     spawn(&Spawn {
-        program: SELF,
-        arguments: &arguments,
-        environment: &[],
+        image,
         descriptors: &table,
         namespaces: flags(launch.namespaces),
         cgroup: descriptors.cgroup.as_ref().map(AsFd::as_fd),

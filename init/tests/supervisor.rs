@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use wherry_sys::process::{Child, End, Spawn, spawn, wait};
+use wherry_sys::process::{Child, End, Image, Spawn, spawn, wait};
 
 const PROBE: &str = env!("CARGO_BIN_EXE_supervisor-probe");
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,9 +45,11 @@ impl World {
             Place::PidNamespace => CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS,
         };
         let request = Spawn {
-            program: &c_string(OsStr::new(PROBE)),
-            arguments: &arguments,
-            environment: &[c_string(OsStr::new("RUST_BACKTRACE=0"))],
+            image: Image::Program {
+                path: &c_string(OsStr::new(PROBE)),
+                arguments: &arguments,
+                environment: &[c_string(OsStr::new("RUST_BACKTRACE=0"))],
+            },
             descriptors: &[null.as_fd(), log.as_fd(), log.as_fd()],
             namespaces,
             cgroup: None,

@@ -8,10 +8,10 @@ mod ground;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use ground::{Ground, Times};
+use ground::{Ground, Times, Words};
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::spec;
@@ -23,15 +23,8 @@ use wherry_protocol::message::{ContainerSpec, Media};
 const RUNS: u64 = 50;
 const MIB: usize = 1 << 20;
 
-fn main() {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    if !words.iter().any(|word| word == "--bench") {
-        return;
-    }
-    let parts: [(&str, fn()); 3] = [("unpack", unpack), ("log", log), ("flood", flood)];
-    let named = |name: &str| words.iter().any(|word| word == name);
-    let all = !parts.iter().any(|(name, _)| named(name));
-    parts.iter().filter(|(name, _)| all || named(name)).for_each(|(_, part)| part());
+fn main() -> ExitCode {
+    ground::main(&[("unpack", unpack), ("log", log), ("flood", flood)])
 }
 
 /// Like a small distribution: many small files, some large, text that shrinks and data that does not; some 16 MiB.
@@ -61,7 +54,7 @@ fn layer() -> Vec<u8> {
     archive.into_inner().unwrap()
 }
 
-fn unpack() {
+fn unpack(_words: Words<'_>) {
     // In memory, so that it is not the disk that is measured.
     let base = tempfile::tempdir_in("/dev/shm").unwrap();
     let plain = base.path().join("layer.tar");
@@ -119,7 +112,7 @@ fn in_shell(base: &Path, script: &str) -> Duration {
 }
 
 /// So much output of one container, from its start to its end with all of it in the log.
-fn log() {
+fn log(_words: Words<'_>) {
     const BYTES: usize = 16 * MIB;
     let write = |block: &str| {
         let count = BYTES / block.parse::<usize>().unwrap();
@@ -172,7 +165,7 @@ fn into_cat(words: &[String]) -> Duration {
 }
 
 /// Starts, and echoes through input and log, while another container is silent, computes, or floods its log.
-fn flood() {
+fn flood(_words: Words<'_>) {
     const OTHERS: [(&str, &[&str]); 3] = [
         ("beside nobody", &["/bin/sleep", "10000"]),
         ("beside one that computes", &["/bin/sh", "-c", "while :; do :; done"]),

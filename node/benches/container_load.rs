@@ -10,7 +10,8 @@ mod ground;
 mod support;
 
 use account::{Account, Usage, pss_kib};
-use ground::{CRUN, Ground, Peer, RUNC, Times, bundle};
+use ground::{CRUN, Ground, Peer, RUNC, Times, Words, bundle};
+use std::process::ExitCode;
 use std::time::Instant;
 use support::spec;
 
@@ -20,10 +21,11 @@ const BLOCK: u64 = 50;
 const SLEEP: [&str; 2] = ["/bin/sleep", "1000"];
 const EXECS: u64 = 100;
 
-fn main() {
-    if !std::env::args().any(|word| word == "--bench") {
-        return;
-    }
+fn main() -> ExitCode {
+    ground::main(&[("load", load)])
+}
+
+fn load(_words: Words<'_>) {
     // Everything that is started counts here, the containers too.
     let account = Account::open("wherry-bench-all");
     let ground = Ground::new("load");

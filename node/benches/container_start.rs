@@ -8,23 +8,22 @@ mod ground;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use ground::{CRUN, Ground, Peer, RUNC, Times, bundle};
+use ground::{CRUN, Ground, Peer, RUNC, Times, Words, bundle};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 /// Bare is the kernel alone.
 const NAMES: [&str; 4] = ["bare", "wherry", "crun", "runc"];
 const RUNS: u64 = 100;
 
-fn main() {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --all-targets` runs benchmarks too, without this word.
-    if !words.iter().any(|word| word == "--bench") {
-        return;
-    }
+fn main() -> ExitCode {
+    ground::main(&[("start", start)])
+}
+
+fn start(words: Words<'_>) {
     let runs = words.iter().find_map(|word| word.parse().ok()).unwrap_or(RUNS);
     let named = || words.iter().filter(|word| NAMES.contains(&word.as_str()));
     let wanted = |name: &str| named().count() == 0 || named().any(|word| word == name);

@@ -5,13 +5,13 @@ use wherry_node::container::{child, exec};
 use wherry_node::serve;
 
 fn main() -> ExitCode {
-    let supervisor = SupervisorConfig::new("wherry-node", "serve");
+    let supervisor = SupervisorConfig::new("wherry-node", "serve").with_copy(child::ARGUMENT, child::run);
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next().unwrap_or_default().to_str() {
         // These two before anything else: they need a process with one thread, and the first is process 1 of its own
         // namespace.
-        Some(child::ARGUMENT) => child::run(),
-        Some(exec::ARGUMENT) => exec::run(),
+        Some(child::ARGUMENT | child::ARGUMENT_INIT) => ExitCode::from(child::run()),
+        Some(exec::ARGUMENT) => ExitCode::from(exec::run()),
         #[cfg(feature = "oci")]
         Some(wherry_node::oci::ARGUMENT) => wherry_node::oci::main(arguments),
         Some("init") => match supervisor.with_arguments(arguments) {

@@ -25,7 +25,7 @@ pub enum Fork {
 /// # Errors
 /// [`SysError::Fork`]; `EBUSY` when there are other threads (as far as /proc tells, so call it while /proc is the host's).
 pub fn fork(threads: ThreadsCounted) -> Result<Fork> {
-    let ThreadsCounted { one: true } = threads else { return Err(SysError::Fork(Errno::EBUSY)) };
+    threads.just_one().map_err(SysError::Fork)?;
     // SAFETY: there is one thread, so the child's copy of memory is consistent and may be used without restriction.
     match unsafe { nix::unistd::fork() }.map_err(SysError::Fork)? {
         ForkResult::Parent { child } => Ok(Fork::Parent { child }),
@@ -45,7 +45,7 @@ pub fn fork_into(
     cgroup: Option<BorrowedFd<'_>>,
     sibling: bool,
 ) -> Result<Fork> {
-    let ThreadsCounted { one: true } = threads else { return Err(SysError::Clone3(Errno::EBUSY)) };
+    threads.just_one().map_err(SysError::Clone3)?;
     // SAFETY: clone_args is plain data for which all zeroes is valid: no flags, no pointers.
     let mut args: libc::clone_args = unsafe { zeroed() };
     let parent = if sibling { libc::CLONE_PARENT as u64 } else { 0 };
@@ -68,6 +68,12 @@ pub fn fork_into(
 #[derive(Debug, Clone, Copy)]
 pub struct ThreadsCounted {
     one: bool,
+}
+
+impl ThreadsCounted {
+    pub(crate) fn just_one(self) -> Result<(), Errno> {
+        if self.one { Ok(()) } else { Err(Errno::EBUSY) }
+    }
 }
 
 /// Counts the threads of this process. Take it while /proc is trusted, and start none after it.

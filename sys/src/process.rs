@@ -1,7 +1,9 @@
 //! Forking, waiting and signalling by pidfd.
 //!
-//! [`spawn`] is one clone3(2) followed by an exec. Between the two, the child may be a copy of one thread of a process
-//! with many: it allocates nothing, locks nothing and calls only the kernel (signal-safety(7)).
+//! [`spawn`] is one clone3(2) followed by an exec, or by a function in a copy of a process that has one thread. Until then the
+//! child may be a copy of one thread of a process with many: it allocates nothing, locks nothing and calls only the
+//! kernel (signal-safety(7)).
+use crate::child::{ThreadsCounted, exit};
 use crate::{Result, SysError};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -17,12 +19,8 @@ use std::ptr;
 /// What to start, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Spawn<'a> {
-    /// Path of the program, as the child sees it.
-    pub program: &'a CStr,
-    /// Arguments, the program's name first.
-    pub arguments: &'a [CString],
-    /// Environment, `NAME=value`.
-    pub environment: &'a [CString],
+    /// What the child becomes.
+    pub image: Image<'a>,
     /// The child's whole descriptor table: the n-th becomes its descriptor n, everything else is closed.
     pub descriptors: &'a [BorrowedFd<'a>],
     /// `CLONE_NEW*` flags.
@@ -31,6 +29,24 @@ pub struct Spawn<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Signal that the child gets when the calling thread ends. It would get it at once if that has already happened.
     pub death_signal: Option<Signal>,
+}
+
+/// What a child runs.
+#[derive(Debug, Clone, Copy)]
+pub enum Image<'a> {
+    /// A program.
+    Program {
+        /// Its path, as the child sees it.
+        path: &'a CStr,
+        /// Arguments, the program's name first.
+        arguments: &'a [CString],
+        /// Environment, `NAME=value`.
+        environment: &'a [CString],
+    },
+    /// This function, in a copy of the calling process, whose code it ends with. It takes no exec, which is a third of what
+    /// a small program costs; but until it executes something itself, `/proc` shows it with the caller's arguments and
+    /// environment, and its addresses are the caller's.
+    Copy(ThreadsCounted, fn() -> u8),
 }
 
 /// A child that exists. Whether its program started is told by [`started`].
@@ -67,7 +83,7 @@ pub enum SpawnStep {
 }
 
 /// Exit code of a child whose program could not be started, as shells use it.
-const EXEC_FAILED: c_int = 127;
+const EXEC_FAILED: u8 = 127;
 /// Signals are 1 to this number (signal(7)).
 pub const LAST_SIGNAL: c_int = 64;
 /// `sizeof(sigset_t)` of the kernel.
@@ -78,18 +94,35 @@ pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Everything the child needs, prepared before there is a child.
 struct Prepared<'a> {
-    program: &'a CStr,
-    arguments: Vec<*const c_char>,
-    environment: Vec<*const c_char>,
+    image: PreparedImage<'a>,
     sources: Vec<OwnedFd>,
     report: OwnedFd,
     death_signal: c_int,
 }
 
+enum PreparedImage<'a> {
+    Program { path: &'a CStr, arguments: Vec<*const c_char>, environment: Vec<*const c_char> },
+    Copy(fn() -> u8),
+}
+
+impl<'a> PreparedImage<'a> {
+    fn new(image: &Image<'a>) -> Result<Self> {
+        Ok(match *image {
+            Image::Program { path, arguments, environment } => {
+                Self::Program { path, arguments: pointers(arguments), environment: pointers(environment) }
+            }
+            Image::Copy(threads, run) => {
+                threads.just_one().map_err(SysError::Clone3)?;
+                Self::Copy(run)
+            }
+        })
+    }
+}
+
 /// Starts a child: new session, signals as at boot, exactly the given descriptors.
 ///
 /// # Errors
-/// [`SysError::Clone3`], or what failed while preparing. Failures in the child are told by [`started`].
+/// [`SysError::Clone3`], with `EBUSY` for a copy of a process with several threads; or what failed while preparing. Failures in the child are told by [`started`].
 pub fn spawn(request: &Spawn<'_>) -> Result<Child> {
     let (start, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(SysError::Pipe2)?;
     crate::fd::set_nonblocking(&start, true)?;
@@ -97,9 +130,7 @@ pub fn spawn(request: &Spawn<'_>) -> Result<Child> {
     // Sources live above all targets, so that placing one never overwrites another.
     let sources = request.descriptors.iter().map(|fd| duplicate_above(*fd, lowest)).collect::<Result<_>>()?;
     let prepared = Prepared {
-        program: request.program,
-        arguments: pointers(request.arguments),
-        environment: pointers(request.environment),
+        image: PreparedImage::new(&request.image)?,
         sources,
         report: duplicate_above(report.as_fd(), lowest)?,
         death_signal: request.death_signal.map_or(0, |signal| signal as c_int),
@@ -149,27 +180,50 @@ fn clone3(request: &Spawn<'_>, prepared: &Prepared<'_>) -> Result<(Pid, OwnedFd)
 }
 
 fn run_child(prepared: &Prepared<'_>) -> ! {
-    let (step, errno) = match become_program(prepared) {
-        Ok(never) => match never {},
+    let become_it = || match &prepared.image {
+        PreparedImage::Program { path, arguments, environment } => {
+            become_fresh(prepared, libc::CLOSE_RANGE_CLOEXEC)?;
+            // SAFETY: signal-safe; the arrays end in null and point to strings that live in this process's copy of the memory.
+            unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+            Err((SpawnStep::Exec, Errno::last()))
+        }
+        PreparedImage::Copy(run) => {
+            // The report is closed too: it runs.
+            become_fresh(prepared, 0)?;
+            Ok(*run)
+        }
+    };
+    let (step, errno) = match become_it() {
+        Ok(run) => exit(call(run)),
         Err(failed) => failed,
     };
     let mut report = [step as u8, 0, 0, 0, 0];
     report[1..].copy_from_slice(&(errno as i32).to_le_bytes());
-    // SAFETY: write and _exit are signal-safe; the buffer outlives the call.
+    // SAFETY: write is signal-safe; the buffer outlives the call.
     unsafe {
         libc::write(prepared.report.as_raw_fd(), report.as_ptr().cast(), report.len());
-        libc::_exit(EXEC_FAILED)
     }
+    exit(EXEC_FAILED)
 }
 
-fn become_program(prepared: &Prepared<'_>) -> Result<std::convert::Infallible, (SpawnStep, Errno)> {
+/// A panic must neither do what the process that this is a copy of does then, nor return into its frames.
+fn call(run: fn() -> u8) -> u8 {
+    std::panic::set_hook(Box::new(|_| {}));
+    // As Rust's runtime has it, and as whatever runs here expects.
+    // SAFETY: SIG_IGN is a valid disposition for SIGPIPE, and no handler is replaced.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    std::panic::catch_unwind(run).unwrap_or(EXEC_FAILED)
+}
+
+/// Leaves everything of the parent behind. `close` is how descriptors above the given ones are closed.
+fn become_fresh(prepared: &Prepared<'_>, close: libc::c_uint) -> Result<(), (SpawnStep, Errno)> {
     let session = |result| Errno::result(result).map(drop).map_err(|errno| (SpawnStep::Session, errno));
     let descriptors =
         |result| Errno::result(result).map(drop).map_err(|errno| (SpawnStep::Descriptors, errno));
     // The kernel's struct sigaction, longer than on any architecture: all zeroes is SIG_DFL without flags and mask.
     let default = [0_u64; 8];
-    // SAFETY: signal-safe system calls on plain data; the arrays for execve end in null and point to strings that live
-    // in this process's copy of the memory.
+    // SAFETY: signal-safe system calls on plain data. With `close` 0, descriptors of objects that exist in this process's
+    // copy of the memory are closed; none of these is used any more, the caller never returns.
     unsafe {
         for signal in 1..=LAST_SIGNAL {
             // The raw call, because the C library keeps 32 and 33 for itself. KILL and STOP refuse, which is right.
@@ -185,14 +239,11 @@ fn become_program(prepared: &Prepared<'_>) -> Result<std::convert::Infallible, (
             descriptors(libc::dup3(source.as_raw_fd(), number, 0))?;
             number += 1;
         }
-        let cloexec = libc::CLOSE_RANGE_CLOEXEC;
-        descriptors(libc::syscall(libc::SYS_close_range, number, libc::c_uint::MAX, cloexec) as c_int)?;
+        descriptors(libc::syscall(libc::SYS_close_range, number, libc::c_uint::MAX, close) as c_int)?;
         let mut none: libc::sigset_t = zeroed();
         libc::sigemptyset(&raw mut none);
-        session(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()))?;
-        libc::execve(prepared.program.as_ptr(), prepared.arguments.as_ptr(), prepared.environment.as_ptr());
+        session(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()))
     }
-    Err((SpawnStep::Exec, Errno::last()))
 }
 
 /// Reads a [`Child::start`] pipe without waiting (if it is still nonblocking).

@@ -95,7 +95,7 @@ pub fn set_window_size(terminal: impl AsFd, size: WindowSize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::{End, Spawn, spawn, wait};
+    use crate::process::{End, Image, Spawn, spawn, wait};
     use nix::sched::CloneFlags;
     use std::ffi::CString;
     use std::fs::File;
@@ -107,9 +107,7 @@ mod tests {
         set_window_size(&pty.controller, WindowSize { rows: 30, columns: 91 }).unwrap();
         let arguments = ["stty", "size"].map(|word| CString::new(word).unwrap());
         let request = Spawn {
-            program: c"/bin/stty",
-            arguments: &arguments,
-            environment: &[],
+            image: Image::Program { path: c"/bin/stty", arguments: &arguments, environment: &[] },
             descriptors: &[pty.terminal.as_fd(), pty.terminal.as_fd(), pty.terminal.as_fd()],
             namespaces: CloneFlags::empty(),
             cgroup: None,

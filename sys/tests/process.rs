@@ -10,7 +10,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wherry_sys::SysError;
 use wherry_sys::process::{
-    Child, End, Spawn, SpawnStep, Start, pidfd_open, pidfd_send_signal, spawn, started, wait,
+    Child, End, Image, Spawn, SpawnStep, Start, pidfd_open, pidfd_send_signal, spawn, started, wait,
 };
 
 fn strings(words: &[&str]) -> Vec<CString> {
@@ -19,7 +19,8 @@ fn strings(words: &[&str]) -> Vec<CString> {
 
 fn request<'a>(program: &'a CStr, arguments: &'a [CString], descriptors: &'a [BorrowedFd<'a>]) -> Spawn<'a> {
     let namespaces = CloneFlags::empty();
-    Spawn { program, arguments, environment: &[], descriptors, namespaces, cgroup: None, death_signal: None }
+    let image = Image::Program { path: program, arguments, environment: &[] };
+    Spawn { image, descriptors, namespaces, cgroup: None, death_signal: None }
 }
 
 /// Runs a shell script with stdin, stdout and stderr on one pipe's write end; returns its output and end.

@@ -1,7 +1,7 @@
 //! `reap` takes any child of the process, so this test is alone in its program.
 use nix::sched::CloneFlags;
 use std::time::{Duration, Instant};
-use wherry_sys::process::{End, Reaped, Spawn, reap, spawn};
+use wherry_sys::process::{End, Image, Reaped, Spawn, reap, spawn};
 
 #[test]
 fn every_ended_child_is_taken_once_and_nothing_waits() {
@@ -9,9 +9,7 @@ fn every_ended_child_is_taken_once_and_nothing_waits() {
     let arguments = ["sh", "-c", "exit 7"].map(|word| std::ffi::CString::new(word).unwrap());
     let (namespaces, descriptors) = (CloneFlags::empty(), &[]);
     let request = Spawn {
-        program: c"/bin/sh",
-        arguments: &arguments,
-        environment: &[],
+        image: Image::Program { path: c"/bin/sh", arguments: &arguments, environment: &[] },
         descriptors,
         namespaces,
         cgroup: None,

@@ -22,7 +22,7 @@ pub(crate) const fn program(role: BoardRole) -> &'static str {
 /// Builds both programs for `arch` and puts them into `bin/` of its output; that directory.
 pub(crate) fn run(project: &Project, arch: Arch) -> Result<PathBuf, TaskError> {
     let roles = [BoardRole::Broker, BoardRole::Node];
-    let mut cargo = toolchain::cargo_build(project, arch)?;
+    let mut cargo = toolchain::cargo(project, arch, "build")?;
     // Without what is for hosts alone (docs/decisions/0011).
     cargo
         .args(["--release", "--no-default-features"])

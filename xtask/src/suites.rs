@@ -7,7 +7,7 @@ use wherry_images::disk::Arch;
 use crate::error::TaskError;
 use crate::exec;
 use crate::project::{HOST_ARCH, Project};
-use crate::{build, fixtures, fuzz, images, parse_arch, programs, setup};
+use crate::{build, fixtures, fuzz, images, parse_arch, programs, setup, toolchain};
 
 /// Tells the programs started here where the images are: the parent of `<arch>/{images,fixtures,bin}`.
 const ARTIFACTS: &str = "WHERRY_ARTIFACTS";
@@ -49,8 +49,9 @@ pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError
     build::run(project, host_arch()?)?;
     for (package, name) in CRATE_BENCHES {
         if parts.is_empty() || of_crates.iter().any(|part| *part == name) {
-            let mut bench = cargo(project);
-            bench.args(["bench", "--locked", "--profile", "tools", "--package", package, "--bench", name]);
+            // Static, as what a board runs.
+            let mut bench = toolchain::cargo(project, host_arch()?, "bench")?;
+            bench.args(["--profile", "tools", "--package", package, "--bench", name]);
             exec::watched(&mut bench)?;
         }
     }

@@ -51,15 +51,15 @@ pub(crate) fn prepare(project: &Project, arch: Arch) -> Result<(), TaskError> {
     compiler(project, arch).map(|_| ())
 }
 
-/// `cargo build` for `arch`, static, with an output directory that no other compiler uses.
-pub(crate) fn cargo_build(project: &Project, arch: Arch) -> Result<Command, TaskError> {
+/// `cargo build` or another `subcommand` for `arch`, static, with an output directory that no other compiler uses.
+pub(crate) fn cargo(project: &Project, arch: Arch, subcommand: &str) -> Result<Command, TaskError> {
     let compiler = compiler(project, arch)?;
     let target = target(arch);
     let variable =
         |suffix: &str| format!("CARGO_TARGET_{}_{suffix}", target.to_uppercase().replace('-', "_"));
     let mut flags = "-C target-feature=+crt-static".to_owned();
     let mut command = Command::new("cargo");
-    command.current_dir(&project.root).args(["build", "--locked", "--target", target]);
+    command.current_dir(&project.root).args([subcommand, "--locked", "--target", target]);
     command.arg("--target-dir").arg(target_dir(project, arch));
     if let Compiler::Debian { sysroot } = &compiler {
         flags += &format!(" --sysroot={}", sysroot.display());
@@ -73,7 +73,7 @@ pub(crate) fn cargo_build(project: &Project, arch: Arch) -> Result<Command, Task
     Ok(command)
 }
 
-/// Where [`cargo_build`] puts things: two compilers in one directory would undo each other's work.
+/// Where [`cargo`] puts things: two compilers in one directory would undo each other's work.
 pub(crate) fn target_dir(project: &Project, arch: Arch) -> PathBuf {
     project.artifacts().join("cargo").join(arch.name())
 }

@@ -1,4 +1,4 @@
-//! How much memory this process and all that it starts use, the kernel's own for them included: a memory cgroup, of either
+//! How much memory a supervisor, its service (this process) and all that they start use, the kernel's own for them included: a memory cgroup, of either
 //! version (Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst).
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -29,7 +29,7 @@ impl Add for Usage {
     }
 }
 
-/// The group that this process is in as long as this lives. Its files stay open: the benchmarks unmount what they are on.
+/// The group that this process and its supervisor are in as long as this lives. Its files stay open: the benchmarks unmount what they are on.
 pub(crate) struct Account {
     total: File,
     kernel: (File, &'static str),
@@ -53,7 +53,9 @@ impl Account {
             directory: File::open(&own).unwrap(),
             name: name.to_owned(),
         };
-        fs::write(group.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        for process in both() {
+            fs::write(group.join("cgroup.procs"), process.to_string()).unwrap();
+        }
         Some(account)
     }
 
@@ -82,8 +84,8 @@ fn kib(file: &File, name: &str) -> i64 {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let left = self.above.write_all(std::process::id().to_string().as_bytes());
-        let removed = left.and_then(|()| {
+        let mut left = both().into_iter().map(|process| self.above.write_all(process.to_string().as_bytes()));
+        let removed = left.find(Result::is_err).unwrap_or(Ok(())).and_then(|()| {
             let flags = rustix::fs::AtFlags::REMOVEDIR;
             Ok(rustix::fs::unlinkat(&self.directory, self.name.as_str(), flags)?)
         });
@@ -110,9 +112,18 @@ fn place() -> Option<(PathBuf, &'static str, (&'static str, &'static str))> {
     Some((second, "memory.current", ("memory.stat", "kernel ")))
 }
 
-/// Of this process: memory of its own, and its share of what it has in common with others.
+/// Of supervisor and service: memory of their own, and their share of what they have in common with others.
 pub(crate) fn pss_kib() -> i64 {
-    let rollup = fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    both().into_iter().map(pss_of).sum()
+}
+
+fn pss_of(process: u32) -> i64 {
+    let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Supervisor and service.
+fn both() -> [u32; 2] {
+    [std::os::unix::process::parent_id(), std::process::id()]
 }

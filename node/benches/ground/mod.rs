@@ -1,14 +1,18 @@
 //! What the benchmarks of containers stand on: a node's runtime without a broker, the other runtimes next to it, and figures.
 #![allow(dead_code, unreachable_pub, reason = "each benchmark uses its part")]
+mod board;
+
+pub use board::main;
+
 use super::support::blobs::Blobs;
-use super::support::supervisor::Supervisor;
-use super::support::{self, ARCHITECTURE, PROGRAM, cgroup_hierarchy, spec};
+use super::support::{self, ARCHITECTURE, cgroup_hierarchy, spec};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use wherry_init::control::Endpoint;
 use wherry_node::container::cgroup::Cgroups;
 use wherry_node::container::execute::Execution;
 use wherry_node::container::instance::Instance;
@@ -16,7 +20,12 @@ use wherry_node::container::runtime::{Happening, Runtime};
 use wherry_protocol::message::{ContainerDesired, ContainerSpec, ExecSpec, ExitStatus, ImageManifest};
 use wherry_protocol::{ContainerId, ContainerRef, Generation};
 
-/// A node's runtime; supervisor and service are one process here, this one.
+/// What a service that is a benchmark was started with.
+pub type Words<'a> = &'a [String];
+/// One benchmark, by its name.
+pub type Part = (&'static str, fn(Words<'_>));
+
+/// A node's runtime, with a supervisor in a process of its own.
 pub struct Ground {
     runtime: Runtime,
     ends: mpsc::UnboundedReceiver<Happening>,
@@ -24,29 +33,27 @@ pub struct Ground {
     blobs: Blobs,
     image: ImageManifest,
     pub cgroup: PathBuf,
-    _supervisor: Supervisor,
     // In memory, as a board's /run.
     _run: tempfile::TempDir,
     pub base: tempfile::TempDir,
 }
 
 impl Ground {
-    /// In a mount namespace of its own. `name` tells benchmarks apart that run at the same time.
+    /// There is one per process: it takes the control socket over. `name` tells benchmarks apart that run at the same time.
     pub fn new(name: &str) -> Self {
-        only_cgroup_v2();
+        let endpoint = Endpoint::from_env().unwrap();
         let base = tempfile::tempdir().unwrap();
         let mut blobs = Blobs::default();
         let image = blobs.busybox(&base.path().join("root"));
-        let supervisor = Supervisor::new(&program(base.path()));
         let tokio = tokio::runtime::Runtime::new().unwrap();
         let cgroup = cgroup_hierarchy().join(format!("wherry-bench-{name}"));
         let cgroups = Cgroups::open(cgroup.clone(), 64 << 20).unwrap();
         let (sender, ends) = mpsc::unbounded_channel();
         let run = tempfile::tempdir_in("/dev/shm").unwrap();
         let data = base.path().join("data");
-        let opened = Runtime::open((&data, run.path()), cgroups, ARCHITECTURE, supervisor.connect(), sender);
+        let opened = Runtime::open((&data, run.path()), cgroups, ARCHITECTURE, endpoint, sender);
         let (runtime, _) = tokio.block_on(opened).unwrap();
-        Self { runtime, ends, tokio, blobs, image, cgroup, _supervisor: supervisor, _run: run, base }
+        Self { runtime, ends, tokio, blobs, image, cgroup, _run: run, base }
     }
 
     pub fn start(&self, id: u64, spec: ContainerSpec) -> Arc<Instance> {
@@ -102,9 +109,6 @@ impl Ground {
 
 impl Drop for Ground {
     fn drop(&mut self) {
-        // Or the directory could not be removed.
-        let board = self.base.path().join("board");
-        rustix::mount::unmount(board, rustix::mount::UnmountFlags::DETACH).unwrap();
         if let Err(error) = fs::remove_dir(&self.cgroup) {
             eprintln!("{} stays: {error}", self.cgroup.display());
         }
@@ -113,30 +117,6 @@ impl Drop for Ground {
 
 fn container(id: u64) -> ContainerRef {
     ContainerRef { id: ContainerId(id), generation: Generation(1) }
-}
-
-/// crun refuses a machine that has both versions of cgroups mounted: in a mount namespace of this process there is one.
-fn only_cgroup_v2() {
-    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
-    rustix::mount::unmount("/sys/fs/cgroup", rustix::mount::UnmountFlags::DETACH).unwrap();
-    mount("cgroup", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None).unwrap();
-}
-
-/// The boards' static program if it has been built (`cargo xtask bench` does), on a read-only mount as on a board.
-fn program(base: &Path) -> PathBuf {
-    use rustix::mount::{MountFlags, mount_bind, mount_remount};
-    let artifacts = std::env::var_os("WHERRY_ARTIFACTS").map(PathBuf::from).unwrap_or_default();
-    let built = artifacts.join(std::env::consts::ARCH).join("bin/wherry-node");
-    let from = if built.exists() { built } else { PROGRAM.into() };
-    println!("the node's program: {}", from.strip_prefix(artifacts).unwrap_or(&from).display());
-    let root = base.join("board");
-    fs::create_dir(&root).unwrap();
-    fs::copy(from, root.join("wherry-node")).unwrap();
-    mount_bind(&root, &root).unwrap();
-    mount_remount(&root, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
-    root.join("wherry-node")
 }
 
 /// An OCI runtime of Debian's.

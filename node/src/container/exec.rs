@@ -20,7 +20,6 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 use wherry_sys::child::{Fork, count_threads, fork};
 use wherry_sys::process::{End, pidfd_open, pidfd_send_signal, reap, setns};
 
@@ -31,14 +30,14 @@ const TARGET_FD: i32 = 4;
 /// Runs the process that the plan describes and reports how it ended. Call it first thing in `main`: there must be no
 /// other thread.
 #[must_use]
-pub fn run() -> ExitCode {
-    let shielded = shield();
-    let Ok(report) = wherry_sys::fd::inherited(REPORT_FD) else { return ExitCode::from(EXIT_FAILED) };
+pub fn run() -> u8 {
+    let shielded = shield(ARGUMENT);
+    let Ok(report) = wherry_sys::fd::inherited(REPORT_FD) else { return EXIT_FAILED };
     match shielded.and_then(|()| helper(&report)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => {
             say(&report, &Report::Failed(failure));
-            ExitCode::from(EXIT_FAILED)
+            EXIT_FAILED
         }
     }
 }

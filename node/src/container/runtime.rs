@@ -1,5 +1,6 @@
 //! Starts containers, finds them again, and cleans up after them.
 use super::cgroup::{Cgroup, CgroupError, Cgroups};
+use super::child;
 use super::device;
 use super::execute::EXEC_BIT;
 use super::files;
@@ -441,7 +442,7 @@ impl Runtime {
                 (Some(_), true) => Namespaces::MOUNT | Namespaces::PID,
                 (Some(_), false) => Namespaces::MOUNT | Namespaces::PID | Namespaces::NET,
             },
-            argument: "container".into(),
+            argument: if plan.init { child::ARGUMENT_INIT } else { child::ARGUMENT }.into(),
             cgroup: descriptors.cgroup.is_some(),
             extra: u8::try_from(descriptors.extra.len()).unwrap_or(u8::MAX),
             kept: descriptors.labels(),

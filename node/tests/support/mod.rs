@@ -30,7 +30,7 @@ use wherry_protocol::message::{
     ContainerDesired, ContainerSpec, CopySpec, Descriptor, ExecSpec, ImageManifest, Media, Want,
 };
 use wherry_protocol::{AccountId, ContainerId, ContainerRef, Digest, Generation};
-use wherry_sys::process::{End, Spawn, spawn, wait};
+use wherry_sys::process::{End, Image, Spawn, spawn, wait};
 
 /// How long a container of a test may take for anything.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -222,9 +222,7 @@ fn launch(
     let descriptors: Vec<BorrowedFd<'_>> =
         inside.into_iter().chain(fixed).chain(extra.iter().map(AsFd::as_fd)).collect();
     let request = Spawn {
-        program: &program,
-        arguments: &arguments,
-        environment: &[],
+        image: Image::Program { path: &program, arguments: &arguments, environment: &[] },
         descriptors: &descriptors,
         namespaces,
         cgroup: None,

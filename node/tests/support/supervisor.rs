@@ -12,7 +12,7 @@ use wherry_init::control::{
     ControlError, Descriptors, Endpoint, EntryState, FromSupervisor, Launch, LaunchStep, Namespaces,
     ProcessKey, RawStatus, ToSupervisor,
 };
-use wherry_sys::process::{Child, End, Spawn, spawn, wait};
+use wherry_sys::process::{Child, End, Image, Spawn, spawn, wait};
 
 struct Known {
     child: Child,
@@ -163,9 +163,7 @@ impl Loop {
         let fds: Vec<BorrowedFd<'_>> =
             descriptors.stdio.iter().chain(fixed).chain(&descriptors.extra).map(|fd| fd.as_fd()).collect();
         let spawned = spawn(&Spawn {
-            program: &self.program,
-            arguments: &arguments,
-            environment: &[],
+            image: Image::Program { path: &self.program, arguments: &arguments, environment: &[] },
             descriptors: &fds,
             namespaces: flags(launch.namespaces),
             cgroup: descriptors.cgroup.as_ref().map(|fd| fd.as_fd()),

@@ -30,11 +30,16 @@ pub(crate) const TIMING: Timing = Timing {
     kill_ms: 1_000,
 };
 
+/// The argument of what runs in a copy of the supervisor.
+pub(crate) const COPIED: &str = "copied";
+
 fn main() {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next().as_ref().and_then(|word| word.to_str()) {
         Some("serve") => service::play(arguments.next().as_ref().and_then(|word| word.to_str())),
-        Some("container") => container(),
+        Some("container") => {
+            container();
+        }
         Some("init") => supervise(arguments.collect()),
         // The kernel starts /init with whatever it did not understand itself.
         _ => supervise(Vec::new()),
@@ -42,7 +47,8 @@ fn main() {
 }
 
 fn supervise(arguments: Vec<OsString>) {
-    let mut config = SupervisorConfig::new("supervisor-probe", "serve").with_arguments(arguments).unwrap();
+    let config = SupervisorConfig::new("supervisor-probe", "serve").with_copy(COPIED, container);
+    let mut config = config.with_arguments(arguments).unwrap();
     let silent = config.extra_arguments.first().is_some_and(|scenario| scenario == "silent");
     let first_heartbeat_ms = if silent { 300 } else { TIMING.first_heartbeat_ms };
     config.timing = Timing { first_heartbeat_ms, ..TIMING };
@@ -51,7 +57,7 @@ fn supervise(arguments: Vec<OsString>) {
 }
 
 /// The plan is a shell script; it runs after `go` has been closed, and the report says that it is about to.
-fn container() {
+fn container() -> u8 {
     const PLAN: i32 = 3;
     const GO: i32 = 4;
     const REPORT: i32 = 5;

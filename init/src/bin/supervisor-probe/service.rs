@@ -116,7 +116,9 @@ impl Service {
             extra: vec![],
             kept: vec![("stdout".into(), stdout_read.try_clone().unwrap())],
         };
-        let (argument, kept) = ("container".into(), descriptors.labels());
+        // Both ways to start something are tried in many scenarios.
+        let argument = if namespaces == Namespaces::NONE { "container" } else { crate::COPIED };
+        let (argument, kept) = (argument.into(), descriptors.labels());
         let cgroup = descriptors.cgroup.is_some();
         let launch = Launch { key: KEY, namespaces, argument, cgroup, extra: 0, kept };
         self.control.send(&ToSupervisor::Launch(launch), &descriptors.in_order()).unwrap();

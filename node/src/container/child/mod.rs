@@ -28,10 +28,12 @@ use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::ExitCode;
 
-/// The argument by which the supervisor starts this.
+/// By what the service asks for this: a copy of the supervisor runs it, which saves an exec.
 pub const ARGUMENT: &str = "container";
+/// The same as a program of its own, for a first process that stays: it should neither look like the supervisor to who looks
+/// at `/proc` in the container, nor share memory with it.
+pub const ARGUMENT_INIT: &str = "container-init";
 /// What a shell returns for a program that cannot be executed.
 pub(super) const EXIT_FAILED: u8 = 127;
 
@@ -43,21 +45,21 @@ const USER_FD: i32 = 6;
 const OWNED_FDS: [(i32, CloneFlags); 2] = [(7, CloneFlags::CLONE_NEWUTS), (8, CloneFlags::CLONE_NEWIPC)];
 const NETWORK_FD: (i32, CloneFlags) = (9, CloneFlags::CLONE_NEWNET);
 
-/// Becomes the container's program, or reports why not. Call it first thing in `main`: there must be no other thread.
+/// Becomes the container's program, or reports why not and returns the code to end with. There must be no other thread.
 #[must_use]
-pub fn run() -> ExitCode {
+pub fn run() -> u8 {
     // Before any descriptor is taken over: the shield executes this program once more, with all of them.
-    let shielded = shield();
-    let Ok(report) = wherry_sys::fd::inherited(REPORT_FD) else { return ExitCode::from(EXIT_FAILED) };
+    let shielded = shield(ARGUMENT);
+    let Ok(report) = wherry_sys::fd::inherited(REPORT_FD) else { return EXIT_FAILED };
     match shielded.and_then(|()| start(&report)) {
         Ok(init) => {
             // Its end tells that the program runs.
             drop(report);
-            ExitCode::from(init.accompany())
+            init.accompany()
         }
         Err(failure) => {
             say(&report, &Report::Failed(failure));
-            ExitCode::from(EXIT_FAILED)
+            EXIT_FAILED
         }
     }
 }

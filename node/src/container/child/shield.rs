@@ -12,15 +12,17 @@ use std::fs::File;
 use std::os::unix::ffi::OsStringExt as _;
 use wherry_sys::mount::{Attributes, detached_copy, restrict_tree};
 
-/// Added to the arguments, so that this is tried once only.
+/// The last argument, so that this is tried once only.
 const DONE: &str = "shielded";
 
-/// Returns once this program cannot be written through /proc.
-pub(in super::super) fn shield() -> Result<(), Failure> {
-    let mut arguments = arguments();
-    let tried = arguments.iter().any(|argument| argument.as_bytes() == DONE.as_bytes());
-    arguments.extend(CString::new(DONE));
-    execute_again(tried, &arguments, &[])
+/// Returns once this program cannot be written through /proc. `argument` is by what `main` knows what runs here; the process's
+/// own arguments may be those of another one that this is a copy of.
+pub(in super::super) fn shield(argument: &str) -> Result<(), Failure> {
+    let own = std::env::args_os().collect::<Vec<_>>();
+    let tried = own.last().is_some_and(|last| last == DONE);
+    let name = own.into_iter().next().unwrap_or_default().into_vec();
+    let arguments = [name, argument.into(), DONE.into()].map(CString::new);
+    execute_again(tried, &arguments.into_iter().filter_map(Result::ok).collect::<Vec<_>>(), &[])
 }
 
 /// The same for a program whose arguments are not its own to add to: it keeps its environment, with one more variable.
