@@ -52,11 +52,12 @@ fn run(part: &str, words: &[String]) -> bool {
     read_only(&board);
     let out = std::io::stdout().as_fd().try_clone_to_owned().unwrap();
     let mut command = Command::new(board.join("bench"));
-    command.args(["init", "--process", "--root"]).arg(base.path()).args(["--", part]).args(words);
+    let root = base.path().join("root");
+    command.args(["init", "--process", "--root"]).arg(&root).args(["--", part]).args(words);
     let status = command.stdin(Stdio::null()).stderr(out).status().unwrap();
     // Or the directory could not be removed.
     rustix::mount::unmount(&board, rustix::mount::UnmountFlags::DETACH).unwrap();
-    status.success() && base.path().join(FINISHED).exists()
+    status.success() && root.join(FINISHED).exists()
 }
 
 /// This program on a mount of its own, as a board's root.
