@@ -176,13 +176,14 @@ impl Place {
     }
 }
 
-/// Gives up all files but the broker's own: what parses the bytes of strangers has no business elsewhere.
+/// Gives up all files but the broker's own, and those that a static program takes random numbers from: what parses the bytes of strangers has no business elsewhere.
 fn confine(place: &Place) -> Result<(), BoardError> {
     let io = |what: String| move |source| BoardError::Io { what, source };
     make_private_directory(&place.data).map_err(io(format!("cannot create {}", place.data.display())))?;
     let mut kept = Kept { read: Vec::new(), write: vec![place.data.clone()] };
-    // As a process it may have none.
-    kept.read.extend(Some(place.config.clone()).filter(|config| config.exists()));
+    // As a process it may have no configuration.
+    let read = [place.config.as_path(), Path::new("/dev/random"), Path::new("/dev/urandom")];
+    kept.read.extend(read.into_iter().filter(|path| path.exists()).map(Path::to_owned));
     if place.machine {
         kept.write.push(HOST_NAME.into());
     }
