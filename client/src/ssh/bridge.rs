@@ -48,6 +48,8 @@ pub enum SshEvent {
     Failed {
         /// As a sentence.
         reason: String,
+        /// Whether who asked has read it already, in the session that failed.
+        told: bool,
     },
 }
 

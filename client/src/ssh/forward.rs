@@ -21,7 +21,7 @@ pub(super) async fn serve(
     let stream = match served.container.open_port(port).await {
         Ok(stream) => stream.compat(),
         Err(error) => {
-            served.report(SshEvent::Failed { reason: error.to_string() });
+            served.report(SshEvent::Failed { reason: error.to_string(), told: false });
             return reply.reject(ChannelOpenFailure::ConnectFailed).await;
         }
     };

@@ -215,7 +215,7 @@ async fn finish(
         }
         Ended::Failed(reason, code) => {
             let text = sentence(&reason, &served.info.name);
-            served.report(SshEvent::Failed { reason: text.clone() });
+            served.report(SshEvent::Failed { reason: text.clone(), told: true });
             writer.extended_data_bytes(STDERR, format!("wherry: {text}\r\n").into_bytes()).await?;
             writer.exit_status(code).await?;
         }

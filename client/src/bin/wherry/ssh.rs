@@ -38,7 +38,12 @@ pub(crate) async fn ssh(context: &Context, args: Ssh) -> Result<u8, CliError> {
     let json = context.json;
     if args.stdio {
         // Standard output is the connection's.
-        let served = Served::new(container, keys, |event| report(&event, false)).await?;
+        let untold = |event| match event {
+            // What `ssh` shows is on the same terminal.
+            SshEvent::Failed { told: true, .. } => {}
+            event => report(&event, false),
+        };
+        let served = Served::new(container, keys, untold).await?;
         Arc::new(served).serve(tokio::io::join(tokio::io::stdin(), tokio::io::stdout())).await;
         return Ok(0);
     }
@@ -106,7 +111,7 @@ fn report(event: &SshEvent, json: bool) {
         SshEvent::ForwardingRefused { reason } => {
             serde_json::json!({ "event": "forwarding_refused", "error": reason })
         }
-        SshEvent::Failed { reason } => serde_json::json!({ "event": "failed", "error": reason }),
+        SshEvent::Failed { reason, told: _ } => serde_json::json!({ "event": "failed", "error": reason }),
     };
     if json {
         output::json_line(&line).unwrap_or_default();
@@ -119,7 +124,7 @@ fn sentence(event: &SshEvent) -> Option<String> {
     match event {
         SshEvent::LoggedIn { .. } => None,
         SshEvent::NotLoggedIn => Some("a connection ended before anybody had logged in".into()),
-        SshEvent::ForwardingRefused { reason } | SshEvent::Failed { reason } => Some(reason.clone()),
+        SshEvent::ForwardingRefused { reason } | SshEvent::Failed { reason, told: _ } => Some(reason.clone()),
     }
 }
 

@@ -37,6 +37,7 @@ pub(crate) fn shield_with_environment() -> Result<(), Failure> {
     execute_again(std::env::var_os(VARIABLE).is_some(), &arguments(), &environment)
 }
 
+#[cfg(feature = "oci")]
 fn arguments() -> Vec<CString> {
     std::env::args_os().filter_map(|argument| CString::new(argument.into_vec()).ok()).collect()
 }
