@@ -303,7 +303,7 @@ mod tests {
     fn outcomes_are_told_in_full() {
         let outcome = shell().run(&["-c", "echo out; echo err >&2; exit 3"]).unwrap();
         assert_eq!((outcome.code, outcome.stdout.as_str(), outcome.stderr.as_str()), (3, "out\n", "err\n"));
-        assert_eq!(outcome.command, "wherry -c 'echo out; echo err >&2; exit 3'");
+        assert_eq!(outcome.command, "sh -c 'echo out; echo err >&2; exit 3'");
         let error = outcome.expect_code(0).unwrap_err().to_string();
         assert!(error.contains("should have ended with 0") && error.contains("stderr: err"), "{error}");
     }
