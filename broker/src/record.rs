@@ -49,7 +49,7 @@ pub enum Record {
     /// For [`Key::Adopted`].
     Adopted,
     /// For [`Key::Node`].
-    Node(Node),
+    Node(Box<Node>),
     /// For [`Key::Image`].
     Image(Image),
     /// For [`Key::Hold`].
@@ -69,8 +69,10 @@ pub enum Record {
 pub enum Stored {
     /// Before the first release; nobody has it, and it is no longer read.
     V1,
-    /// Since containers have settings and restarts.
-    V2(Record),
+    /// Before the first release too: without the boards' WireGuard keys.
+    V2,
+    /// Since tunnels are encrypted.
+    V3(Record),
 }
 
 /// One change to the store.

@@ -4,6 +4,7 @@
 //! 10.0.0.0/8      the overlay                      10.N.0.0/16   board N's containers
 //! 10.N.0.1        board N's bridge, wherry0        gre-M         tunnel to board M
 //! wv12            board's end of container c12     02:57:0a:N:x:y   MAC of 10.N.x.y
+//! wherry-wg       WireGuard, below all tunnels     10.0.255.N    board N's address on it: the end of its tunnels
 //! ```
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -20,6 +21,13 @@ pub const CONTAINER_INTERFACE: &str = "eth0";
 pub const TUNNEL_PREFIX: &str = "gre-";
 /// Beginning of the names of the board's ends of veth pairs; the container's number follows.
 pub const PORT_PREFIX: &str = "wv";
+/// The WireGuard device below all tunnels.
+pub const WIREGUARD: &str = "wherry-wg";
+/// Its UDP port on every board.
+pub const WIREGUARD_PORT: u16 = 51820;
+/// What WireGuard adds over IPv4: 20 bytes of IPv4, 8 of UDP, 16 of header and 16 of authentication tag (the WireGuard
+/// paper, section 5.4.6).
+pub const WIREGUARD_OVERHEAD_BYTES: u32 = 60;
 /// What GRE without key or checksum adds: 20 bytes of IPv4 and 4 of GRE (RFC 2784 §2.1).
 pub const GRE_OVERHEAD_BYTES: u32 = 24;
 
@@ -106,6 +114,12 @@ pub fn subnet(index: NodeIndex) -> Prefix {
 #[must_use]
 pub fn gateway(index: NodeIndex) -> Ipv4Addr {
     Ipv4Addr::new(10, index.0, 0, 1)
+}
+
+/// A board's end of all its tunnels, 10.0.255.N: its address on the WireGuard device. No container has one of 10.0.0.0/16.
+#[must_use]
+pub fn tunnel_end(index: NodeIndex) -> Prefix {
+    Prefix::new(Ipv4Addr::new(10, 0, 255, index.0), 24)
 }
 
 /// Whether a container of board `index` may have `address`: in the subnet, and not its first, its last or the gateway.

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use wherry_protocol::message::{ContainerDesired, NetworkDesired};
-use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, WireError};
+use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, PublicKey, WireError};
 
 /// What the agent's orders act on. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -45,9 +45,9 @@ impl Executor {
         Self { runtime, network, prober, blobs, nameservers: Arc::default(), network_orders, numbered }
     }
 
-    /// Whether the kernel can do GRE.
+    /// The board's WireGuard key, if the kernel can do that and GRE.
     #[must_use]
-    pub fn overlay(&self) -> bool {
+    pub fn overlay(&self) -> Option<PublicKey> {
         self.network.facts().overlay
     }
 

@@ -3,6 +3,7 @@ use nix::sys::statvfs::statvfs;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use wherry_protocol::PublicKey;
 use wherry_protocol::message::{NodeFacts, NodeLoad};
 
 /// The name and version of this software.
@@ -13,8 +14,8 @@ pub const SOFTWARE: &str = concat!("wherry-node ", env!("CARGO_PKG_VERSION"));
 pub struct Abilities {
     /// Address on the private network.
     pub underlay: Ipv4Addr,
-    /// The kernel can do GRE.
-    pub overlay: bool,
+    /// The kernel can do GRE and WireGuard: with this public key.
+    pub overlay: Option<PublicKey>,
     /// cgroup limits are enforced.
     pub limits: bool,
 }
@@ -31,8 +32,9 @@ pub fn facts(hostname: &str, abilities: Abilities) -> NodeFacts {
         software: SOFTWARE.to_owned(),
         boot_id: boot_id(&read("/proc/sys/kernel/random/boot_id")),
         underlay: abilities.underlay,
-        overlay: abilities.overlay,
+        overlay: abilities.overlay.is_some(),
         limits: abilities.limits,
+        wireguard: abilities.overlay.map(|key| key.0),
     }
 }
 

@@ -73,8 +73,9 @@ impl Broker {
         match boards.iter().find(|board| self.outer_end(**board).is_none()) {
             Some(board) => {
                 let name = self.node_name(*board);
-                let text =
-                    format!("{name} has no GRE, its containers reach only one another: run both on one node");
+                let text = format!(
+                    "the kernel of {name} has no GRE or no WireGuard, its containers reach only one another: run both on one node"
+                );
                 Err(error(ErrorCode::WrongState, text))
             }
             None => Ok(()),
@@ -107,7 +108,8 @@ impl Broker {
     /// The outer end of a board's tunnels, if it can have any.
     fn outer_end(&self, board: NodeIndex) -> Option<Peer> {
         let facts = self.tables.nodes.get(&board)?.facts.as_ref()?;
-        facts.overlay.then_some(Peer { index: board, underlay: facts.underlay, wireguard: None })
+        let wireguard = Some(facts.wireguard?);
+        facts.overlay.then_some(Peer { index: board, underlay: facts.underlay, wireguard })
     }
 
     /// A board's network as it should be: its connections, and a peer for each board they lead to.

@@ -3,6 +3,7 @@ use super::bounds::{MAX_FACT_BYTES, NODE_SILENCE_MS};
 use super::{Answer, Broker, Output, RequestId, SessionId, Timer, error};
 use crate::record::{Container, Phase};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use wherry_protocol::message::{
     ContainerReport, ContainerState, Event, ExitStatus, FromNode, NodeDesired, NodeFacts, NodeHello,
     NodeLoad, Routed, RoutedRequest, ToNode,
@@ -35,6 +36,11 @@ fn progress(state: &ContainerState) -> u8 {
         ContainerState::Restarting { .. } => 3,
         ContainerState::Exited { .. } | ContainerState::Failed(_) => 4,
     }
+}
+
+/// What other boards' tunnels to a board depend on.
+fn outer_end(facts: &NodeFacts) -> (Ipv4Addr, bool, Option<[u8; 32]>) {
+    (facts.underlay, facts.overlay, facts.wireguard)
 }
 
 impl Broker {
@@ -74,10 +80,7 @@ impl Broker {
         }
         let Some(node) = self.tables.nodes.get(&index) else { return false };
         let rebooted = node.facts.as_ref().is_some_and(|old| old.boot_id != facts.boot_id);
-        let moved = node
-            .facts
-            .as_ref()
-            .is_none_or(|old| old.underlay != facts.underlay || old.overlay != facts.overlay);
+        let moved = node.facts.as_ref().is_none_or(|old| outer_end(old) != outer_end(&facts));
         if node.facts.as_ref() != Some(&facts)
             && let Some(node) = self.tables.nodes.edit(&index)
         {

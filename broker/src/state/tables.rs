@@ -59,7 +59,7 @@ impl Tables {
             (Key::Account(id), Record::Account(account)) => self.accounts.load(id, account),
             (Key::Token(hash), Record::Token(token)) => self.tokens.load(hash, token),
             (Key::Adopted(hash), Record::Adopted) => self.adopted.load(hash, ()),
-            (Key::Node(index), Record::Node(node)) => self.nodes.load(index, node),
+            (Key::Node(index), Record::Node(node)) => self.nodes.load(index, *node),
             (Key::Image(account, name), Record::Image(image)) => self.images.load((account, name), image),
             (Key::Hold(account, digest), Record::Hold(hold)) => self.holds.load((account, digest), hold),
             (Key::Container(id), Record::Container(container)) => self.containers.load(id, *container),
@@ -273,7 +273,7 @@ impl Tables {
             Key::Account(id) => self.accounts.get(id).cloned().map(Record::Account),
             Key::Token(hash) => self.tokens.get(hash).cloned().map(Record::Token),
             Key::Adopted(hash) => self.adopted.get(hash).map(|()| Record::Adopted),
-            Key::Node(index) => self.nodes.get(index).cloned().map(Record::Node),
+            Key::Node(index) => self.nodes.get(index).cloned().map(Box::new).map(Record::Node),
             Key::Image(account, name) => {
                 self.images.get(&(*account, name.clone())).cloned().map(Record::Image)
             }

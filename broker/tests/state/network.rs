@@ -29,7 +29,8 @@ fn a_connection_is_open_when_both_boards_say_so() {
         let desired = network(&orders).unwrap();
         assert_eq!(desired.revision, 1);
         let underlay = std::net::Ipv4Addr::new(192, 168, 50, other);
-        assert_eq!(desired.peers, [Peer { index: NodeIndex(peer), underlay, wireguard: None }]);
+        let wireguard = Some([other; 32]);
+        assert_eq!(desired.peers, [Peer { index: NodeIndex(peer), underlay, wireguard }]);
         assert_eq!(desired.connections[0].from_address, probe.address);
         assert_eq!(desired.connections[0].to_address, web.address);
     }
@@ -195,13 +196,33 @@ fn a_moved_board_is_told_to_its_peers() {
 }
 
 #[test]
+fn a_board_s_new_key_is_told_to_its_peers_and_one_without_has_none() {
+    let (mut world, user, [one, two], [web, probe]) = world();
+    world.ask(user.session, Request::Connect(link(&probe, &web)));
+    world.applied(one, 1);
+    world.applied(two, 1);
+    for wireguard in [Some([0xaa; 32]), None, Some([0xbb; 32])] {
+        let session = world.open(101).unwrap();
+        let hello = NodeHello {
+            facts: NodeFacts { wireguard, ..facts(101) },
+            load: load(),
+            inventory: report(&probe),
+        };
+        let out = world.step(wherry_broker::state::Input::Hello { session, hello: Box::new(hello) });
+        let peers = network(&told(&out, one)).unwrap().peers.clone();
+        let keys: Vec<_> = peers.iter().map(|peer| peer.wireguard).collect();
+        assert_eq!(keys, wireguard.map(Some).into_iter().collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn boards_without_gre_reach_only_themselves() {
     let (mut world, user, [one, _], [web, _]) = world();
     world.enrol(102, Role::Node);
     let (poor, _) = world.arrive(102, NodeFacts { overlay: false, ..facts(102) }, Vec::new());
     let lonely = world.running(&user, "lonely", poor, "n3");
     let error = world.refused(&user, Request::Connect(link(&lonely, &web)));
-    assert!(error.message.starts_with("host102 has no GRE"), "{error}");
+    assert!(error.message.starts_with("the kernel of host102 has no GRE or no WireGuard"), "{error}");
     let near = world.running(&user, "near", poor, "n3");
     let (request, _) = world.ask(user.session, Request::Connect(link(&near, &lonely)));
     assert_eq!(reply(&world.applied(poor, 1), request), Some(Reply::Done));

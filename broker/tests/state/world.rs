@@ -300,6 +300,7 @@ pub(crate) fn facts(number: u8) -> NodeFacts {
         underlay: Ipv4Addr::new(192, 168, 50, number),
         overlay: true,
         limits: true,
+        wireguard: Some([number; 32]),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The rules of the board itself: what may reach it, what passes through it, and who may call himself what.
 use super::{DNS, TABLE, addresses, only_internet, to_resolvers};
 use crate::address::{
-    BRIDGE, OVERLAY, PORT_PREFIX, Prefix, TUNNEL_PREFIX, gateway, mac, port_name, subnet, tunnel_name,
+    BRIDGE, OVERLAY, PORT_PREFIX, Prefix, TUNNEL_PREFIX, WIREGUARD, WIREGUARD_PORT, gateway, mac, port_name,
+    subnet, tunnel_end, tunnel_name,
 };
 use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
@@ -66,7 +67,13 @@ fn tunnels() -> String {
 
 fn packets(of: &Board<'_>) -> Table {
     let peers: Vec<_> = of.peers.iter().map(|peer| peer.underlay).collect();
-    let sets = vec![addresses("peers", &peers), connections(of), addresses("resolvers", of.resolvers)];
+    let ends: Vec<_> = of.peers.iter().map(|peer| tunnel_end(peer.index).address).collect();
+    let sets = vec![
+        addresses("peers", &peers),
+        addresses("tunnel_ends", &ends),
+        connections(of),
+        addresses("resolvers", of.resolvers),
+    ];
     let mut chains = vec![Chain::at(Hook::Input, Policy::Drop, "input", input(of))];
     match of.index {
         Some(index) => chains.extend(forwarding(of, index)),
@@ -105,6 +112,11 @@ fn ends_are_ours(of: &Board<'_>, connection: &Connection) -> bool {
 /// What may reach the board itself.
 fn input(of: &Board<'_>) -> Vec<Rule> {
     let mut rules = vec![Rule::new().input("lo").accept()];
+    // Before what belongs to a known flow: connection tracking does not ask by which interface a packet came, and whoever
+    // is on the same network can write a tunnel's addresses on plain GRE.
+    let gre = || Rule::new().when(Match::Protocol(Protocol::Gre));
+    rules.push(gre().input(WIREGUARD).lookup(&[Key::Source], "tunnel_ends").accept());
+    rules.push(gre().drop());
     // A DNS server on the board is the one thing of it that containers may talk to.
     if let Some(gateway) = of.index.map(gateway).filter(|gateway| of.resolvers.contains(gateway)) {
         let to_gateway = || Rule::new().input(BRIDGE).destination(Prefix::host(gateway));
@@ -113,7 +125,9 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     rules.push(Rule::new().state(States::ESTABLISHED_RELATED).accept());
     rules.push(Rule::new().input(BRIDGE).drop());
     rules.push(Rule::new().input(&tunnels()).drop());
-    rules.push(Rule::new().lookup(&[Key::Source], "peers").when(Match::Protocol(Protocol::Gre)).accept());
+    rules.push(Rule::new().input(WIREGUARD).drop());
+    let from_peers = Rule::new().lookup(&[Key::Source], "peers");
+    rules.push(from_peers.port(Transport::Udp, WIREGUARD_PORT).accept());
     rules.extend(offered(of.ports));
     rules.extend(of.published.iter().map(|port| Rule::new().port(Transport::Tcp, *port).accept()));
     let lease =

@@ -8,18 +8,19 @@ use super::network::LocalContainer;
 use super::observe::{mtu_of, observe};
 use super::plan::{Desired, Facts, NetOp, desired, plan, tunnel_mtu};
 use super::route::RouteSocket;
+use super::underlay::Underlay;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::stat::fstat;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wherry_net::address::{CONTAINER_INTERFACE, Prefix, gateway, port_name, tunnel_name, usable};
+use wherry_net::address::{CONTAINER_INTERFACE, Prefix, gateway, port_name, tunnel_end, tunnel_name, usable};
 use wherry_net::firewall::{self, Ports};
 use wherry_net::nft::{Family, NftError, NftSocket, RulesGeneration, Ruleset};
 use wherry_net::setup::Uplink;
 use wherry_protocol::message::NetworkDesired;
-use wherry_protocol::{ContainerId, NodeIndex};
+use wherry_protocol::{ContainerId, NodeIndex, PublicKey};
 
 /// Ethernet's, until the interface to the outside is known.
 const DEFAULT_MTU: u32 = 1500;
@@ -81,7 +82,8 @@ pub(super) struct Board {
     attached: BTreeMap<ContainerId, Attached>,
     route: RouteSocket,
     rules: Rules,
-    tunnels: bool,
+    /// `None` where there can be no tunnels: without WireGuard they would be open to read and to forge.
+    underlay: Option<Underlay>,
     /// Largest packet of the interface to the outside, in bytes.
     mtu: u32,
 }
@@ -96,7 +98,7 @@ impl Board {
         let mut route = RouteSocket::open().map_err(kernel("reach rtnetlink"))?;
         let mut nft = NftSocket::open().map_err(NetError::Firewall)?;
         let adopted = nft.has_table(Family::Inet, firewall::TABLE).map_err(NetError::Firewall)?;
-        let tunnels = can_tunnel(&mut route);
+        let underlay = underlay(&mut route)?;
         let mut board = Self {
             uplink: None,
             index: None,
@@ -107,15 +109,16 @@ impl Board {
             attached: BTreeMap::new(),
             route,
             rules: Rules::of(nft),
-            tunnels,
+            underlay,
             mtu: DEFAULT_MTU,
         };
         board.converge()?;
         Ok(board)
     }
 
-    pub(super) fn can_tunnel(&self) -> bool {
-        self.tunnels
+    /// The board's WireGuard key, if there can be tunnels.
+    pub(super) fn key(&self) -> Option<PublicKey> {
+        self.underlay.as_ref().map(Underlay::key)
     }
 
     pub(super) fn set_uplink(&mut self, uplink: Option<Uplink>) -> Result<(), NetError> {
@@ -154,7 +157,7 @@ impl Board {
 
     /// Said last, because everything else holds all the same.
     fn tunnels_missing(&self) -> Result<(), NetError> {
-        match (self.wanted.peers.len(), self.tunnels, &self.uplink) {
+        match (self.wanted.peers.len(), self.underlay.is_some(), &self.uplink) {
             (peers, _, None) if self.adopted || peers > 0 => Err(NetError::NoUplink),
             (0, _, _) | (_, true, _) => Ok(()),
             (peers, false, _) => Err(NetError::NoTunnels { peers }),
@@ -247,11 +250,13 @@ impl Board {
     }
 
     fn desired(&self, index: NodeIndex) -> Desired {
-        let peers = self.wanted.peers.iter().map(|peer| (peer.index, peer.underlay)).collect();
+        let with_keys = self.wanted.peers.iter().filter(|peer| peer.wireguard.is_some());
+        let peers = with_keys.map(|peer| (peer.index, tunnel_end(peer.index).address)).collect();
+        let possible = self.uplink.is_some() && self.underlay.is_some();
         desired(&Facts {
             index,
             mtu: self.mtu,
-            underlay: self.uplink.as_ref().filter(|_| self.tunnels).map(|uplink| uplink.lease.address),
+            tunnel_end: possible.then(|| tunnel_end(index).address),
             containers: &self.containers(),
             peers: &peers,
         })
@@ -261,6 +266,11 @@ impl Board {
         let links = self.route.links().map_err(kernel("read devices"))?;
         let uplink = self.uplink.as_ref().and_then(|uplink| mtu_of(&links, &uplink.interface));
         self.mtu = uplink.unwrap_or(self.mtu);
+        // Below the tunnels, so before them. A former life's stays until it is known what it should be.
+        if let Some(underlay) = self.underlay.as_mut().filter(|_| !self.adopted && self.uplink.is_some()) {
+            let made = underlay.ensure(&mut self.route, &links, (index, self.mtu), &self.wanted.peers);
+            made.map_err(kernel("set up WireGuard"))?;
+        }
         let mut desired = self.desired(index);
         let observed =
             observe(&mut self.route, &links, &desired).map_err(kernel("read addresses and routes"))?;
@@ -413,6 +423,21 @@ fn same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
     match (fstat(one), fstat(other)) {
         (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
         (Err(_), _) | (_, Err(_)) => false,
+    }
+}
+
+/// What tunnels need below them, if the kernel has that and GRE.
+fn underlay(route: &mut RouteSocket) -> Result<Option<Underlay>, NetError> {
+    if !can_tunnel(route) {
+        return Ok(None);
+    }
+    match Underlay::open() {
+        Ok(underlay) => Ok(Some(underlay)),
+        Err(Errno::ENOENT) => {
+            tracing::warn!("this kernel has no WireGuard: there are no tunnels to other boards");
+            Ok(None)
+        }
+        Err(errno) => Err(kernel("read the WireGuard device")(errno)),
     }
 }
 

@@ -76,9 +76,9 @@ pub enum NetError {
     /// The container is not attached.
     #[error("{0} is not attached to the network")]
     Unknown(ContainerId),
-    /// No GRE.
+    /// No GRE, or no WireGuard below it.
     #[error(
-        "the kernel cannot make GRE tunnels (CONFIG_NET_IPGRE), so containers reach only those of the same board; {peers} other boards stay out of reach"
+        "the kernel cannot make GRE tunnels within WireGuard (CONFIG_NET_IPGRE, CONFIG_WIREGUARD), so containers reach only those of the same board; {peers} other boards stay out of reach"
     )]
     NoTunnels {
         /// How many boards there should be tunnels to.

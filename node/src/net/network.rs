@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use wherry_net::setup::Uplink;
 use wherry_protocol::message::NetworkDesired;
-use wherry_protocol::{ContainerId, NodeIndex};
+use wherry_protocol::{ContainerId, NodeIndex, PublicKey};
 
 /// What does not change while the service runs.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +37,8 @@ pub struct LocalContainer {
 /// What the kernel can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NetFacts {
-    /// Whether it can make tunnels to other boards.
-    pub overlay: bool,
+    /// The board's WireGuard key, if it can make tunnels to other boards.
+    pub overlay: Option<PublicKey>,
 }
 
 type Job = Box<dyn FnOnce(&mut Board) + Send>;
@@ -63,7 +63,7 @@ impl Network {
         // A new thread inherits the namespace of the one that makes it.
         let thread = std::thread::Builder::new().name("wherry-net".into()).spawn(move || {
             let board = Board::open();
-            let facts = board.as_ref().map(|board| NetFacts { overlay: board.can_tunnel() });
+            let facts = board.as_ref().map(|board| NetFacts { overlay: board.key() });
             let told = opened.send(facts.map_err(Clone::clone));
             if let (Ok(board), Ok(())) = (board, told) {
                 work(board, &queue, config.reconcile);

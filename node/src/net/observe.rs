@@ -41,7 +41,12 @@ pub(crate) fn observe(
 
 /// The MTU of a device, in bytes, if there is such a device.
 pub(crate) fn mtu_of(links: &[LinkMessage], device: &str) -> Option<u32> {
-    links.iter().find(|link| name(link).as_deref() == Some(device)).and_then(mtu)
+    find(links, device).and_then(mtu)
+}
+
+/// A device.
+pub(crate) fn find<'a>(links: &'a [LinkMessage], device: &str) -> Option<&'a LinkMessage> {
+    links.iter().find(|link| name(link).as_deref() == Some(device))
 }
 
 fn is_ours(name: &str) -> bool {

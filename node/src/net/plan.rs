@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
-use wherry_net::address::{BRIDGE, GRE_OVERHEAD_BYTES, Prefix, gateway, mac, port_name, subnet, tunnel_name};
+use wherry_net::address::{
+    BRIDGE, GRE_OVERHEAD_BYTES, Prefix, WIREGUARD_OVERHEAD_BYTES, gateway, mac, port_name, subnet,
+    tunnel_name,
+};
 use wherry_protocol::{ContainerId, NodeIndex};
 
 /// What a device is.
@@ -18,7 +21,7 @@ pub enum Kind {
     },
     /// A GRE tunnel.
     Tunnel {
-        /// This board's address on the private network.
+        /// This board's end: its address within WireGuard.
         local: Ipv4Addr,
         /// The other board's.
         remote: Ipv4Addr,
@@ -227,19 +230,25 @@ pub struct Facts<'a> {
     pub index: NodeIndex,
     /// Largest packet of the interface to the outside, in bytes.
     pub mtu: u32,
-    /// Its address on the private network, if it has one.
-    pub underlay: Option<Ipv4Addr>,
+    /// Its end of all tunnels, if there can be any.
+    pub tunnel_end: Option<Ipv4Addr>,
     /// Containers, each with whether its namespace is at hand.
     pub containers: &'a BTreeMap<ContainerId, (Ipv4Addr, bool)>,
-    /// Boards to have tunnels to, with their addresses on the private network.
+    /// Boards to have tunnels to, with their ends.
     pub peers: &'a BTreeMap<NodeIndex, Ipv4Addr>,
 }
 
-/// Largest packet within a tunnel over an interface whose largest is `uplink` bytes: 1476 for Ethernet's 1500.
+/// Largest packet within WireGuard over an interface whose largest is `uplink` bytes: 1440 for Ethernet's 1500.
+#[must_use]
+pub fn underlay_mtu(uplink: u32) -> u32 {
+    // RFC 791 §3.2: every IPv4 host must take 68 bytes; a tunnel within needs some more.
+    uplink.saturating_sub(WIREGUARD_OVERHEAD_BYTES).max(68 + GRE_OVERHEAD_BYTES)
+}
+
+/// The same within a tunnel: 1416 for Ethernet's 1500.
 #[must_use]
 pub fn tunnel_mtu(uplink: u32) -> u32 {
-    // RFC 791 §3.2: every IPv4 host must take 68 bytes.
-    uplink.saturating_sub(GRE_OVERHEAD_BYTES).max(68)
+    underlay_mtu(uplink) - GRE_OVERHEAD_BYTES
 }
 
 /// The board as it should be.
@@ -259,7 +268,7 @@ pub fn desired(facts: &Facts<'_>) -> Desired {
             desired.keep.insert(name);
         }
     }
-    if let Some(local) = facts.underlay {
+    if let Some(local) = facts.tunnel_end {
         facts.peers.iter().for_each(|(peer, remote)| tunnel(&mut desired, facts, *peer, local, *remote));
     }
     desired
@@ -527,7 +536,7 @@ mod tests {
                 .collect();
             let peers = peers.into_iter().map(|(peer, last)| (NodeIndex(peer), underlay(last))).collect();
             desired(&Facts {
-                index: NodeIndex(index), mtu, underlay: local.map(underlay), containers: &containers, peers: &peers,
+                index: NodeIndex(index), mtu, tunnel_end: local.map(underlay), containers: &containers, peers: &peers,
             })
         }
     }
@@ -592,7 +601,7 @@ mod tests {
         desired(&Facts {
             index: NodeIndex(1),
             mtu: 1500,
-            underlay: Some(underlay(12)),
+            tunnel_end: Some(underlay(12)),
             containers: &containers.into(),
             peers: &[(NodeIndex(2), underlay(13))].into(),
         })
@@ -630,15 +639,15 @@ mod tests {
         converge(&mut board, &sample());
         let mut moved = sample();
         let kind = Kind::Tunnel { local: underlay(12), remote: underlay(99) };
-        moved.links.insert("gre-2".into(), Link { kind, mtu: 1476 });
+        moved.links.insert("gre-2".into(), Link { kind, mtu: 1416 });
         assert_eq!(plan(&moved, &board)[0], NetOp::DeleteLink { name: "gre-2".into() });
         converge(&mut board, &moved);
     }
 
     #[test]
-    fn tunnel_mtu_leaves_room_for_the_outer_header() {
-        assert_eq!(tunnel_mtu(1500), 1476);
-        assert_eq!(tunnel_mtu(9000), 8976);
+    fn mtus_leave_room_for_the_outer_headers() {
+        assert_eq!((underlay_mtu(1500), tunnel_mtu(1500)), (1440, 1416));
+        assert_eq!(tunnel_mtu(9000), 8916);
         assert_eq!(tunnel_mtu(10), 68);
     }
 }

@@ -46,10 +46,12 @@ pub struct NodeFacts {
     pub boot_id: [u8; 16],
     /// Address of the board on the private network: the outer end of GRE tunnels.
     pub underlay: Ipv4Addr,
-    /// Whether the kernel can do GRE; without it containers reach only containers of the same board.
+    /// Whether the kernel can do GRE and WireGuard; without them containers reach only containers of the same board.
     pub overlay: bool,
     /// Whether cgroup limits are enforced.
     pub limits: bool,
+    /// Its WireGuard public key, new with each boot; `None` without `overlay`.
+    pub wireguard: Option<[u8; 32]>,
 }
 
 /// What changes all the time; kept in memory only.
@@ -173,7 +175,7 @@ pub struct Peer {
     pub index: NodeIndex,
     /// Its address on the private network.
     pub underlay: Ipv4Addr,
-    /// Its WireGuard public key, once the underlay is encrypted; `None` is plain GRE.
+    /// Its WireGuard public key. There is no tunnel to a board without one.
     pub wireguard: Option<[u8; 32]>,
 }
 

@@ -42,7 +42,10 @@ async fn hello_then_request_and_reply() {
             assert!(incoming.next().await.is_none());
         });
         let reply = hello(&mux, "wherry 1").await.unwrap();
-        assert!(matches!(reply, HelloReply::Accepted { version: 3, role: Some(Role::User), .. }));
+        assert!(matches!(
+            reply,
+            HelloReply::Accepted { version: PROTOCOL_VERSION, role: Some(Role::User), .. }
+        ));
         let mut stream = mux.open().await.unwrap();
         send(&mut stream, &Request::Ping).await.unwrap();
         assert_eq!(recv::<Reply>(&mut stream, 1000).await.unwrap(), Some(Reply::Done));
@@ -188,7 +191,7 @@ async fn a_cut_connection_is_an_error_and_a_close_is_an_end() {
 #[tokio::test]
 async fn versions_without_overlap_are_refused_in_words() {
     for (oldest, version, fine) in
-        [(3, 3, true), (3, 9, true), (1, 3, true), (1, 2, false), (4, 9, false), (9, 3, false)]
+        [(4, 4, true), (4, 9, true), (1, 4, true), (1, 3, false), (5, 9, false), (9, 4, false)]
     {
         within(async {
             let ((mux, _incoming), (_mux, mut incoming)) = mux_pair(&Limits::DEFAULT).await;

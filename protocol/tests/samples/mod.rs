@@ -225,6 +225,7 @@ fn facts() -> NodeFacts {
         underlay: Ipv4Addr::new(192, 168, 50, 3),
         overlay: true,
         limits: false,
+        wireguard: Some([0x44; 32]),
     }
 }
 

@@ -80,6 +80,7 @@ impl Board {
             underlay: Ipv4Addr::new(172, 16, high, low),
             overlay: true,
             limits: true,
+            wireguard: Some([self.boot.to_le_bytes()[0]; 32]),
         }
     }
 
