@@ -301,9 +301,16 @@ mod tests {
         let project = Project::find().unwrap();
         for arch in [Arch::X86_64, Arch::Aarch64] {
             let config = fs::read_to_string(config_path(&project, arch)).unwrap();
-            for option in
-                ["DM_INIT", "DM_VERITY", "EROFS_FS", "EXT4_FS", "VFAT_FS", "VIRTIO_BLK", "NET_IPGRE"]
-            {
+            for option in [
+                "DM_INIT",
+                "DM_VERITY",
+                "EROFS_FS",
+                "EXT4_FS",
+                "VFAT_FS",
+                "VIRTIO_BLK",
+                "NET_IPGRE",
+                "WIREGUARD",
+            ] {
                 assert!(config.contains(&format!("\nCONFIG_{option}=y\n")), "{option} for {}", arch.name());
             }
         }
