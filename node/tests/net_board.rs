@@ -500,7 +500,7 @@ fn a_container_s_end_is_as_documented() {
         assert!(!a.space.run("ip -o addr show eth0").contains("inet6"));
         let routes = a.space.run("ip route");
         assert!(routes.contains("default via 10.1.0.1 dev eth0"), "{routes}");
-        assert!(routes.contains("10.0.0.0/8 via 10.1.0.1 dev eth0 proto static mtu 1476"), "{routes}");
+        assert!(routes.contains("10.0.0.0/8 via 10.1.0.1 dev eth0 proto static mtu 1416"), "{routes}");
         assert!(a.space.run("ip link show eth0").contains("mtu 1500"));
         assert!(run("ip -d link show wv7").contains("isolated on"));
         assert!(run("ip addr show wherry0").contains("inet 10.1.0.1/16"));

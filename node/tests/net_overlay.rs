@@ -154,8 +154,19 @@ fn containers_of_two_boards_reach_each_other_as_allowed() {
             tunnel.contains("mtu 1416") && tunnel.contains("remote 10.0.255.2 local 10.0.255.1"),
             "{tunnel}"
         );
+        // What somebody deletes comes back, with the same key: the other board need not know.
+        one.space.run("ip link del wherry-wg");
+        std::thread::sleep(Duration::from_secs(1));
+        transfer(&one, &two, 80, 1000);
+        // A service that starts anew finds the board's key in the device.
+        let config = NetConfig { reconcile: Duration::from_secs(3600) };
+        let again = one.space.enter(|| Network::new(config)).unwrap();
+        assert_eq!(again.facts().overlay.map(|key| key.0), one.peer.wireguard);
+        drop(again);
         one.apply(&[], &[]);
         assert!(!one.space.run("ip link").contains("gre-2"), "a tunnel that nobody needs is gone");
+        let left = one.space.run("ip -d link show wherry-wg");
+        assert!(left.contains("wireguard") && left.contains("mtu 1440"), "{left}");
     });
 }
 

@@ -227,10 +227,18 @@ fn ask(
         for message in messages(&datagram).filter(|message| message.sequence == sequence) {
             match message.answer() {
                 Some(answer) => return answer,
-                None if message.kind == KIND_DONE => return Ok(()),
+                None if message.kind == KIND_DONE => return done(message.payload),
                 None => each(message),
             }
         }
+    }
+}
+
+/// The end of a dump says how it went: a negated errno, or a length.
+fn done(payload: &[u8]) -> Result<(), Errno> {
+    match payload.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)) {
+        Some(code) if code < 0 => Err(Errno::from_raw(code.saturating_neg())),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -248,6 +256,12 @@ mod tests {
         }
         // An attribute that claims to have no length at all.
         assert_eq!(family_id(&[1, 2, 0, 0, 0, 0, 9, 0]), None);
+    }
+
+    #[test]
+    fn a_dump_that_failed_is_an_error() {
+        assert_eq!(done(&(-19_i32).to_ne_bytes()), Err(Errno::ENODEV));
+        assert_eq!((done(&0_i32.to_ne_bytes()), done(&[])), (Ok(()), Ok(())));
     }
 
     #[test]
