@@ -223,7 +223,7 @@ fn overlay_stream(world: &dyn World, label: &dyn Fn(&str) -> String) -> Result<(
     drop(server);
     admin.ok(&["rm", "-f", "sink", "source"])?;
     let how = format!("{STREAM_MIB} MiB from container to container on two boards, busybox httpd and wget");
-    figure(&label("overlay (GRE) stream"), &megabits(STREAM_MIB << 20, took), &how);
+    figure(&label("overlay stream"), &megabits(STREAM_MIB << 20, took), &how);
     Ok(())
 }
 
@@ -232,7 +232,7 @@ fn bare_link(arch: Arch) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::io("start a runtime"))?;
     let took = runtime.block_on(bare_stream(arch))?;
     let how = format!(
-        "{STREAM_MIB} MiB between the same kernels without containers or GRE, busybox httpd and wget"
+        "{STREAM_MIB} MiB between the same kernels without containers, GRE and WireGuard, busybox httpd and wget"
     );
     figure(&format!("bare link stream ({})", arch.name()), &megabits(STREAM_MIB << 20, took), &how);
     Ok(())
