@@ -6,10 +6,9 @@
 //! wv12            board's end of container c12     02:57:0a:N:x:y   MAC of 10.N.x.y
 //! wherry-wg       WireGuard, below all tunnels     10.0.255.N    board N's address on it: the end of its tunnels
 //! ```
-use std::fmt;
 use std::net::Ipv4Addr;
-use std::str::FromStr;
 use wherry_protocol::{ContainerId, NodeIndex};
+pub use wherry_protocol::{Prefix, PrefixError};
 
 /// Every board's container network lies in here.
 pub const OVERLAY: Prefix = Prefix { address: Ipv4Addr::new(10, 0, 0, 0), bits: 8 };
@@ -30,79 +29,6 @@ pub const WIREGUARD_PORT: u16 = 51820;
 pub const WIREGUARD_OVERHEAD_BYTES: u32 = 60;
 /// What GRE without key or checksum adds: 20 bytes of IPv4 and 4 of GRE (RFC 2784 §2.1).
 pub const GRE_OVERHEAD_BYTES: u32 = 24;
-
-/// A text that is no `a.b.c.d/n`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a network: expected an address and a length, as in 192.168.50.2/24")]
-pub struct PrefixError(String);
-
-/// An IPv4 address with a prefix length: a network, or an interface's address within one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Prefix {
-    /// The address; host bits may be set when it stands for an interface.
-    pub address: Ipv4Addr,
-    /// Length, 0 to 32.
-    pub bits: u8,
-}
-
-impl Prefix {
-    /// `address`/`bits`; lengths over 32 count as 32.
-    #[must_use]
-    pub const fn new(address: Ipv4Addr, bits: u8) -> Self {
-        Self { address, bits: if bits > 32 { 32 } else { bits } }
-    }
-
-    /// One address.
-    #[must_use]
-    pub const fn host(address: Ipv4Addr) -> Self {
-        Self { address, bits: 32 }
-    }
-
-    /// The mask as a number.
-    #[must_use]
-    pub fn mask(self) -> u32 {
-        u32::MAX.checked_shl(32 - u32::from(self.bits.min(32))).unwrap_or(0)
-    }
-
-    /// The same network with the host bits cleared.
-    #[must_use]
-    pub fn network(self) -> Self {
-        Self { address: Ipv4Addr::from_bits(self.address.to_bits() & self.mask()), bits: self.bits }
-    }
-
-    /// Whether `address` lies within.
-    #[must_use]
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        (address.to_bits() ^ self.address.to_bits()) & self.mask() == 0
-    }
-
-    /// The highest address, where IPv4 broadcasts go.
-    #[must_use]
-    pub fn broadcast(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.address.to_bits() | !self.mask())
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.bits {
-            32 => write!(f, "{}", self.address),
-            bits => write!(f, "{}/{bits}", self.address),
-        }
-    }
-}
-
-impl FromStr for Prefix {
-    type Err = PrefixError;
-    fn from_str(text: &str) -> Result<Self, PrefixError> {
-        let parsed = || {
-            let (address, bits) = text.split_once('/')?;
-            let bits = bits.parse().ok().filter(|bits| *bits <= 32)?;
-            Some(Self { address: address.parse().ok()?, bits })
-        };
-        parsed().ok_or_else(|| PrefixError(text.chars().take(40).collect()))
-    }
-}
 
 /// The network of board `index`'s containers, 10.N.0.0/16.
 #[must_use]

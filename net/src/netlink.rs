@@ -78,6 +78,8 @@ pub struct Message<'a> {
     pub payload: &'a [u8],
 }
 
+/// NLMSG_DONE: the end of an answer of several messages.
+pub const KIND_DONE: u16 = 3;
 /// NLMSG_ERROR: an answer; its first four bytes are 0 or a negated errno.
 pub const KIND_ERROR: u16 = 2;
 
@@ -109,12 +111,31 @@ pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
+/// The attributes within `bytes`, with their kinds; a damaged rest is left out.
+pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let [l0, l1, k0, k1] = *rest.first_chunk::<ATTRIBUTE_HEADER_BYTES>()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = rest.get(ATTRIBUTE_HEADER_BYTES..length)?;
+        rest = rest.get(length.next_multiple_of(ALIGN_BYTES)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([k0, k1]) & !(NESTED | NETWORK_ORDER), value))
+    })
+}
+
+/// The first attribute of this kind.
+pub fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find_map(|(found, value)| (found == kind).then_some(value))
+}
+
 /// Attributes (struct nlattr) one after another, nested where needed.
 #[derive(Debug, Default)]
 pub struct Attributes(Vec<u8>);
 
 /// The attribute holds attributes (NLA_F_NESTED).
 const NESTED: u16 = 1 << 15;
+/// Its number has its highest byte first (NLA_F_NET_BYTEORDER).
+const NETWORK_ORDER: u16 = 1 << 14;
 /// struct nlattr, in bytes.
 const ATTRIBUTE_HEADER_BYTES: usize = 4;
 
@@ -195,6 +216,9 @@ mod tests {
         let outer = Attributes::default().nest(2, inner).be32(3, 5);
         assert_eq!(outer.as_slice().len(), 4 + 8 + 8);
         assert_eq!(outer.as_slice()[..4], [12, 0, 2, 0x80]);
+        let inner = attribute(outer.as_slice(), 2).unwrap();
+        assert_eq!(attribute(inner, 1), Some(&b"abc\0"[..]));
+        assert_eq!(attributes(outer.as_slice()).count(), 2);
     }
 
     proptest! {
@@ -203,6 +227,7 @@ mod tests {
             for message in messages(&bytes) {
                 let _ = message.answer();
             }
+            let _ = attributes(&bytes).count();
         }
     }
 }

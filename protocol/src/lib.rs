@@ -22,6 +22,7 @@ pub mod key;
 pub mod limits;
 pub mod message;
 pub mod policy;
+pub mod prefix;
 pub mod session;
 pub mod text;
 pub mod token;
@@ -33,4 +34,5 @@ pub use id::{AccountId, ContainerId, ContainerRef, Digest, Generation, Name, Nod
 pub use key::OsRandom;
 pub use key::{PublicKey, Random, SecretKey};
 pub use limits::Limits;
+pub use prefix::{Prefix, PrefixError};
 pub use token::{Role, Token};

@@ -6,9 +6,11 @@ mod health;
 pub use device::is_device_granted;
 pub use health::{CHECK_MS, check_probe};
 
-use crate::message::{ContainerSpec, Descriptor, Media, RestartPolicy, Setting};
+use crate::Prefix;
+use crate::message::{ContainerSpec, Descriptor, Egress, Media, RestartPolicy, Setting};
 use crate::text::path_parts;
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
 /// What the first user of a container may do, unless dropped: Docker's default without making devices, raw sockets, writing
 /// to the audit log, changing the root directory and file capabilities (capabilities(7)).
@@ -142,6 +144,9 @@ pub fn check(spec: &ContainerSpec) -> Result<(), Refused> {
         return refuse(format!("{bytes} bytes of memory are too few to start in: give at least 1m"));
     }
     spec.settings.iter().try_for_each(check_setting)?;
+    if spec.egress().contains(&Egress::None) && spec.egress().len() > 1 {
+        return refuse("a container that may send nothing outside cannot also send something: leave out --egress none");
+    }
     check_places(spec)
 }
 
@@ -195,7 +200,8 @@ fn check_setting(setting: &Setting) -> Result<(), Refused> {
         }
         Setting::Nameserver(_) => Ok(()),
         Setting::Host { name, .. } => check_host(name),
-        Setting::Attended | Setting::Init | Setting::NoHealth | Setting::Asleep => Ok(()),
+        Setting::Egress(Egress::Lan(network)) => check_lan(*network),
+        Setting::Egress(Egress::None | Egress::Internet) | Setting::Attended | Setting::Init | Setting::NoHealth | Setting::Asleep => Ok(()),
         Setting::Device { device, path } => device::check(device, path),
         Setting::Constraint(constraint) if constraint.is_usable() => Ok(()),
         Setting::Constraint(constraint) => refuse(format!(
@@ -278,6 +284,28 @@ fn check_sysctl(name: &str, value: &str) -> Result<(), Refused> {
     Ok(())
 }
 
+/// Networks that no `lan:` may touch: the overlay, where connections decide, and what leads to the board itself or to everybody.
+const NEVER_LAN: [Prefix; 5] = [
+    Prefix::new(Ipv4Addr::new(0, 0, 0, 0), 8),
+    Prefix::new(Ipv4Addr::new(10, 0, 0, 0), 8),
+    Prefix::new(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Prefix::new(Ipv4Addr::new(224, 0, 0, 0), 4),
+    Prefix::new(Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+
+fn check_lan(network: Prefix) -> Result<(), Refused> {
+    if network.bits > 32 || network.network() != network {
+        let fitting = Prefix::new(network.address, network.bits).network();
+        return refuse(format!("'lan:{network}' has an address within a network: say lan:{fitting}"));
+    }
+    match NEVER_LAN.iter().find(|never| never.overlaps(network)) {
+        Some(never) => refuse(format!(
+            "'lan:{network}' reaches into {never}, which is not the network of a board: name a smaller one"
+        )),
+        None => Ok(()),
+    }
+}
+
 fn check_host(name: &str) -> Result<(), Refused> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
     let usable = (1..=MAX_HOST_BYTES).contains(&name.len()) && name.bytes().all(plain);
@@ -292,7 +320,6 @@ fn check_host(name: &str) -> Result<(), Refused> {
 mod tests {
     use super::*;
     use crate::message::{Resources, VolumeMount};
-    use std::net::Ipv4Addr;
 
     fn spec(settings: Vec<Setting>) -> ContainerSpec {
         ContainerSpec { settings, ..ContainerSpec::default() }
@@ -308,6 +335,10 @@ mod tests {
 
     fn limit(name: &str, soft: u64, hard: u64) -> Setting {
         Setting::Limit { name: name.into(), soft, hard }
+    }
+
+    fn lan(network: &str) -> Setting {
+        Setting::Egress(Egress::Lan(network.parse().unwrap()))
     }
 
     fn host(name: &str) -> Setting {
@@ -329,6 +360,10 @@ mod tests {
             sysctl("kernel.sem", "250 32000 32 128"),
             Setting::Nameserver(Ipv4Addr::new(9, 9, 9, 9)),
             host("db.internal"),
+            Setting::Egress(Egress::None),
+            lan("192.168.50.0/24"),
+            lan("172.16.0.9/32"),
+            lan("100.64.0.0/10"),
         ] {
             assert_eq!(check(&spec(vec![setting.clone()])), Ok(()), "{setting:?}");
         }
@@ -371,6 +406,12 @@ mod tests {
             host("a b"),
             host("a\nb"),
             host(""),
+            lan("0.0.0.0/0"),
+            lan("10.1.0.0/16"),
+            lan("8.0.0.0/5"),
+            lan("127.0.0.1/32"),
+            lan("192.168.50.9/24"),
+            Setting::Egress(Egress::Lan(Prefix { address: Ipv4Addr::new(192, 168, 1, 1), bits: 33 })),
         ] {
             assert!(check(&spec(vec![setting.clone()])).is_err(), "{setting:?}");
         }
@@ -393,6 +434,14 @@ mod tests {
             check(&ContainerSpec { resources, ..ContainerSpec::default() })
         };
         assert_eq!((memory(MIN_MEMORY_BYTES), memory(1023).is_err()), (Ok(()), true));
+    }
+
+    #[test]
+    fn nothing_outside_is_nothing() {
+        let both = [Egress::Internet, Egress::None].map(Setting::Egress).to_vec();
+        assert!(check(&spec(both)).is_err());
+        assert_eq!(spec(vec![]).egress(), [Egress::Internet]);
+        assert_eq!(spec(vec![lan("192.168.1.0/24")]).egress().len(), 1);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The rules of the board itself: what may reach it, what passes through it, and who may call himself what.
-use super::{DNS, TABLE, addresses, only_internet, to_resolvers};
+use super::{DNS, TABLE, addresses, lan_of, only_internet};
 use crate::address::{
     BRIDGE, OVERLAY, PORT_PREFIX, Prefix, TUNNEL_PREFIX, WIREGUARD, WIREGUARD_PORT, gateway, mac, port_name,
     subnet, tunnel_end, tunnel_name,
@@ -10,7 +10,7 @@ use crate::nft::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use wherry_protocol::message::{Connection, Peer, Transport};
+use wherry_protocol::message::{Connection, DropReason, Egress, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
 
 /// Sessions, and enrolment.
@@ -43,8 +43,6 @@ pub struct Board<'a> {
     pub uplink: Option<&'a str>,
     /// The board's networks there.
     pub lan: &'a [Prefix],
-    /// DNS servers that containers may ask.
-    pub resolvers: &'a [Ipv4Addr],
     /// The board's number, once known. Without one nothing is forwarded.
     pub index: Option<NodeIndex>,
     /// Boards that tunnels lead to.
@@ -53,6 +51,8 @@ pub struct Board<'a> {
     pub connections: &'a [Connection],
     /// Containers here, with their addresses.
     pub containers: &'a BTreeMap<ContainerId, Ipv4Addr>,
+    /// Where those of them may send outside the cluster for whom it is not just the internet.
+    pub egress: &'a BTreeMap<ContainerId, Vec<Egress>>,
 }
 
 /// The board's ruleset: one table for packets, one for the frames that containers send.
@@ -72,7 +72,7 @@ fn packets(of: &Board<'_>) -> Table {
         addresses("peers", &peers),
         addresses("tunnel_ends", &ends),
         connections(of),
-        addresses("resolvers", of.resolvers),
+        addresses("offline", &offline(of)),
     ];
     let mut chains = vec![Chain::at(Hook::Input, Policy::Drop, "input", input(of))];
     match of.index {
@@ -80,6 +80,12 @@ fn packets(of: &Board<'_>) -> Table {
         None => chains.push(Chain::at(Hook::Forward, Policy::Drop, "forward", vec![])),
     }
     Table { family: Family::Inet, name: TABLE, sets, chains }
+}
+
+/// Containers that may not reach the internet.
+fn offline(of: &Board<'_>) -> Vec<Ipv4Addr> {
+    let closed = of.egress.iter().filter(|(_, egress)| !egress.contains(&Egress::Internet));
+    closed.filter_map(|(id, _)| of.containers.get(id)).copied().collect()
 }
 
 fn connections(of: &Board<'_>) -> Set {
@@ -116,16 +122,16 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     // is on the same network can write a tunnel's addresses on plain GRE.
     let gre = || Rule::new().when(Match::Protocol(Protocol::Gre));
     rules.push(gre().input(WIREGUARD).lookup(&[Key::Source], "tunnel_ends").accept());
-    rules.push(gre().drop());
-    // A DNS server on the board is the one thing of it that containers may talk to.
-    if let Some(gateway) = of.index.map(gateway).filter(|gateway| of.resolvers.contains(gateway)) {
+    rules.push(gre().drop(DropReason::Unencrypted));
+    // The DNS server on the board is the one thing of it that containers may talk to.
+    if let Some(gateway) = of.index.map(gateway) {
         let to_gateway = || Rule::new().input(BRIDGE).destination(Prefix::host(gateway));
         rules.extend([Transport::Udp, Transport::Tcp].map(|over| to_gateway().port(over, DNS).accept()));
     }
     rules.push(Rule::new().state(States::ESTABLISHED_RELATED).accept());
-    rules.push(Rule::new().input(BRIDGE).drop());
-    rules.push(Rule::new().input(&tunnels()).drop());
-    rules.push(Rule::new().input(WIREGUARD).drop());
+    rules.push(Rule::new().input(BRIDGE).drop(DropReason::PrivateNetwork));
+    rules.push(Rule::new().input(&tunnels()).drop(DropReason::PrivateNetwork));
+    rules.push(Rule::new().input(WIREGUARD).drop(DropReason::PrivateNetwork));
     let from_peers = Rule::new().lookup(&[Key::Source], "peers");
     rules.push(from_peers.port(Transport::Udp, WIREGUARD_PORT).accept());
     rules.extend(offered(of.ports));
@@ -134,7 +140,7 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
         Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
     rules.push(lease.accept());
     rules.push(Rule::new().when(Match::Icmp(Icmp::EchoRequest)).limit(PINGS_PER_SECOND).accept());
-    rules.push(Rule::new().drop());
+    rules.push(Rule::new().drop(DropReason::Unsolicited));
     rules
 }
 
@@ -170,15 +176,13 @@ fn forwarding(of: &Board<'_>, index: NodeIndex) -> Vec<Chain> {
 fn forward(of: &Board<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
     if let Some(uplink) = of.uplink {
-        // Answers from the internet. What claims to come from the overlay came the wrong way, unless it is DNS.
-        let from_uplink = || Rule::new().input(uplink);
-        rules.push(from_uplink().lookup(&[Key::Source], "resolvers").state(States::ESTABLISHED).accept());
-        let elsewhere = from_uplink().when(Match::Source(Not::IsNot, OVERLAY));
+        // Answers from the internet. What claims to come from the overlay came the wrong way.
+        let elsewhere = Rule::new().input(uplink).when(Match::Source(Not::IsNot, OVERLAY));
         rules.push(elsewhere.state(States::ESTABLISHED_RELATED).accept());
     }
     rules.push(Rule::new().input(BRIDGE).jump("from_containers"));
     rules.push(Rule::new().input(&tunnels()).jump("from_peers"));
-    rules.push(Rule::new().drop());
+    rules.push(Rule::new().drop(DropReason::Unsolicited));
     rules
 }
 
@@ -190,22 +194,28 @@ fn overlay() -> Vec<Rule> {
         Rule::new().lookup(&there, "connections").state(States::ESTABLISHED_NEW).accept(),
         Rule::new().lookup(&back, "connections").state(States::ESTABLISHED).accept(),
         Rule::new().when(Match::Icmp(Icmp::FragmentationNeeded)).state(States::RELATED).accept(),
-        Rule::new().drop(),
+        Rule::new().drop(DropReason::NotConnected),
     ]
 }
 
 /// Packets of containers that leave the cluster.
 fn outside(of: &Board<'_>) -> Vec<Rule> {
-    let mut rules = to_resolvers().to_vec();
+    let mut rules = Vec::new();
+    for (id, egress) in of.egress {
+        let Some(address) = of.containers.get(id) else { continue };
+        let from = |network| Rule::new().source(Prefix::host(*address)).destination(network).accept();
+        rules.extend(lan_of(egress).map(from));
+    }
     rules.extend(only_internet(of.lan));
+    rules.push(Rule::new().lookup(&[Key::Source], "offline").drop(DropReason::Egress));
     // What connection tracking cannot place would leave with a container's address on it.
     rules.push(Rule::new().state(States { established: true, related: true, new: true }).accept());
-    rules.push(Rule::new().drop());
+    rules.push(Rule::new().drop(DropReason::Unsolicited));
     rules
 }
 
 fn from_containers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
-    let mut rules = vec![Rule::new().when(Match::Source(Not::IsNot, subnet(index))).drop()];
+    let mut rules = vec![Rule::new().when(Match::Source(Not::IsNot, subnet(index))).drop(DropReason::Spoofed)];
     if let Some(uplink) = of.uplink {
         rules.push(Rule::new().output(uplink).jump("outside"));
     }
@@ -220,12 +230,12 @@ fn from_peers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
         .iter()
         .map(|peer| {
             let wrong = Match::Source(Not::IsNot, subnet(peer.index));
-            Rule::new().input(&tunnel_name(peer.index)).when(wrong).drop()
+            Rule::new().input(&tunnel_name(peer.index)).when(wrong).drop(DropReason::Spoofed)
         })
         .collect();
-    rules.push(Rule::new().when(Match::Destination(Not::IsNot, subnet(index))).drop());
+    rules.push(Rule::new().when(Match::Destination(Not::IsNot, subnet(index))).drop(DropReason::NotConnected));
     rules.push(Rule::new().output(BRIDGE).jump("overlay"));
-    rules.push(Rule::new().drop());
+    rules.push(Rule::new().drop(DropReason::NotConnected));
     rules
 }
 
@@ -237,16 +247,16 @@ fn frames(of: &Board<'_>) -> Table {
         not_owner(&[Key::Input, Key::EtherSource, Key::ArpIp]),
         not_owner(&[Key::Input, Key::ArpEther, Key::ArpIp]),
         Rule::new().when(Match::Arp).accept(),
-        Rule::new().when(Match::Ipv4).when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).drop(),
+        Rule::new().when(Match::Ipv4).when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).drop(DropReason::Spoofed),
         Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source], "owners").accept(),
-        Rule::new().drop(),
+        Rule::new().drop(DropReason::Spoofed),
     ];
     let chains = vec![Chain::at(Hook::BridgePrerouting, Policy::Drop, "prerouting", rules)];
     Table { family: Family::Bridge, name: TABLE, sets: vec![owners(of)], chains }
 }
 
 fn not_owner(key: &[Key]) -> Rule {
-    Rule::new().when(Match::Lookup(Not::IsNot, key.to_vec(), "owners")).drop()
+    Rule::new().when(Match::Lookup(Not::IsNot, key.to_vec(), "owners")).drop(DropReason::Spoofed)
 }
 
 fn owners(of: &Board<'_>) -> Set {
@@ -262,6 +272,7 @@ mod tests {
     use super::*;
     use crate::firewall::golden;
 
+    static USUAL_EGRESS: BTreeMap<ContainerId, Vec<Egress>> = BTreeMap::new();
     static NOTHING_PUBLISHED: BTreeSet<u16> = BTreeSet::new();
 
     fn closed(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Board<'_> {
@@ -270,11 +281,11 @@ mod tests {
             published: &NOTHING_PUBLISHED,
             uplink: None,
             lan: &[],
-            resolvers: &[],
             index: None,
             peers: &[],
             connections: &[],
             containers,
+            egress: &USUAL_EGRESS,
         }
     }
 
@@ -311,10 +322,18 @@ mod tests {
             port,
             transport: Transport::Tcp,
         };
+        let lan = |network: &str| Egress::Lan(network.parse().unwrap());
+        let egress = [
+            (ContainerId(7), vec![Egress::Internet, lan("192.168.50.9/32"), lan("172.20.0.0/16")]),
+            (ContainerId(8), vec![Egress::None]),
+            // Of a container that has gone.
+            (ContainerId(6), vec![lan("192.168.50.0/24")]),
+        ]
+        .into();
         let of = Board {
+            egress: &egress,
             uplink: Some("eth0"),
             lan: &["192.168.50.12/24".parse().unwrap()],
-            resolvers: &[address("192.168.50.1"), address("10.1.0.1")],
             index: Some(NodeIndex(1)),
             peers: &[peer(2, "192.168.50.13"), peer(3, "192.168.50.14")],
             connections: &[

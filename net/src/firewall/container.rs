@@ -1,12 +1,12 @@
 //! The rules inside one container's network namespace. The container has no CAP_NET_ADMIN and cannot change them.
-use super::{DNS, TABLE, addresses, only_internet, to_resolvers};
+use super::{DNS, TABLE, addresses, lan_of, only_internet, to_resolvers};
 use crate::address::{OVERLAY, Prefix};
 use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
 };
 use std::net::Ipv4Addr;
 use wherry_protocol::ContainerId;
-use wherry_protocol::message::{Connection, Transport};
+use wherry_protocol::message::{Connection, DropReason, Egress, Transport};
 
 /// What the rules of one container depend on.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +21,8 @@ pub struct Container<'a> {
     pub resolvers: &'a [Ipv4Addr],
     /// The board's own networks, closed to containers.
     pub lan: &'a [Prefix],
+    /// Where it may send outside the cluster.
+    pub egress: &'a [Egress],
 }
 
 /// The container's ruleset.
@@ -72,9 +74,9 @@ fn input() -> Vec<Rule> {
         Rule::new().when(Match::Icmp(Icmp::FragmentationNeeded)).state(States::RELATED).accept(),
         from_resolver(Transport::Udp),
         from_resolver(Transport::Tcp),
-        Rule::new().source(OVERLAY).drop(),
+        Rule::new().source(OVERLAY).drop(DropReason::NotConnected),
         Rule::new().when(Match::Source(Not::IsNot, OVERLAY)).state(States::ESTABLISHED_RELATED).accept(),
-        Rule::new().drop(),
+        Rule::new().drop(DropReason::Unsolicited),
     ]
 }
 
@@ -91,9 +93,13 @@ fn output(of: &Container<'_>) -> Vec<Rule> {
             .accept(),
     ];
     rules.extend(to_resolvers());
+    rules.extend(lan_of(of.egress).map(|network| Rule::new().destination(network).accept()));
     rules.extend(only_internet(of.lan));
-    rules.push(Rule::new().when(Match::Ipv6).drop());
-    rules.push(Rule::new().accept());
+    rules.push(Rule::new().when(Match::Ipv6).drop(DropReason::Ipv6));
+    rules.push(match of.egress.contains(&Egress::Internet) {
+        true => Rule::new().accept(),
+        false => Rule::new().drop(DropReason::Egress),
+    });
     rules
 }
 
@@ -114,12 +120,17 @@ mod tests {
     }
 
     fn rules(connections: &[Connection]) -> String {
+        rules_with(connections, &[Egress::Internet])
+    }
+
+    fn rules_with(connections: &[Connection], egress: &[Egress]) -> String {
         container(&Container {
             id: ContainerId(7),
             address: "10.1.0.2".parse().unwrap(),
             connections,
-            resolvers: &["192.168.50.1".parse().unwrap()],
+            resolvers: &["10.1.0.1".parse().unwrap()],
             lan: &["192.168.50.12/24".parse().unwrap()],
+            egress,
         })
         .to_string()
     }
@@ -127,6 +138,13 @@ mod tests {
     #[test]
     fn closed() {
         golden::check("container-closed.nft", &rules(&[]));
+    }
+
+    #[test]
+    fn without_a_way_out_or_only_to_one_network() {
+        golden::check("container-egress-none.nft", &rules_with(&[], &[Egress::None]));
+        let lan = Egress::Lan("192.168.50.0/28".parse().unwrap());
+        golden::check("container-egress-lan.nft", &rules_with(&[], &[lan]));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::address::{OVERLAY, Prefix};
 use super::nft::{Key, KeyType, NftError, NftSocket, Rule, Set, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use wherry_protocol::message::Transport;
+use wherry_protocol::message::{DropReason, Egress, Transport};
 
 /// Closes a board that runs no containers (a broker) but for what it offers, `published` ports among it. In the calling
 /// thread's namespace.
@@ -26,11 +26,11 @@ pub fn protect(ports: Ports, published: &BTreeSet<u16>) -> Result<(), NftError> 
         published,
         uplink: None,
         lan: &[],
-        resolvers: &[],
         index: None,
         peers: &[],
         connections: &[],
         containers: &BTreeMap::new(),
+        egress: &BTreeMap::new(),
     };
     NftSocket::open()?.replace(&board(&nothing))
 }
@@ -58,7 +58,16 @@ fn only_internet(lan: &[Prefix]) -> Vec<Rule> {
     let lan = lan.iter().map(|prefix| prefix.network()).filter(|lan| *lan != OVERLAY);
     let lan: BTreeSet<_> = lan.filter(|lan| !NOT_INTERNET.contains(lan)).collect();
     let all = std::iter::once(OVERLAY).chain(lan).chain(NOT_INTERNET);
-    all.map(|network| Rule::new().destination(network).drop()).collect()
+    let reason = |network| if network == OVERLAY { DropReason::NotConnected } else { DropReason::PrivateNetwork };
+    all.map(|network| Rule::new().destination(network).drop(reason(network))).collect()
+}
+
+/// Networks outside that somebody has opened. The overlay is none, whatever was said.
+fn lan_of(egress: &[Egress]) -> impl Iterator<Item = Prefix> {
+    egress.iter().filter_map(|egress| match egress {
+        Egress::Lan(network) => Some(network.network()).filter(|network| !network.overlaps(OVERLAY)),
+        Egress::None | Egress::Internet => None,
+    })
 }
 
 fn addresses(name: &'static str, addresses: &[Ipv4Addr]) -> Set {

@@ -13,7 +13,8 @@ const NEW_TABLE: u16 = 0;
 const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
-const NEW_RULE: u16 = 6;
+pub(super) const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
 const DELETE_ELEMENTS: u16 = 14;
@@ -22,6 +23,7 @@ const GET_GENERATION: u16 = 16;
 
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
@@ -102,6 +104,15 @@ fn changed_sets<'a>(from: &'a Ruleset, to: &'a Ruleset) -> Option<Vec<ChangedSet
 pub(super) fn get_generation(sequence: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     append(&mut bytes, SUBSYSTEM << 8 | GET_GENERATION, REQUEST, sequence, &head(0, 0));
+    bytes
+}
+
+/// Asks for all rules of the table of a family.
+pub(super) fn get_rules(family: Family, table: &str, sequence: u32) -> Vec<u8> {
+    let mut payload = head(family_number(family), 0);
+    payload.extend(Attributes::default().text(1, table).as_slice());
+    let mut bytes = Vec::new();
+    append(&mut bytes, SUBSYSTEM << 8 | GET_RULE, REQUEST | DUMP, sequence, &payload);
     bytes
 }
 
@@ -249,7 +260,26 @@ fn base_attributes(attributes: Attributes, base: Base) -> Attributes {
 
 fn rule_attributes(table: &Table, chain: &Chain, code: &[Instruction]) -> Attributes {
     let list = code.iter().fold(Attributes::default(), |list, step| list.nest(1, instruction(step)));
-    Attributes::default().text(1, table.name).text(2, chain.name).nest(4, list)
+    let rule_of = Attributes::default().text(1, table.name).text(2, chain.name).nest(4, list);
+    let reason = code.iter().find_map(|step| match step {
+        Instruction::Verdict(Verdict::Drop(reason)) => Some(reason.name()),
+        _ => None,
+    });
+    match reason {
+        Some(reason) => rule_of.bytes(7, &comment(reason)),
+        None => rule_of,
+    }
+}
+
+/// NFTNL_UDATA_RULE_COMMENT: what `nft` shows as a rule's comment. A type, a length, and the text with its zero.
+const COMMENT: u8 = 0;
+
+fn comment(text: &str) -> Vec<u8> {
+    let length = u8::try_from(text.len() + 1).unwrap_or(u8::MAX);
+    let mut bytes = vec![COMMENT, length];
+    bytes.extend(text.bytes().take(usize::from(length) - 1));
+    bytes.push(0);
+    bytes
 }
 
 fn named(name: &str, data: Attributes) -> Attributes {
@@ -313,7 +343,7 @@ fn load(from: Load, register: u32) -> Attributes {
 fn verdict_attributes(verdict: Verdict) -> Attributes {
     let code = |code: i32| Attributes::default().bytes(1, &code.to_be_bytes());
     match verdict {
-        Verdict::Drop => code(0),
+        Verdict::Drop(_) => code(0),
         Verdict::Accept => code(1),
         Verdict::Jump(chain) => code(-3).text(2, chain),
     }

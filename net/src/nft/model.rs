@@ -2,7 +2,7 @@
 use crate::address::Prefix;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use wherry_protocol::message::Transport;
+use wherry_protocol::message::{DropReason, Transport};
 
 /// Tables that are replaced together: either all of it holds or none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -167,8 +167,8 @@ pub enum Statement {
 pub enum Verdict {
     /// The packet goes on.
     Accept,
-    /// The packet is gone.
-    Drop,
+    /// The packet is gone, for this reason: the rule's comment.
+    Drop(DropReason),
     /// On with the rules of this chain, then back.
     Jump(&'static str),
 }
@@ -355,8 +355,8 @@ impl Rule {
 
     /// Counts the packet and drops it.
     #[must_use]
-    pub fn drop(self) -> Self {
-        self.then(Statement::Counter).then(Statement::Verdict(Verdict::Drop))
+    pub fn drop(self, reason: DropReason) -> Self {
+        self.then(Statement::Counter).then(Statement::Verdict(Verdict::Drop(reason)))
     }
 
     /// On with another chain.

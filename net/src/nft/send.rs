@@ -1,9 +1,12 @@
 //! Rulesets to the kernel.
-use super::encode::{Batch, NEW_GENERATION, change, get_generation, get_table, replace};
+use super::encode::{
+    Batch, NEW_GENERATION, NEW_RULE, change, get_generation, get_rules, get_table, replace,
+};
 use super::model::{Family, Ruleset};
-use crate::netlink::{Socket, messages};
+use crate::netlink::{KIND_DONE, Socket, attribute, attributes, messages};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
+use wherry_protocol::message::{DropReason, Drops};
 
 /// Why the kernel did not take a ruleset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -98,6 +101,37 @@ impl NftSocket {
         }
     }
 
+    /// Packets that the rules of our tables have dropped since they were made, by reason. A table that is not there counts
+    /// none.
+    pub fn drops(&mut self, table: &str) -> Result<Drops, NftError> {
+        let mut drops = Drops::default();
+        for family in [Family::Inet, Family::Bridge] {
+            let sequence = self.0.next_sequence();
+            self.0.send(&get_rules(family, table, sequence)).map_err(NftError::Answer)?;
+            self.each_answer(sequence, |kind, payload| {
+                if let Some((reason, packets)) = parse_drop(kind, payload) {
+                    drops.add(reason, packets);
+                }
+            })?;
+        }
+        Ok(drops)
+    }
+
+    /// Shows `look` every message of an answer that has several.
+    fn each_answer(&self, sequence: u32, mut look: impl FnMut(u16, &[u8])) -> Result<(), NftError> {
+        loop {
+            let datagram = self.0.receive().map_err(NftError::Answer)?;
+            for message in messages(&datagram).filter(|message| message.sequence == sequence) {
+                match message.answer() {
+                    Some(Err(Errno::ENOENT)) | Some(Ok(())) => return Ok(()),
+                    Some(Err(errno)) => return Err(NftError::Answer(errno)),
+                    None if message.kind == KIND_DONE => return Ok(()),
+                    None => look(message.kind, message.payload),
+                }
+            }
+        }
+    }
+
     /// The present generation of the namespace's rules.
     pub fn generation(&mut self) -> Result<RulesGeneration, NftError> {
         let sequence = self.0.next_sequence();
@@ -114,6 +148,20 @@ impl NftSocket {
             }
         }
     }
+}
+
+/// Reason and packets of a rule that drops: its comment (NFTA_RULE_USERDATA), and the counter among its expressions
+/// (NFTA_RULE_EXPRESSIONS), whose data has NFTA_COUNTER_PACKETS. Behind struct nfgenmsg.
+fn parse_drop(kind: u16, payload: &[u8]) -> Option<(DropReason, u64)> {
+    let rule = payload.get(4..).filter(|_| kind & 0xff == NEW_RULE)?;
+    let [_, _, comment @ .., 0] = attribute(rule, 7)? else { return None };
+    let reason = DropReason::ALL.into_iter().find(|reason| reason.name().as_bytes() == comment)?;
+    let counter = attributes(attribute(rule, 4)?).find_map(|(_, expression)| {
+        let is_counter = attribute(expression, 1)? == b"counter\0";
+        attribute(expression, 2).filter(|_| is_counter)
+    })?;
+    let packets = attribute(counter, 2)?.try_into().ok()?;
+    Some((reason, u64::from_be_bytes(packets)))
 }
 
 /// The number within the answer: behind struct nfgenmsg and the first attribute's header (NFTA_GEN_ID).

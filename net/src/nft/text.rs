@@ -115,7 +115,7 @@ impl Display for Statement {
             Self::Counter => f.write_str("counter"),
             Self::Masquerade => f.write_str("masquerade"),
             Self::Verdict(Verdict::Accept) => f.write_str("accept"),
-            Self::Verdict(Verdict::Drop) => f.write_str("drop"),
+            Self::Verdict(Verdict::Drop(reason)) => write!(f, "drop comment \"{}\"", reason.name()),
             Self::Verdict(Verdict::Jump(chain)) => write!(f, "jump {chain}"),
         }
     }

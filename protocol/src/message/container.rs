@@ -1,5 +1,6 @@
 //! Containers: what is asked for, what is, and the bytes that flow.
 use super::condition::HealthCheck;
+use super::network::{Drops, Egress};
 use crate::constraint::Constraint;
 use crate::error::WireError;
 use crate::id::{ContainerRef, Digest, Name};
@@ -112,6 +113,8 @@ pub enum Setting {
     NoHealth,
     /// All is set up, but its program does not start before it is woken.
     Asleep,
+    /// Where its packets may go outside the cluster.
+    Egress(Egress),
 }
 
 /// Whether a container that ends by itself is started again, after a pause that grows from 0.1 s to 1 min. One that
@@ -159,6 +162,17 @@ impl ContainerSpec {
             _ => None,
         });
         policy.unwrap_or_default()
+    }
+
+    /// Where its packets may go outside the cluster: all of [`Setting::Egress`], or the internet.
+    #[must_use]
+    pub fn egress(&self) -> Vec<Egress> {
+        let own = self.settings.iter().filter_map(|setting| match setting {
+            Setting::Egress(egress) => Some(*egress),
+            _ => None,
+        });
+        let own: Vec<Egress> = own.collect();
+        if own.is_empty() { vec![Egress::Internet] } else { own }
     }
 
     /// Archives that are unpacked in it before its program runs, in this order.
@@ -493,6 +507,8 @@ pub struct ContainerStats {
     pub received_bytes: Option<u64>,
     /// Sent to the network, in bytes.
     pub sent_bytes: Option<u64>,
+    /// Packets that its own firewall has dropped since it was attached to the network; `None` while it is not.
+    pub dropped: Option<Drops>,
 }
 
 /// A process in a container.

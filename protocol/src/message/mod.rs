@@ -13,12 +13,14 @@
 mod bytes;
 mod condition;
 mod container;
+mod network;
 mod node;
 mod session;
 mod user;
 
 pub use condition::*;
 pub use container::*;
+pub use network::*;
 pub use node::*;
 pub use session::*;
 pub use user::*;

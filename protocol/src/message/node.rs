@@ -1,5 +1,6 @@
 //! Broker and node. The broker sends what should be; the node makes it so and says what is.
 use super::condition::{Condition, Probe};
+use super::network::{Called, Drops};
 use super::container::{
     ChangesQuery, ContainerReport, ContainerSpec, CopySpec, ExecSpec, ImageManifest, LogQuery,
 };
@@ -69,6 +70,8 @@ pub struct NodeLoad {
     pub disk_bytes: u64,
     /// Seconds since the board booted.
     pub uptime_seconds: u64,
+    /// Packets that its firewall has dropped since then, those of containers' own left out.
+    pub dropped: Drops,
 }
 
 /// From the node, on the control stream.
@@ -166,6 +169,8 @@ pub struct NetworkDesired {
     pub peers: Vec<Peer>,
     /// Connections with at least one end on this node.
     pub connections: Vec<Connection>,
+    /// What the containers of this node and those that they may connect to are called.
+    pub names: Vec<Called>,
 }
 
 /// Another board, as the outer end of a tunnel.

@@ -9,7 +9,7 @@ use wherry_protocol::constraint::{Constraint, Subject};
 use wherry_protocol::message::*;
 use wherry_protocol::token::TokenSecret;
 use wherry_protocol::{
-    AccountId, ContainerId, ContainerRef, Digest, ErrorCode, Generation, Name, NodeIndex, PublicKey, Role,
+    AccountId, ContainerId, ContainerRef, Digest, ErrorCode, Generation, Name, NodeIndex, Prefix, PublicKey, Role,
     WireError,
 };
 
@@ -82,7 +82,7 @@ listed! {
     ContainerState { Pending, Preparing, Running, Exited, Failed, Restarting }
     Setting {
         Restart, StopSignal, StopSeconds, Tmpfs, AddCapability, DropCapability, Limit, Sysctl, Nameserver, Host,
-        Attended, Init, Device, Constraint, Files, Health, NoHealth, Asleep,
+        Attended, Init, Device, Constraint, Files, Health, NoHealth, Asleep, Egress,
     }
     Subject { Id, Hostname, Architecture, Label }
     Probe { Exec, Tcp, Http }
@@ -210,6 +210,7 @@ fn load() -> NodeLoad {
         disk_free_bytes: 5,
         disk_bytes: 6,
         uptime_seconds: 7,
+        dropped: Drops { not_connected: 8, ..Drops::default() },
     }
 }
 
@@ -250,7 +251,13 @@ fn network() -> NetworkDesired {
         Peer { index: NodeIndex(2), underlay, wireguard: None },
         Peer { index: NodeIndex(3), underlay, wireguard: Some([0x33; 32]) },
     ];
-    NetworkDesired { revision: 9, peers, connections: vec![connection()] }
+    let names = vec![Called {
+        container: ContainerId(2),
+        name: "web".parse().unwrap(),
+        account: "ada".parse().unwrap(),
+        service: Some("front".parse().unwrap()),
+    }];
+    NetworkDesired { revision: 9, peers, connections: vec![connection()], names }
 }
 
 fn desired() -> ContainerDesired {
@@ -552,6 +559,7 @@ fn containers() -> Vec<Row> {
         row(Setting::Health(health_check())),
         row(Setting::NoHealth),
         row(Setting::Asleep),
+        row(Setting::Egress(Egress::Lan(Prefix::new(Ipv4Addr::new(192, 168, 50, 0), 24)))),
         row(Subject::Id),
         row(Subject::Hostname),
         row(Subject::Architecture),
