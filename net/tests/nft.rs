@@ -4,7 +4,7 @@ mod netns;
 
 use netns::{attempt, isolated, run};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 use wherry_net::address::Prefix;
@@ -12,7 +12,7 @@ use wherry_net::firewall::{Board, Container, Ports, board, container, protect};
 use wherry_net::nft::{
     Chain, Family, Hook, KeyType, NftError, NftSocket, Policy, Rule, Ruleset, Set, Table, Value,
 };
-use wherry_protocol::message::{Connection, Peer, Transport};
+use wherry_protocol::message::{Connection, DropReason, Drops, Egress, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
 
 fn address(text: &str) -> Ipv4Addr {
@@ -59,12 +59,13 @@ fn read_back(ruleset: &Ruleset) {
 fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
     let peer =
         |index, underlay| Peer { index: NodeIndex(index), underlay: address(underlay), wireguard: None };
+    let lan = Egress::Lan("192.168.50.16/28".parse().unwrap());
+    let egress = [(ContainerId(7), vec![lan]), (ContainerId(8), vec![Egress::None])].into();
     board(&Board {
         ports: Ports::Broker,
         published: &[80].into(),
         uplink: Some("eth0"),
         lan: &["192.168.50.12/24".parse::<Prefix>().unwrap(), "203.0.113.9/27".parse().unwrap()],
-        resolvers: &[address("192.168.50.1"), address("10.1.0.1")],
         index: Some(NodeIndex(1)),
         peers: &[peer(2, "192.168.50.13"), peer(3, "192.168.50.14")],
         connections: &[
@@ -72,6 +73,7 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
             connection((7, "10.1.0.2"), (9, "10.2.0.2"), Transport::Udp, 53),
         ],
         containers,
+        egress: &egress,
     })
 }
 
@@ -85,11 +87,11 @@ fn board_rules_read_back() {
         published: &BTreeSet::new(),
         uplink: None,
         lan: &[],
-        resolvers: &[],
         index: None,
         peers: &[],
         connections: &[],
         containers: &BTreeMap::new(),
+        egress: &BTreeMap::new(),
     }));
 }
 
@@ -100,8 +102,9 @@ fn container_rules_read_back() {
         id: ContainerId(7),
         address: address("10.1.0.2"),
         connections: &[connection(me, far, Transport::Tcp, 80), connection(near, me, Transport::Tcp, 5432)],
-        resolvers: &[address("192.168.50.1")],
+        resolvers: &[address("10.1.0.1")],
         lan: &["192.168.50.12/24".parse().unwrap()],
+        egress: &[Egress::Lan("192.168.50.16/28".parse().unwrap())],
     }));
 }
 
@@ -156,7 +159,7 @@ fn a_refused_transaction_changes_nothing_and_says_where() {
         assert!(matches!(refused, Err(NftError::Refused { .. })), "{refused:?}");
         assert_eq!(run("nft list ruleset"), before);
         // The socket is as good as before.
-        socket.replace(&small(vec![Rule::new().drop()])).unwrap();
+        socket.replace(&small(vec![Rule::new().drop(DropReason::Egress)])).unwrap();
         assert!(run("nft list ruleset").contains("drop"));
     });
 }
@@ -171,14 +174,40 @@ fn changed_elements_are_all_that_is_sent() {
         let mut socket = NftSocket::open().unwrap();
         socket.replace(&from).unwrap();
         let before = handles();
-        socket.change(&from, &to).unwrap();
+        assert!(socket.change(&from, &to).unwrap());
         assert_eq!(normal(&run("nft -s list ruleset")), normal(&to.to_string()));
         assert_eq!(handles(), before, "the rules themselves were not touched");
         // The kernel has `to`, not `from`: what cannot be a change becomes a replacement.
-        socket.change(&from, &to).unwrap();
+        assert!(!socket.change(&from, &to).unwrap());
+        socket.replace(&to).unwrap();
         assert_eq!(normal(&run("nft -s list ruleset")), normal(&to.to_string()));
-        socket.change(&to, &small(vec![Rule::new().accept()])).unwrap();
+        let other = small(vec![Rule::new().accept()]);
+        assert!(!socket.change(&to, &other).unwrap());
+        socket.replace(&other).unwrap();
         assert!(run("nft list chain inet wherry input").contains("accept"));
+    });
+}
+
+#[test]
+fn drops_are_counted_by_reason() {
+    isolated(|| {
+        run("ip link set lo up");
+        let to_port = |port| Rule::new().port(Transport::Udp, port);
+        let mut socket = NftSocket::open().unwrap();
+        assert_eq!(socket.drops("wherry").unwrap(), Drops::default(), "no table yet");
+        let rules = vec![
+            to_port(7).drop(DropReason::Egress),
+            to_port(8).drop(DropReason::Spoofed),
+            Rule::new().accept(),
+        ];
+        socket.replace(&small(rules)).unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for port in [7, 8, 8, 9] {
+            sender.send_to(b"x", ("127.0.0.1", port)).ok();
+        }
+        let expected = Drops { egress: 1, spoofed: 2, ..Drops::default() };
+        assert_eq!(socket.drops("wherry").unwrap(), expected);
+        assert!(run("nft list ruleset").contains("drop comment \"spoofed\""));
     });
 }
 

@@ -127,6 +127,7 @@ impl Agent {
 
     fn load(&mut self) -> NodeLoad {
         let mut load = self.meter.sample(&self.data);
+        load.dropped = self.executor.dropped();
         load.disk_free_bytes = load.disk_free_bytes.saturating_add(self.executor.removable_bytes());
         load
     }

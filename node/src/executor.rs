@@ -1,14 +1,16 @@
 //! Carries out what the state decides: containers through the runtime, addresses and rules through the network.
 use crate::blobs::BrokerBlobs;
 use crate::container::runtime::{Exit, Happening, Runtime};
+use crate::dns::{self, Directory, DnsLimits, Upstream};
 use crate::net::{LocalContainer, Network};
 use crate::probe::Prober;
 use crate::state::{Input, Output};
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
-use wherry_protocol::message::{ContainerDesired, NetworkDesired};
+use tokio::task::JoinSet;
+use wherry_net::address::gateway;
+use wherry_protocol::message::{ContainerDesired, Drops, NetworkDesired};
 use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, PublicKey, WireError};
 
 /// What the agent's orders act on. Cheap to clone.
@@ -18,12 +20,35 @@ pub struct Executor {
     network: Network,
     prober: Prober,
     blobs: BrokerBlobs,
-    /// Name servers of the board; containers ask them.
-    nameservers: Arc<Mutex<Vec<Ipv4Addr>>>,
+    /// What the board's DNS server answers about the cluster, and whom it asks about the rest.
+    names: Names,
     /// Orders for the network, which must stay in order.
     network_orders: mpsc::UnboundedSender<NetworkOrder>,
-    /// Whether the board's number, and with it its overlay network, is known.
-    numbered: watch::Receiver<bool>,
+    /// The board's number, once it and with it the overlay network is known.
+    numbered: watch::Receiver<Option<NodeIndex>>,
+}
+
+/// Both ends of what the board's DNS server knows.
+#[derive(Debug, Clone)]
+struct Names {
+    directory: watch::Sender<Arc<Directory>>,
+    upstream: watch::Sender<Upstream>,
+}
+
+impl Names {
+    fn new() -> Self {
+        Self { directory: watch::channel(Arc::default()).0, upstream: watch::channel(Upstream::default()).0 }
+    }
+
+    /// A container that starts may ask from its first moment.
+    fn admit(&self, container: &LocalContainer) {
+        self.directory.send_modify(|directory| Arc::make_mut(directory).admit(container));
+    }
+
+    async fn serve(self, index: NodeIndex) {
+        let (directory, upstream) = (self.directory.subscribe(), self.upstream.subscribe());
+        dns::serve(gateway(index), directory, upstream, DnsLimits::BOARD).await;
+    }
 }
 
 #[derive(Debug)]
@@ -37,18 +62,31 @@ impl Executor {
     #[must_use]
     pub fn new(runtime: Runtime, network: Network, blobs: BrokerBlobs, inputs: mpsc::Sender<Input>) -> Self {
         let (network_orders, queue) = mpsc::unbounded_channel();
-        let (now_numbered, numbered) = watch::channel(false);
+        let (now_numbered, numbered) = watch::channel(None);
+        let names = Names::new();
         let prober = Prober::new(runtime.clone(), network.clone());
         // Those that outlived a former life of the service.
         runtime.all().into_iter().for_each(|instance| prober.watch(instance));
-        tokio::spawn(keep_network(runtime.clone(), network.clone(), queue, inputs, now_numbered));
-        Self { runtime, network, prober, blobs, nameservers: Arc::default(), network_orders, numbered }
+        let keeper = Keeper {
+            runtime: runtime.clone(),
+            network: network.clone(),
+            names: names.clone(),
+            numbered: now_numbered,
+        };
+        tokio::spawn(keeper.run(queue, inputs));
+        Self { runtime, network, prober, blobs, names, network_orders, numbered }
     }
 
     /// The board's WireGuard key, if the kernel can do that and GRE.
     #[must_use]
     pub fn overlay(&self) -> Option<PublicKey> {
         self.network.facts().overlay
+    }
+
+    /// Packets that the board's rules have dropped.
+    #[must_use]
+    pub fn dropped(&self) -> Drops {
+        self.network.board_drops()
     }
 
     /// What unused layers take of the disk, in bytes.
@@ -63,9 +101,9 @@ impl Executor {
         self.runtime.limits()
     }
 
-    /// Containers started from now on ask these.
-    pub fn set_nameservers(&self, nameservers: Vec<Ipv4Addr>) {
-        *self.nameservers.lock().unwrap_or_else(PoisonError::into_inner) = nameservers;
+    /// What containers ask about the world outside goes to these.
+    pub fn set_nameservers(&self, nameservers: &[Ipv4Addr]) {
+        self.names.upstream.send_replace(Upstream::of(nameservers));
     }
 
     /// Carries out `order`; what comes of it goes to `inputs`, later.
@@ -74,8 +112,7 @@ impl Executor {
             Output::SetIndex(index) => {
                 self.network_orders.send(NetworkOrder::Index(index)).ok();
             }
-            Output::ApplyNetwork { network, addresses } => {
-                let containers = locals(&addresses);
+            Output::ApplyNetwork { network, containers } => {
                 self.network_orders.send(NetworkOrder::Apply(network, containers)).ok();
             }
             Output::Start(desired) => self.background(inputs, |executor| executor.start(*desired)),
@@ -114,11 +151,12 @@ impl Executor {
 
     async fn start(mut self, desired: ContainerDesired) -> Input {
         let container = desired.container;
-        let local = LocalContainer { id: container.id, address: desired.address };
-        let nameservers = self.nameservers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let local = LocalContainer::of(&desired);
         let network = self.network.clone();
         // The order with the number was given before this one, but is carried out elsewhere.
-        self.numbered.wait_for(|numbered| *numbered).await.ok();
+        let index = self.numbered.wait_for(Option::is_some).await.ok().and_then(|index| *index);
+        let nameservers: Vec<Ipv4Addr> = index.map(gateway).into_iter().collect();
+        self.names.admit(&local);
         let connect = async move |pidfd| {
             network.attach(local, pidfd).await.map_err(|error| {
                 let message = format!("the container's network could not be set up: {error}");
@@ -178,37 +216,50 @@ pub async fn forward(
     }
 }
 
-fn locals(addresses: &BTreeMap<ContainerId, Ipv4Addr>) -> Vec<LocalContainer> {
-    addresses.iter().map(|(&id, &address)| LocalContainer { id, address }).collect()
-}
-
-async fn keep_network(
+/// Carries out orders for the network, one after the other.
+struct Keeper {
     runtime: Runtime,
     network: Network,
-    mut orders: mpsc::UnboundedReceiver<NetworkOrder>,
-    inputs: mpsc::Sender<Input>,
-    numbered: watch::Sender<bool>,
-) {
-    while let Some(order) = orders.recv().await {
-        match order {
-            NetworkOrder::Index(index) => {
-                if let Err(error) = network.start(index).await {
-                    tracing::error!("the network of board {index} could not be set up: {error}");
+    names: Names,
+    numbered: watch::Sender<Option<NodeIndex>>,
+}
+
+impl Keeper {
+    async fn run(self, mut orders: mpsc::UnboundedReceiver<NetworkOrder>, inputs: mpsc::Sender<Input>) {
+        let mut server = JoinSet::new();
+        while let Some(order) = orders.recv().await {
+            match order {
+                NetworkOrder::Index(index) => {
+                    if let Err(error) = self.network.start(index).await {
+                        tracing::error!("the network of board {index} could not be set up: {error}");
+                    }
+                    // The board's address follows from its number, and there is one server.
+                    if *self.numbered.borrow() != Some(index) {
+                        server.abort_all();
+                        server.spawn(self.names.clone().serve(index));
+                    }
+                    self.numbered.send_replace(Some(index));
                 }
-                numbered.send_replace(true);
-            }
-            NetworkOrder::Apply(desired, containers) => {
-                reattach(&runtime, &network, &containers).await;
-                let error = network.apply(&desired, &containers).await.err().map(|error| error.to_string());
-                if let Some(error) = &error {
-                    tracing::warn!(revision = desired.revision, "the network is not as wanted: {error}");
-                }
-                let input = Input::NetworkApplied { revision: desired.revision, error };
-                if inputs.send(input).await.is_err() {
-                    return;
+                NetworkOrder::Apply(desired, containers) => {
+                    let error = self.apply(&desired, &containers).await;
+                    let input = Input::NetworkApplied { revision: desired.revision, error };
+                    if inputs.send(input).await.is_err() {
+                        return;
+                    }
                 }
             }
         }
+    }
+
+    /// Names last: what they lead to can be reached by then.
+    async fn apply(&self, desired: &NetworkDesired, containers: &[LocalContainer]) -> Option<String> {
+        reattach(&self.runtime, &self.network, containers).await;
+        let error = self.network.apply(desired, containers).await.err().map(|error| error.to_string());
+        if let Some(error) = &error {
+            tracing::warn!(revision = desired.revision, "the network is not as wanted: {error}");
+        }
+        self.names.directory.send_replace(Arc::new(Directory::of(desired, containers)));
+        error
     }
 }
 
@@ -218,7 +269,7 @@ async fn reattach(runtime: &Runtime, network: &Network, containers: &[LocalConta
     for instance in runtime.all() {
         let known = containers.iter().find(|container| container.id == instance.container.id);
         if let (Some(container), Some(pidfd)) = (known, instance.pidfd())
-            && let Err(error) = network.attach(*container, pidfd).await
+            && let Err(error) = network.attach(container.clone(), pidfd).await
         {
             tracing::error!(container = %container.id, "its network could not be taken over: {error}");
         }

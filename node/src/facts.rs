@@ -4,7 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use wherry_protocol::PublicKey;
-use wherry_protocol::message::{NodeFacts, NodeLoad};
+use wherry_protocol::message::{Drops, NodeFacts, NodeLoad};
 
 /// The name and version of this software.
 pub const SOFTWARE: &str = concat!("wherry-node ", env!("CARGO_PKG_VERSION"));
@@ -75,6 +75,7 @@ impl LoadMeter {
         self.last = now;
         let (disk_free_bytes, disk_bytes) = disk(data);
         NodeLoad {
+            dropped: Drops::default(),
             memory_available_bytes: meminfo(&read("/proc/meminfo"), "MemAvailable:"),
             load_milli: load_milli(&read("/proc/loadavg")),
             cpu_busy_milli: u16::try_from((busy / total).min(1000)).unwrap_or(1000),

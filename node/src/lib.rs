@@ -11,12 +11,14 @@
 //! session    keeps a session with the broker; link dials and enrols
 //! container  the runtime: plan, child, exec, logs, cgroups
 //! oci        the command line of an OCI runtime, for hosts
+//! dns        the server that containers ask
 //! net        bridge, GRE, nftables, DHCP as plan and apply
 //! ```
 pub mod agent;
 pub mod blobs;
 pub mod config;
 pub mod container;
+pub mod dns;
 pub mod executor;
 pub mod facts;
 pub mod identity;

@@ -149,7 +149,11 @@ impl Router {
     }
 
     async fn stats(&self, stream: &mut Stream, container: ContainerRef) -> Result<(), Failure> {
-        let stats = usage::stats(&*self.instance(container)?)?;
+        let mut stats = usage::stats(&*self.instance(container)?)?;
+        stats.dropped = self.network.drops(container.id).await.unwrap_or_else(|error| {
+            tracing::warn!(%container, "its firewall's counters cannot be read: {error}");
+            None
+        });
         Ok(io::send(stream, &Reply::Stats(stats)).await?)
     }
 

@@ -169,7 +169,7 @@ fn bring_up(mode: Mode, config: &Config) -> Result<watch::Receiver<Option<Uplink
 async fn follow_uplink(mut uplink: watch::Receiver<Option<Uplink>>, network: Network, executor: Executor) {
     loop {
         let now = uplink.borrow_and_update().clone();
-        executor.set_nameservers(now.as_ref().map(|up| up.lease.dns.clone()).unwrap_or_default());
+        executor.set_nameservers(now.as_ref().map_or(&[], |up| up.lease.dns.as_slice()));
         if let Err(error) = network.set_uplink(now).await {
             tracing::error!("the firewall does not follow the board's address: {error}");
         }

@@ -104,7 +104,7 @@ async fn once<L: Locate, S: ServeStream>(parts: &Parts<L, S>) -> Result<(), Stri
 async fn carry<L: Locate, S: ServeStream>(parts: &Parts<L, S>, mut link: Link) -> Result<(), SessionError> {
     let mut control = link.mux.open().await?;
     let (hello, reports) = announce(parts, link.underlay).await?;
-    io::send(&mut control, &NodeCall::Control(hello)).await?;
+    io::send(&mut control, &NodeCall::Control(Box::new(hello))).await?;
     let (reader, writer) = futures_util::AsyncReadExt::split(control);
     let mut tasks = JoinSet::new();
     tokio::select! {

@@ -1,7 +1,7 @@
 //! What the node decides, and nothing else: the broker's wishes and the runtime's events go in, orders and reports
 //! come out. No clock, no socket, no container is touched here.
+use crate::net::LocalContainer;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use wherry_protocol::message::{
     Condition, ContainerDesired, ContainerReport, ContainerState, ExitStatus, FromNode, NetworkDesired,
     NodeDesired, ToNode, Want,
@@ -102,8 +102,8 @@ pub enum Output {
     ApplyNetwork {
         /// Peers and connections.
         network: NetworkDesired,
-        /// Addresses of the containers that belong here.
-        addresses: BTreeMap<ContainerId, Ipv4Addr>,
+        /// The containers that belong here.
+        containers: Vec<LocalContainer>,
     },
     /// Tell the broker, if it is there.
     Report(FromNode),
@@ -333,11 +333,11 @@ impl State {
     }
 
     fn apply_network(&self, network: NetworkDesired) -> Output {
-        let address = |entry: &Entry| match &entry.wish {
-            Wish::Keep(desired) | Wish::Replace(desired) => Some((entry.container.id, desired.address)),
+        let local = |entry: &Entry| match &entry.wish {
+            Wish::Keep(desired) | Wish::Replace(desired) => Some(LocalContainer::of(desired)),
             Wish::Unknown | Wish::Remove => None,
         };
-        Output::ApplyNetwork { network, addresses: self.containers.values().filter_map(address).collect() }
+        Output::ApplyNetwork { network, containers: self.containers.values().filter_map(local).collect() }
     }
 
     fn desire(&mut self, now: MonoMs, desired: ContainerDesired, out: &mut Vec<Output>) {

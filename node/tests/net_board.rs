@@ -3,15 +3,19 @@
 #[path = "../../net/tests/netns/mod.rs"]
 mod netns;
 
-use netns::{BOARD, INTERNET, ROUTER, Space, board_with_router, isolated, run, wait_for_carrier};
+use netns::{BOARD, INTERNET, ROUTER, Space, attempt, board_with_router, isolated, run, wait_for_carrier};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use wherry_net::dhcp::Lease;
 use wherry_net::setup::Uplink;
+use wherry_node::dns::{self, Directory, DnsLimits, Upstream};
 use wherry_node::net::{LocalContainer, NetConfig, NetError, Network};
-use wherry_protocol::message::{Connection, NetworkDesired, Peer, Transport};
+use wherry_protocol::Prefix;
+use wherry_protocol::message::{Called, Connection, Drops, Egress, NetworkDesired, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
 
 /// Longer than any packet takes here, shorter than anybody's patience.
@@ -65,9 +69,13 @@ impl World {
     }
 
     fn attach(&self, id: u64, ip: &str) -> Cell {
+        self.attach_with(id, ip, &[Egress::Internet])
+    }
+
+    fn attach_with(&self, id: u64, ip: &str, egress: &[Egress]) -> Cell {
         let space = Space::new();
-        let container = LocalContainer { id: ContainerId(id), address: address(ip) };
-        self.runtime.block_on(self.network.attach(container, space.fd())).unwrap();
+        let container = LocalContainer { id: ContainerId(id), address: address(ip), egress: egress.to_vec() };
+        self.runtime.block_on(self.network.attach(container.clone(), space.fd())).unwrap();
         for device in ["wherry0", &format!("wv{id}")] {
             wait_for_carrier(device);
         }
@@ -77,9 +85,13 @@ impl World {
 
     fn apply(&mut self, connections: &[Connection], cells: &[&Cell]) {
         self.revision += 1;
-        let wanted =
-            NetworkDesired { revision: self.revision, peers: vec![], connections: connections.to_vec() };
-        let containers: Vec<_> = cells.iter().map(|cell| cell.container).collect();
+        let wanted = NetworkDesired {
+            revision: self.revision,
+            peers: vec![],
+            connections: connections.to_vec(),
+            ..NetworkDesired::default()
+        };
+        let containers: Vec<_> = cells.iter().map(|cell| cell.container.clone()).collect();
         self.runtime.block_on(self.network.apply(&wanted, &containers)).unwrap();
     }
 }
@@ -295,22 +307,130 @@ fn the_internet_is_open_and_sees_the_board_s_address() {
     });
 }
 
+/// A question for the address of `name`, with recursion desired.
+fn question(name: &str) -> Vec<u8> {
+    let mut bytes = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        bytes.push(label.len() as u8);
+        bytes.extend(label.bytes());
+    }
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
+}
+
+/// What `cell` is answered: the code, and the last four bytes.
+fn ask(cell: &Cell, name: &str) -> Option<(u8, [u8; 4])> {
+    let socket = cell.udp(0);
+    socket.send_to(&question(name), ("10.1.0.1", 53)).ok()?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer).ok()?;
+    let last = answer[..length].last_chunk().copied().unwrap();
+    Some((answer[3] & 15, last))
+}
+
 #[test]
-fn of_the_board_s_network_only_dns_is_open() {
+fn of_the_board_s_network_only_its_own_dns_is_open() {
+    const REFUSED: u8 = 5;
+    const NO_SUCH_NAME: u8 = 3;
     isolated(|| {
         let mut world = World::new();
-        let a = world.attach(7, "10.1.0.2");
-        world.apply(&[], &[&a]);
-        let bind = |port| world.router.enter(move || UdpSocket::bind((ROUTER, port)).unwrap());
-        let (dns, other) = (bind(53), bind(54));
-        dns.set_read_timeout(Some(SHORT)).unwrap();
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let closed = world.attach_with(9, "10.1.0.4", &[Egress::None]);
+        let connections = [allow(&a, &b, Transport::Tcp, 80), allow(&closed, &b, Transport::Tcp, 80)];
+        world.apply(&connections, &[&a, &b, &closed]);
+        let (ada, web) = ("ada".parse().unwrap(), "web".parse().unwrap());
+        let names = vec![Called { container: b.container.id, name: web, account: ada, service: None }];
+        let wanted = NetworkDesired { connections: connections.to_vec(), names, ..NetworkDesired::default() };
+        let locals: Vec<_> = [&a, &b, &closed].iter().map(|cell| cell.container.clone()).collect();
+        // The server outside, which says 203.0.113.1 to everything.
+        let outside = world.router.enter(|| UdpSocket::bind((ROUTER, 53)).unwrap());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((length, from)) = outside.recv_from(&mut buffer) {
+                let mut answer = buffer[..length].to_vec();
+                answer[2] |= 0x80;
+                answer[7] = 1;
+                answer.extend(b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xcb\x00\x71\x01");
+                outside.send_to(&answer, from).ok();
+            }
+        });
+        let (_directory, directory) = watch::channel(Arc::new(Directory::of(&wanted, &locals)));
+        let (_upstream, upstream) = watch::channel(Upstream::of(&[address(ROUTER)]));
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(dns::serve(address("10.1.0.1"), directory, upstream, DnsLimits::BOARD));
+        });
+        while ask(&a, "web").is_none() {}
+        assert_eq!(ask(&a, "web.ada.wherry"), Some((0, [10, 1, 0, 3])));
+        assert_eq!(ask(&a, "example.org"), Some((0, [203, 0, 113, 1])));
+        assert_eq!(ask(&closed, "web"), Some((0, [10, 1, 0, 3])));
+        assert_eq!(ask(&closed, "example.org").unwrap().0, REFUSED, "nothing leaves, not even in questions");
+        assert_eq!(ask(&b, "web").unwrap().0, NO_SUCH_NAME, "it may not connect");
+        // Nothing else of the board and its network.
+        let other = world.router.enter(|| UdpSocket::bind((ROUTER, 54)).unwrap());
         other.set_read_timeout(Some(SHORT)).unwrap();
-        let client = a.udp(0);
-        client.send_to(b"question", (ROUTER, 53)).unwrap();
-        dns.send_to(b"answer", heard(&dns).expect("the question")).unwrap();
-        assert!(heard(&client).is_some(), "the answer");
-        client.send_to(b"x", (ROUTER, 54)).ok();
+        a.udp(0).send_to(b"x", (ROUTER, 53)).unwrap_err();
+        a.udp(0).send_to(b"x", (ROUTER, 54)).unwrap_err();
         assert_eq!(heard(&other), None);
+        let _mine = TcpListener::bind("0.0.0.0:2020").unwrap();
+        assert!(a.dial(address("10.1.0.1"), 2020).is_err());
+    });
+}
+
+#[test]
+fn containers_get_out_only_where_they_may() {
+    isolated(|| {
+        let mut world = World::new();
+        let host = Egress::Lan(Prefix::host(address(ROUTER)));
+        let usual = world.attach(7, "10.1.0.2");
+        let closed = world.attach_with(8, "10.1.0.3", &[Egress::None]);
+        let lan = world.attach_with(9, "10.1.0.4", &[host]);
+        let both = world.attach_with(10, "10.1.0.5", &[host, Egress::Internet]);
+        world.apply(&[], &[&usual, &closed, &lan, &both]);
+        let _servers =
+            world.router.enter(|| [INTERNET, ROUTER].map(|at| TcpListener::bind((at, 80)).unwrap()));
+        let reached = |cell: &Cell| [INTERNET, ROUTER].map(|to| cell.dial(address(to), 80).is_ok());
+        assert_eq!(reached(&usual), [true, false]);
+        assert_eq!(reached(&closed), [false, false]);
+        assert_eq!(reached(&lan), [false, true]);
+        assert_eq!(reached(&both), [true, true]);
+        let drops =
+            |cell: &Cell| world.runtime.block_on(world.network.drops(cell.container.id)).unwrap().unwrap();
+        assert!(drops(&usual).private_network > 0 && drops(&usual).egress == 0);
+        assert!(drops(&closed).egress > 0 && drops(&lan).egress > 0);
+        assert_eq!(drops(&both), Drops::default());
+        let before = drops(&closed);
+        for cell in [&usual, &closed, &lan] {
+            cell.break_out();
+        }
+        assert_eq!(reached(&usual), [true, false], "not even around its own rules");
+        assert_eq!(reached(&closed), [false, false], "not even around its own rules");
+        assert_eq!(reached(&lan), [false, true], "not even around its own rules");
+        // Rules that come back count on.
+        world.apply(&[], &[&usual, &closed, &lan, &both]);
+        closed.dial(address(INTERNET), 80).unwrap_err();
+        let drops = world.runtime.block_on(world.network.drops(closed.container.id)).unwrap().unwrap();
+        assert!(drops.egress > 0 && before.egress > 0, "{drops:?}");
+    });
+}
+
+#[test]
+fn the_board_counts_what_it_drops() {
+    isolated(|| {
+        let mut world = World::looked_after(SHORT);
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        world.apply(&[], &[&a, &b]);
+        assert_eq!(world.network.board_drops().spoofed, 0);
+        a.space.run("ip addr add 10.1.0.99/32 dev eth0");
+        let forged = a.space.enter(|| UdpSocket::bind("10.1.0.99:0").unwrap());
+        let counted = |drops: Drops| drops.spoofed > 0 && drops.not_connected > 0;
+        while !counted(world.network.board_drops()) {
+            // Its own rules come back again and again.
+            a.space.enter(|| attempt("nft delete table inet wherry"));
+            a.udp(0).send_to(b"x", (b.container.address, 80)).ok();
+            forged.send_to(b"x", (b.container.address, 80)).ok();
+            std::thread::sleep(SHORT / 10);
+        }
     });
 }
 
@@ -360,8 +480,14 @@ fn a_restart_of_the_service_interrupts_nothing() {
         world.runtime.block_on(world.network.start(NodeIndex(1))).unwrap();
         assert!(says(&mut client, &mut server, b"between the lives"));
         // The broker is back before the board knows its own address again.
-        let wanted = NetworkDesired { revision: 9, peers: vec![], connections: vec![connection] };
-        let told = world.runtime.block_on(world.network.apply(&wanted, &[a.container, b.container]));
+        let wanted = NetworkDesired {
+            revision: 9,
+            peers: vec![],
+            connections: vec![connection],
+            ..NetworkDesired::default()
+        };
+        let told =
+            world.runtime.block_on(world.network.apply(&wanted, &[a.container.clone(), b.container.clone()]));
         assert_eq!(told, Err(NetError::NoUplink));
         assert!(
             says(&mut site, &mut download, b"goes on") && says(&mut client, &mut server, b"so does this")
@@ -369,7 +495,7 @@ fn a_restart_of_the_service_interrupts_nothing() {
         world.runtime.block_on(world.network.set_uplink(Some(uplink()))).unwrap();
         assert!(says(&mut site, &mut download, b"and on") && says(&mut client, &mut server, b"and this"));
         for cell in [&a, &b] {
-            world.runtime.block_on(world.network.attach(cell.container, cell.space.fd())).unwrap();
+            world.runtime.block_on(world.network.attach(cell.container.clone(), cell.space.fd())).unwrap();
         }
         assert!(says(&mut client, &mut server, b"attached again"));
         world.apply(&[connection], &[&a, &b]);
@@ -435,8 +561,10 @@ fn without_gre_tunnels_are_an_error_and_the_board_works() {
             revision: 1,
             peers: vec![Peer { index: NodeIndex(2), underlay: address("192.168.50.13"), wireguard: None }],
             connections: vec![allow(&a, &b, Transport::Tcp, 80)],
+            ..NetworkDesired::default()
         };
-        let result = world.runtime.block_on(world.network.apply(&wanted, &[a.container, b.container]));
+        let result =
+            world.runtime.block_on(world.network.apply(&wanted, &[a.container.clone(), b.container.clone()]));
         if world.network.facts().overlay.is_some() {
             result.unwrap();
             assert!(run("ip -d link show gre-2").contains("remote 192.168.50.13"));
@@ -473,7 +601,8 @@ fn wrong_addresses_are_refused_and_leave_nothing() {
     isolated(|| {
         let world = World::new();
         let attach = |id, ip: &str| {
-            let container = LocalContainer { id: ContainerId(id), address: address(ip) };
+            let container =
+                LocalContainer { id: ContainerId(id), address: address(ip), egress: vec![Egress::Internet] };
             world.runtime.block_on(world.network.attach(container, Space::new().fd()))
         };
         for bad in ["10.1.0.1", "10.1.0.0", "10.1.255.255", "10.2.0.2", BOARD] {
@@ -483,7 +612,11 @@ fn wrong_addresses_are_refused_and_leave_nothing() {
         attach(7, "10.1.0.2").unwrap();
         assert!(matches!(attach(8, "10.1.0.2"), Err(NetError::AddressInUse { .. })));
         let no_namespace = std::fs::File::open("/dev/null").unwrap().into();
-        let container = LocalContainer { id: ContainerId(9), address: address("10.1.0.9") };
+        let container = LocalContainer {
+            id: ContainerId(9),
+            address: address("10.1.0.9"),
+            egress: vec![Egress::Internet],
+        };
         let refused = world.runtime.block_on(world.network.attach(container, no_namespace));
         assert!(matches!(refused, Err(NetError::Namespace { .. })), "{refused:?}");
         assert!(!run("ip link").contains("wv8") && !run("ip link").contains("wv9"));

@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use wherry_net::dhcp::Lease;
 use wherry_net::setup::Uplink;
 use wherry_node::net::{LocalContainer, NetConfig, Network};
-use wherry_protocol::message::{Connection, NetworkDesired, Peer, Transport};
+use wherry_protocol::message::{Connection, Egress, NetworkDesired, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
 
 /// Longer than any packet takes, also under emulation.
@@ -45,13 +45,17 @@ impl Board {
         let network = space.enter(|| Network::new(config)).unwrap();
         let key = network.facts().overlay.expect("this kernel has no GRE or no WireGuard");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let container =
-            LocalContainer { id: ContainerId(index.into()), address: Ipv4Addr::new(10, index, 0, 2) };
+        let container = LocalContainer {
+            id: ContainerId(index.into()),
+            address: Ipv4Addr::new(10, index, 0, 2),
+            egress: vec![Egress::Internet],
+        };
         let cell = Space::new();
+        let local = container.clone();
         runtime.block_on(async {
             network.set_uplink(Some(uplink(index))).await.unwrap();
             network.start(NodeIndex(index)).await.unwrap();
-            network.attach(container, cell.fd()).await.unwrap();
+            network.attach(local, cell.fd()).await.unwrap();
         });
         cell.enter(|| wait_for_carrier("eth0"));
         let peer = Peer { index: NodeIndex(index), underlay: underlay(index), wireguard: Some(key.0) };
@@ -63,8 +67,9 @@ impl Board {
             revision: 1,
             peers: peers.iter().map(|peer| (*peer).clone()).collect(),
             connections: connections.to_vec(),
+            ..NetworkDesired::default()
         };
-        self.runtime.block_on(self.network.apply(&wanted, &[self.container])).unwrap();
+        self.runtime.block_on(self.network.apply(&wanted, std::slice::from_ref(&self.container))).unwrap();
     }
 
     fn dial(&self, to: &Self, port: u16) -> std::io::Result<TcpStream> {
@@ -85,7 +90,7 @@ fn two_boards() -> (Board, Board) {
     boards
 }
 
-fn allow(from: LocalContainer, to: LocalContainer, transport: Transport, port: u16) -> Connection {
+fn allow(from: &LocalContainer, to: &LocalContainer, transport: Transport, port: u16) -> Connection {
     Connection {
         from: from.id,
         from_address: from.address,
@@ -121,7 +126,7 @@ fn transfer(from: &Board, to: &Board, port: u16, bytes: usize) {
 fn a_board_s_network_that_takes_smaller_packets_is_followed() {
     isolated(|| {
         let (one, two) = two_boards();
-        let connection = allow(one.container, two.container, Transport::Tcp, 80);
+        let connection = allow(&one.container, &two.container, Transport::Tcp, 80);
         one.apply(&[&two.peer], &[connection]);
         two.apply(&[&one.peer], &[connection]);
         for board in [&one, &two] {
@@ -141,7 +146,7 @@ fn containers_of_two_boards_reach_each_other_as_allowed() {
     isolated(|| {
         let (one, two) = two_boards();
         let _other = two.cell.enter(|| TcpListener::bind("0.0.0.0:81").unwrap());
-        let connection = allow(one.container, two.container, Transport::Tcp, 80);
+        let connection = allow(&one.container, &two.container, Transport::Tcp, 80);
         one.apply(&[&two.peer], &[]);
         two.apply(&[&one.peer], &[]);
         assert!(one.dial(&two, 81).is_err(), "a tunnel alone opens nothing");
@@ -175,7 +180,7 @@ fn containers_of_two_boards_reach_each_other_as_allowed() {
 fn a_smaller_network_between_the_boards_is_got_over() {
     isolated(|| {
         let (one, two) = two_boards();
-        let connection = allow(one.container, two.container, Transport::Tcp, 80);
+        let connection = allow(&one.container, &two.container, Transport::Tcp, 80);
         one.apply(&[&two.peer], &[connection]);
         two.apply(&[&one.peer], &[connection]);
         for (board, peer) in [(&one, underlay(2)), (&two, underlay(1))] {
@@ -192,7 +197,7 @@ fn a_smaller_network_between_the_boards_is_got_over() {
 fn nothing_between_the_boards_can_be_read_or_forged() {
     isolated(|| {
         let (one, two) = two_boards();
-        let connection = allow(two.container, one.container, Transport::Udp, 53);
+        let connection = allow(&two.container, &one.container, Transport::Udp, 53);
         one.apply(&[&two.peer], &[connection]);
         two.apply(&[&one.peer], &[connection]);
         one.space.run("nft add table inet probe");
@@ -261,10 +266,14 @@ fn a_tunnel_carries_its_own_board_s_addresses_only() {
     isolated(|| {
         let (one, two) = two_boards();
         let board_three = Peer { index: NodeIndex(3), underlay: underlay(3), wireguard: Some([3; 32]) };
-        let third = LocalContainer { id: ContainerId(3), address: Ipv4Addr::new(10, 3, 0, 2) };
+        let third = LocalContainer {
+            id: ContainerId(3),
+            address: Ipv4Addr::new(10, 3, 0, 2),
+            egress: vec![Egress::Internet],
+        };
         let connections = [
-            allow(two.container, one.container, Transport::Udp, 53),
-            allow(third, one.container, Transport::Udp, 53),
+            allow(&two.container, &one.container, Transport::Udp, 53),
+            allow(&third, &one.container, Transport::Udp, 53),
         ];
         one.apply(&[&two.peer, &board_three], &connections);
         two.apply(&[&one.peer], &connections[..1]);
@@ -287,7 +296,7 @@ fn a_tunnel_carries_its_own_board_s_addresses_only() {
 fn a_board_that_gets_another_address_gets_other_tunnels() {
     isolated(|| {
         let (one, two) = two_boards();
-        let connection = allow(one.container, two.container, Transport::Tcp, 80);
+        let connection = allow(&one.container, &two.container, Transport::Tcp, 80);
         one.apply(&[&two.peer], &[connection]);
         two.apply(&[&one.peer], &[connection]);
         transfer(&one, &two, 80, 1000);
@@ -296,8 +305,13 @@ fn a_board_that_gets_another_address_gets_other_tunnels() {
         moved.lease.address = Ipv4Addr::new(192, 168, 50, 99);
         two.runtime.block_on(two.network.set_uplink(Some(moved.clone()))).unwrap();
         let peer = Peer { underlay: moved.lease.address, ..two.peer.clone() };
-        let wanted = NetworkDesired { revision: 2, peers: vec![peer], connections: vec![connection] };
-        one.runtime.block_on(one.network.apply(&wanted, &[one.container])).unwrap();
+        let wanted = NetworkDesired {
+            revision: 2,
+            peers: vec![peer],
+            connections: vec![connection],
+            ..NetworkDesired::default()
+        };
+        one.runtime.block_on(one.network.apply(&wanted, std::slice::from_ref(&one.container))).unwrap();
         transfer(&one, &two, 80, 1000);
     });
 }

@@ -145,7 +145,9 @@ pub fn check(spec: &ContainerSpec) -> Result<(), Refused> {
     }
     spec.settings.iter().try_for_each(check_setting)?;
     if spec.egress().contains(&Egress::None) && spec.egress().len() > 1 {
-        return refuse("a container that may send nothing outside cannot also send something: leave out --egress none");
+        return refuse(
+            "a container that may send nothing outside cannot also send something: leave out --egress none",
+        );
     }
     check_places(spec)
 }
@@ -201,7 +203,11 @@ fn check_setting(setting: &Setting) -> Result<(), Refused> {
         Setting::Nameserver(_) => Ok(()),
         Setting::Host { name, .. } => check_host(name),
         Setting::Egress(Egress::Lan(network)) => check_lan(*network),
-        Setting::Egress(Egress::None | Egress::Internet) | Setting::Attended | Setting::Init | Setting::NoHealth | Setting::Asleep => Ok(()),
+        Setting::Egress(Egress::None | Egress::Internet)
+        | Setting::Attended
+        | Setting::Init
+        | Setting::NoHealth
+        | Setting::Asleep => Ok(()),
         Setting::Device { device, path } => device::check(device, path),
         Setting::Constraint(constraint) if constraint.is_usable() => Ok(()),
         Setting::Constraint(constraint) => refuse(format!(

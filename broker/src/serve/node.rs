@@ -77,7 +77,7 @@ async fn call(shared: Arc<Shared>, session: SessionId, mut stream: Stream) -> Re
     let patience = Duration::from_secs(shared.limits.request_seconds);
     let head = tokio::time::timeout(patience, recv(&mut stream, Limits::DEFAULT.message_bytes));
     match head.await.map_err(|_| SessionError::Closed)?? {
-        Some(NodeCall::Control(hello)) => Ok(Opened::Control(Box::new((stream, hello)))),
+        Some(NodeCall::Control(hello)) => Ok(Opened::Control(Box::new((stream, *hello)))),
         Some(NodeCall::FetchBlob(digest)) => {
             fetch(&shared, session, stream, digest).await.map(|()| Opened::Done)
         }

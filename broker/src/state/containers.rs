@@ -12,8 +12,8 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use wherry_protocol::limits::MAX_CONTAINERS_PER_NODE;
 use wherry_protocol::message::{
-    ContainerDesired, ContainerSelector, ContainerSpec, ContainerState, Event, Reply, RunRequest, Setting,
-    ToNode, WaitUntil, Want,
+    ContainerDesired, ContainerSelector, ContainerSpec, ContainerState, Egress, Event, Reply, RunRequest,
+    Setting, ToNode, WaitUntil, Want,
 };
 use wherry_protocol::{
     AccountId, Constraint, ContainerId, ContainerRef, ErrorCode, Generation, Name, NodeIndex, Role, WireError,
@@ -261,6 +261,11 @@ impl Broker {
             let text = "only an admin may give a container a device of the board: ask one";
             return Err(error(ErrorCode::Forbidden, text));
         }
+        let lan = |egress: &Egress| matches!(egress, Egress::Lan(_));
+        if !admin && spec.egress().iter().any(lan) {
+            let text = "only an admin may let a container into the boards' own networks: ask one";
+            return Err(error(ErrorCode::Forbidden, text));
+        }
         spec.files().try_for_each(|blob| self.check_held(asker.account, blob))
     }
 
@@ -363,6 +368,7 @@ impl Broker {
         }
         if let Some(container) = self.tables.edit_container(id).filter(|_| !same) {
             container.name = name;
+            self.refresh_names(id);
             self.container_event(id);
         }
         Ok(self.container_reply(self.present(id)?, id))

@@ -6,7 +6,7 @@ use super::waiting::{Goal, Waiter, still_open};
 use super::{Broker, Timer, error, not_found};
 use crate::record::{Link, Phase};
 use std::collections::{BTreeMap, BTreeSet};
-use wherry_protocol::message::{ConnectRequest, ConnectionInfo, NetworkDesired, Peer, Reply, ToNode};
+use wherry_protocol::message::{Called, ConnectRequest, ConnectionInfo, NetworkDesired, Peer, Reply, ToNode};
 use wherry_protocol::{AccountId, ContainerId, ErrorCode, NodeIndex, WireError};
 
 impl Broker {
@@ -125,11 +125,31 @@ impl Broker {
                 peers.extend([from.node, to.node]);
             }
         }
+        network.names = self.names_for(board, &network);
         peers.remove(&board);
         if self.outer_end(board).is_some() {
             network.peers = peers.into_iter().filter_map(|peer| self.outer_end(peer)).collect();
         }
         network
+    }
+
+    /// What those are called that containers of `board` may connect to.
+    fn names_for(&self, board: NodeIndex, network: &NetworkDesired) -> Vec<Called> {
+        let here = |id: &ContainerId| self.tables.container(*id).is_some_and(|c| c.node == board);
+        let targets: BTreeSet<ContainerId> = network
+            .connections
+            .iter()
+            .filter(|connection| here(&connection.from))
+            .map(|connection| connection.to)
+            .collect();
+        targets.into_iter().filter_map(|id| self.called(id)).collect()
+    }
+
+    fn called(&self, id: ContainerId) -> Option<Called> {
+        let container = self.tables.container(id)?;
+        let account = self.tables.accounts.get(&container.account)?.label.clone();
+        let service = container.spec.service();
+        Some(Called { container: id, name: container.name.clone(), account, service })
     }
 
     fn network_is_full(&self, board: NodeIndex) -> bool {
@@ -151,6 +171,17 @@ impl Broker {
                 self.tell_node(*board, ToNode::Network(network));
             }
         }
+    }
+
+    /// A container's name has changed: boards tell it to those that may connect to it.
+    pub(super) fn refresh_names(&mut self, id: ContainerId) {
+        let boards: BTreeSet<NodeIndex> = self
+            .tables
+            .links_of(id)
+            .filter(|link| link.to == id)
+            .flat_map(|link| self.boards(link))
+            .collect();
+        self.refresh(&boards);
     }
 
     /// Every board that has connections: the outer end of one of them may have moved.

@@ -130,7 +130,7 @@ async fn a_board_may_not_ask_and_a_user_may_not_pose_as_board() {
     let user = broker.user(10).await;
     let mut stream = user.mux.open().await.unwrap();
     let greeting = NodeHello { facts: facts(1), load: load(), inventory: Vec::new() };
-    send(&mut stream, &NodeCall::Control(greeting)).await.unwrap();
+    send(&mut stream, &NodeCall::Control(Box::new(greeting))).await.unwrap();
     let answered = soon(recv::<Reply>(&mut stream, 4096)).await;
     assert!(!matches!(answered, Ok(Some(Reply::Nodes(_)))), "{answered:?}");
     let Reply::Nodes(nodes) = user.ask(Request::Nodes).await else { panic!() };

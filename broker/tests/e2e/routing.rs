@@ -132,7 +132,7 @@ async fn a_second_control_stream_ends_the_session() {
     let (_broker, user, board) = cluster().await;
     let mut control = board.mux.open().await.unwrap();
     let greeting = NodeHello { facts: facts(1), load: load(), inventory: Vec::new() };
-    send(&mut control, &NodeCall::Control(greeting)).await.unwrap();
+    send(&mut control, &NodeCall::Control(Box::new(greeting))).await.unwrap();
     soon(async {
         while user.container(Request::Inspect(by_name("web"))).await.node_connected {
             tokio::time::sleep(Duration::from_millis(20)).await;

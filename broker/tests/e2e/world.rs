@@ -311,7 +311,7 @@ impl Board {
         let mut control = mux.open().await.expect("a stream");
         let inventory = containers.lock().await.values().cloned().collect();
         let greeting = NodeHello { facts: facts.clone(), load: load(), inventory };
-        send(&mut control, &NodeCall::Control(greeting)).await.expect("sent");
+        send(&mut control, &NodeCall::Control(Box::new(greeting))).await.expect("sent");
         let (told_sender, mut told) = mpsc::unbounded_channel();
         let obeying = tokio::spawn(obey(control, Arc::clone(&containers), told_sender));
         let serving = tokio::spawn(serve(incoming));

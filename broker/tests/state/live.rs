@@ -178,6 +178,19 @@ fn devices_are_given_away_by_admins_alone() {
 }
 
 #[test]
+fn the_boards_own_networks_are_opened_by_admins_alone() {
+    let (mut world, user, board) = world();
+    let lan = [Setting::Egress(Egress::Lan("192.168.50.0/24".parse().unwrap()))];
+    assert_eq!(world.refused(&user, with(&lan)).code, ErrorCode::Forbidden);
+    let overlay = [Setting::Egress(Egress::Lan("10.2.0.0/16".parse().unwrap()))];
+    let admin = world.admin(1);
+    world.image(&admin, "web");
+    assert_eq!(world.refused(&admin, with(&overlay)).code, ErrorCode::Invalid);
+    let (_, out) = world.ask(admin.session, with(&lan));
+    assert_eq!(desired(&out, board).spec.settings, lan);
+}
+
+#[test]
 fn files_are_given_by_those_who_have_them_and_stay_as_long_as_the_container() {
     let (mut world, user, board) = world();
     let archive = descriptor(b"an archive", Media::LayerTar);

@@ -58,6 +58,22 @@ fn a_connection_within_one_board_needs_no_peer() {
 }
 
 #[test]
+fn names_go_to_the_board_of_whoever_may_connect_and_follow_a_change() {
+    let (mut world, user, [one, two], [web, probe]) = world();
+    let (_, out) = world.ask(user.session, Request::Connect(link(&probe, &web)));
+    let names = |out: &[wherry_broker::state::Output], board| {
+        network(&told(out, board)).map(|network| network.names.clone())
+    };
+    assert_eq!(names(&out, one), Some(vec![]), "nobody here may connect to anybody");
+    let called = names(&out, two).unwrap();
+    assert_eq!((called.len(), called[0].container, called[0].name.as_str()), (1, web.id, "web"));
+    let front = "front".parse().unwrap();
+    let (_, out) = world.ask(user.session, Request::Rename { container: id(&web), name: front });
+    assert_eq!(names(&out, two).unwrap()[0].name.as_str(), "front");
+    assert_eq!(names(&out, one), None);
+}
+
+#[test]
 fn a_board_that_cannot_takes_the_connection_back() {
     let (mut world, user, [one, two], [web, probe]) = world();
     let (request, _) = world.ask(user.session, Request::Connect(link(&probe, &web)));

@@ -580,6 +580,7 @@ impl State {
                     pids: Some(2),
                     received_bytes: Some(1024),
                     sent_bytes: None,
+                    dropped: Some(Drops { egress: 4, spoofed: 1, ..Drops::default() }),
                 })
             }
             Request::Processes(container) => {
@@ -663,6 +664,7 @@ fn nodes(containers: usize) -> Vec<NodeInfo> {
         disk_free_bytes: 3 << 30,
         disk_bytes: 4 << 30,
         uptime_seconds: 86_400,
+        dropped: Drops { unencrypted: 9, ..Drops::default() },
     };
     let containers = u32::try_from(containers).unwrap();
     let node = |index, called, connected, facts, load, containers| NodeInfo {

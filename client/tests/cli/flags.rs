@@ -17,6 +17,8 @@ const SIGNAL: &str = "is not a signal: use a name or number, as in TERM or 15";
 const SECONDS: &str = "is not a number of seconds: use 0 to 3600, as in 30";
 const LIMIT: &str = "is not a limit: use name=soft[:hard], as in nofile=1024:4096";
 const PARAMETER: &str = "is not a kernel parameter: use name=value, as in net.core.somaxconn=1024";
+const WAY_OUT: &str =
+    "is not a way out: use none, internet, or lan: and a network, as in lan:192.168.50.0/24";
 const ADDRESS: &str = "is not an IPv4 address: use one as in 9.9.9.9";
 const HOST: &str = "is not a host: use name:address, as in db:10.2.0.2";
 const HOST_NAME: &str = "is not a host name: use letters, digits, '-' and '.'";
@@ -81,6 +83,9 @@ const REFUSED_BY_FORM: &[(&str, &str, &str, &str)] = &[
     ("--sysctl", "--sysctl <NAME=VALUE>", "", PARAMETER),
     ("--dns", "--dns <ADDRESS>", "nine", ADDRESS),
     ("--dns", "--dns <ADDRESS>", "::1", ADDRESS),
+    ("--egress", "--egress <WHERE>", "all", WAY_OUT),
+    ("--egress", "--egress <WHERE>", "lan:", WAY_OUT),
+    ("--egress", "--egress <WHERE>", "lan:192.168.1.0/33", WAY_OUT),
     ("--add-host", "--add-host <NAME:ADDRESS>", "db", HOST),
     ("--add-host", "--add-host <NAME:ADDRESS>", "db:x", HOST),
     ("-f", "--file <FILE:PATH>", "page.html", FILE),
@@ -180,6 +185,18 @@ fn what_a_flag_may_not_say_is_refused_in_one_sentence() {
         (&["--health-http", "80/a b"], "'/a b' is not a path to ask for: begin with '/', no spaces"),
         (&["--dns", "0.0.0.0"], "0.0.0.0 cannot be a name server"),
         (&["--dns", "224.0.0.1"], "224.0.0.1 cannot be a name server"),
+        (
+            &["--egress", "lan:10.1.0.0/16"],
+            "'lan:10.1.0.0/16' reaches into 10.0.0.0/8, which is not the network of a board: name a smaller one",
+        ),
+        (
+            &["--egress", "lan:192.168.50.9/24"],
+            "'lan:192.168.50.9/24' has an address within a network: say lan:192.168.50.0/24",
+        ),
+        (
+            &["--egress", "none", "--egress", "internet"],
+            "a container that may send nothing outside cannot also send something: leave out --egress none",
+        ),
         (&["--add-host", "a b:1.2.3.4"], &format!("'a b' {HOST_NAME}")),
         (&["--add-host", ":1.2.3.4"], &format!("'' {HOST_NAME}")),
     ];

@@ -155,8 +155,8 @@ fn names_and_use() {
     assert_eq!(
         lines(world.line("stats --no-stream").ok()),
         [
-            "ID  NAME   CPU    MEMORY              RECEIVED  SENT  PROCESSES",
-            "c1  front  25.0%  3.0 MiB / 64.0 MiB  1.0 KiB   -     2"
+            "ID  NAME   CPU    MEMORY              RECEIVED  SENT  DROPPED  PROCESSES",
+            "c1  front  25.0%  3.0 MiB / 64.0 MiB  1.0 KiB   -     5        2"
         ]
     );
     let json = world.line("stats --no-stream --json front").json();
@@ -164,6 +164,7 @@ fn names_and_use() {
         (&json["cpu_percent"], &json["pids"], &json["sent_bytes"]),
         (&json!(25.0), &json!(2), &json!(null))
     );
+    assert_eq!(json["dropped"]["egress"], json!(4));
     world.line("stats --no-stream nothing").fails(1, "no container is called 'nothing'");
 }
 

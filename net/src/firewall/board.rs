@@ -215,7 +215,8 @@ fn outside(of: &Board<'_>) -> Vec<Rule> {
 }
 
 fn from_containers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
-    let mut rules = vec![Rule::new().when(Match::Source(Not::IsNot, subnet(index))).drop(DropReason::Spoofed)];
+    let mut rules =
+        vec![Rule::new().when(Match::Source(Not::IsNot, subnet(index))).drop(DropReason::Spoofed)];
     if let Some(uplink) = of.uplink {
         rules.push(Rule::new().output(uplink).jump("outside"));
     }
@@ -233,7 +234,8 @@ fn from_peers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
             Rule::new().input(&tunnel_name(peer.index)).when(wrong).drop(DropReason::Spoofed)
         })
         .collect();
-    rules.push(Rule::new().when(Match::Destination(Not::IsNot, subnet(index))).drop(DropReason::NotConnected));
+    rules
+        .push(Rule::new().when(Match::Destination(Not::IsNot, subnet(index))).drop(DropReason::NotConnected));
     rules.push(Rule::new().output(BRIDGE).jump("overlay"));
     rules.push(Rule::new().drop(DropReason::NotConnected));
     rules
@@ -247,7 +249,10 @@ fn frames(of: &Board<'_>) -> Table {
         not_owner(&[Key::Input, Key::EtherSource, Key::ArpIp]),
         not_owner(&[Key::Input, Key::ArpEther, Key::ArpIp]),
         Rule::new().when(Match::Arp).accept(),
-        Rule::new().when(Match::Ipv4).when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).drop(DropReason::Spoofed),
+        Rule::new()
+            .when(Match::Ipv4)
+            .when(Match::SourcePort(Transport::Udp, DHCP_SERVER))
+            .drop(DropReason::Spoofed),
         Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source], "owners").accept(),
         Rule::new().drop(DropReason::Spoofed),
     ];

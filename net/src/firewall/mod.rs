@@ -58,7 +58,8 @@ fn only_internet(lan: &[Prefix]) -> Vec<Rule> {
     let lan = lan.iter().map(|prefix| prefix.network()).filter(|lan| *lan != OVERLAY);
     let lan: BTreeSet<_> = lan.filter(|lan| !NOT_INTERNET.contains(lan)).collect();
     let all = std::iter::once(OVERLAY).chain(lan).chain(NOT_INTERNET);
-    let reason = |network| if network == OVERLAY { DropReason::NotConnected } else { DropReason::PrivateNetwork };
+    let reason =
+        |network| if network == OVERLAY { DropReason::NotConnected } else { DropReason::PrivateNetwork };
     all.map(|network| Rule::new().destination(network).drop(reason(network))).collect()
 }
 

@@ -1,7 +1,5 @@
 //! Rulesets to the kernel.
-use super::encode::{
-    Batch, NEW_GENERATION, NEW_RULE, change, get_generation, get_rules, get_table, replace,
-};
+use super::encode::{Batch, NEW_GENERATION, NEW_RULE, change, get_generation, get_rules, get_table, replace};
 use super::model::{Family, Ruleset};
 use crate::netlink::{KIND_DONE, Socket, attribute, attributes, messages};
 use nix::errno::Errno;
@@ -49,13 +47,13 @@ impl NftSocket {
     }
 
     /// The same for tables that were made `from` before, and changed by nobody since. Where only elements of sets differ,
-    /// only those are sent: a connection more among thousands costs the same as the first, and counters go on.
-    pub fn change(&mut self, from: &Ruleset, to: &Ruleset) -> Result<(), NftError> {
+    /// only those are sent: a connection more among thousands costs the same as the first, and counters go on. Where more
+    /// differs, or somebody has changed them all the same, nothing happens and the answer is false.
+    pub fn change(&mut self, from: &Ruleset, to: &Ruleset) -> Result<bool, NftError> {
         let batch = change(from, to, self.0.next_sequence());
         match batch.map(|batch| self.transact(&batch)) {
-            Some(Ok(())) => Ok(()),
-            // Somebody did change them, then.
-            Some(Err(NftError::Refused { .. })) | None => self.replace(to),
+            Some(Ok(())) => Ok(true),
+            Some(Err(NftError::Refused { .. })) | None => Ok(false),
             Some(Err(error)) => Err(error),
         }
     }

@@ -33,6 +33,7 @@ pub fn stats(instance: &Instance) -> Result<ContainerStats, WireError> {
         pids: number("pids.current"),
         received_bytes,
         sent_bytes,
+        dropped: None,
     };
     still_running(instance).map(|()| stats)
 }

@@ -19,7 +19,7 @@ use wherry_net::address::{CONTAINER_INTERFACE, Prefix, gateway, port_name, tunne
 use wherry_net::firewall::{self, Ports};
 use wherry_net::nft::{Family, NftError, NftSocket, RulesGeneration, Ruleset};
 use wherry_net::setup::Uplink;
-use wherry_protocol::message::NetworkDesired;
+use wherry_protocol::message::{Drops, Egress, NetworkDesired};
 use wherry_protocol::{ContainerId, NodeIndex, PublicKey};
 
 /// Ethernet's, until the interface to the outside is known.
@@ -28,7 +28,7 @@ const DEFAULT_MTU: u32 = 1500;
 /// A container whose namespace we hold.
 #[derive(Debug)]
 struct Attached {
-    address: Ipv4Addr,
+    container: LocalContainer,
     namespace: OwnedFd,
     rules: Rules,
     /// What its `eth0` was last made.
@@ -40,30 +40,43 @@ struct Attached {
 struct Rules {
     nft: NftSocket,
     told: Option<(Ruleset, RulesGeneration)>,
+    /// Dropped by rules that have been replaced, whose counters went with them.
+    before: Drops,
 }
 
 impl Rules {
     /// Rules that nothing is known of.
     fn of(nft: NftSocket) -> Self {
-        Self { nft, told: None }
+        Self { nft, told: None, before: Drops::default() }
     }
 
     /// Rules that were just set.
     fn told(mut nft: NftSocket, rules: Ruleset) -> Result<Self, NftError> {
         let generation = nft.generation()?;
-        Ok(Self { nft, told: Some((rules, generation)) })
+        Ok(Self { nft, told: Some((rules, generation)), before: Drops::default() })
     }
 
     /// Makes the rules `wanted`. If nobody has changed anything since they were last told, only the difference is sent.
     fn ensure(&mut self, wanted: Ruleset) -> Result<(), NftError> {
         let generation = self.nft.generation()?;
-        match self.told.take().filter(|(_, told)| *told == generation) {
-            Some((told, _)) if told == wanted => {}
-            Some((told, _)) => self.nft.change(&told, &wanted)?,
-            None => self.nft.replace(&wanted)?,
+        let done = match self.told.take().filter(|(_, told)| *told == generation) {
+            Some((told, _)) => told == wanted || self.nft.change(&told, &wanted)?,
+            None => false,
+        };
+        if !done {
+            let counted = self.nft.drops(firewall::TABLE)?;
+            self.nft.replace(&wanted)?;
+            self.before = self.before.plus(&counted);
         }
         self.told = Some((wanted, self.nft.generation()?));
         Ok(())
+    }
+}
+
+impl Rules {
+    /// Packets dropped so far.
+    fn drops(&mut self) -> Result<Drops, NftError> {
+        Ok(self.nft.drops(firewall::TABLE)?.plus(&self.before))
     }
 }
 
@@ -78,7 +91,7 @@ pub(super) struct Board {
     adopted: bool,
     /// Whether the broker has said what it wants.
     told: bool,
-    listed: BTreeMap<ContainerId, Ipv4Addr>,
+    listed: BTreeMap<ContainerId, LocalContainer>,
     attached: BTreeMap<ContainerId, Attached>,
     route: RouteSocket,
     rules: Rules,
@@ -138,10 +151,11 @@ impl Board {
         containers: &[LocalContainer],
     ) -> Result<(), NetError> {
         let index = self.index.ok_or(NetError::NotStarted)?;
-        let mut listed = BTreeMap::new();
+        let (mut listed, mut taken) = (BTreeMap::new(), BTreeMap::new());
         for container in containers {
-            check(index, container, &listed)?;
-            listed.insert(container.id, container.address);
+            check(index, container, &taken)?;
+            taken.insert(container.id, container.address);
+            listed.insert(container.id, container.clone());
         }
         (self.wanted, self.listed, self.told) = (wanted, listed, true);
         self.take_charge();
@@ -166,9 +180,13 @@ impl Board {
 
     /// All containers with their addresses, and whether their namespaces are at hand.
     fn containers(&self) -> BTreeMap<ContainerId, (Ipv4Addr, bool)> {
-        let listed = self.listed.iter().map(|(id, address)| (*id, (*address, false)));
-        let attached = self.attached.iter().map(|(id, attached)| (*id, (attached.address, true)));
+        let listed = self.listed.iter().map(|(id, listed)| (*id, (listed.address, false)));
+        let attached = self.attached.iter().map(|(id, attached)| (*id, (attached.container.address, true)));
         listed.chain(attached).collect()
+    }
+
+    fn addresses(&self) -> BTreeMap<ContainerId, Ipv4Addr> {
+        self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect()
     }
 
     /// Makes the kernel's state what is wanted. The rules come first: what is closed stays closed whatever fails later.
@@ -187,7 +205,8 @@ impl Board {
         let (mtu, overlay_mtu) = (self.mtu, tunnel_mtu(self.mtu));
         let mut result = Ok(());
         for (id, attached) in &mut self.attached {
-            let wanted = Inside { address: attached.address, gateway: gateway(index), mtu, overlay_mtu };
+            let wanted =
+                Inside { address: attached.container.address, gateway: gateway(index), mtu, overlay_mtu };
             if attached.inside != Some(wanted) {
                 let made = inside(*id, &attached.namespace, || connect(wanted));
                 let made = made.and_then(|made| made.map_err(|source| NetError::Inside { id: *id, source }));
@@ -199,17 +218,21 @@ impl Board {
     }
 
     fn board_rules(&self) -> Ruleset {
-        let containers = self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect();
+        let containers = self.addresses();
+        let all = self.listed.values().chain(self.attached.values().map(|attached| &attached.container));
+        let usual = [Egress::Internet];
+        let egress = all.filter(|container| container.egress != usual);
+        let egress = egress.map(|container| (container.id, container.egress.clone())).collect();
         firewall::board(&firewall::Board {
             ports: Ports::Node,
             published: &BTreeSet::new(),
             uplink: self.uplink.as_ref().map(|uplink| uplink.interface.as_str()),
             lan: &self.lan(),
-            resolvers: self.resolvers(),
             index: self.index,
             peers: &self.wanted.peers,
             connections: &self.wanted.connections,
             containers: &containers,
+            egress: &egress,
         })
     }
 
@@ -217,17 +240,15 @@ impl Board {
         self.uplink.iter().map(|uplink| Prefix::new(uplink.lease.address, uplink.lease.prefix)).collect()
     }
 
-    fn resolvers(&self) -> &[Ipv4Addr] {
-        self.uplink.as_ref().map_or(&[], |uplink| uplink.lease.dns.as_slice())
-    }
-
-    fn rules_of(&self, container: LocalContainer) -> Ruleset {
+    fn rules_of(&self, container: &LocalContainer) -> Ruleset {
+        let resolver: Vec<Ipv4Addr> = self.index.map(gateway).into_iter().collect();
         firewall::container(&firewall::Container {
             id: container.id,
             address: container.address,
             connections: &self.wanted.connections,
-            resolvers: self.resolvers(),
+            resolvers: &resolver,
             lan: &self.lan(),
+            egress: &container.egress,
         })
     }
 
@@ -237,7 +258,7 @@ impl Board {
             .attached
             .iter()
             .filter(|(id, _)| only.is_none_or(|only| only == **id))
-            .map(|(id, attached)| (*id, self.rules_of(LocalContainer { id: *id, address: attached.address })))
+            .map(|(id, attached)| (*id, self.rules_of(&attached.container)))
             .collect();
         let mut result = Ok(());
         for (id, wanted) in wanted {
@@ -306,8 +327,7 @@ impl Board {
         process: BorrowedFd<'_>,
     ) -> Result<(), NetError> {
         let index = self.index.ok_or(NetError::NotStarted)?;
-        let others = self.containers().into_iter().map(|(id, (address, _))| (id, address)).collect();
-        check(index, &container, &others)?;
+        check(index, &container, &self.addresses())?;
         let id = container.id;
         let (namespace, connected) = look_into(id, process)?;
         if self.is_attached(&container, &namespace) {
@@ -315,9 +335,9 @@ impl Board {
         }
         let rules = match connected {
             true => Rules::of(inside(id, &namespace, NftSocket::open)?.map_err(NetError::Firewall)?),
-            false => self.prepare(container, &namespace)?,
+            false => self.prepare(&container, &namespace)?,
         };
-        self.attached.insert(id, Attached { address: container.address, namespace, rules, inside: None });
+        self.attached.insert(id, Attached { container, namespace, rules, inside: None });
         self.settle(id, index).inspect_err(|_| self.forget(id))
     }
 
@@ -333,11 +353,11 @@ impl Board {
 
     fn is_attached(&self, container: &LocalContainer, namespace: &OwnedFd) -> bool {
         self.attached.get(&container.id).is_some_and(|attached| {
-            attached.address == container.address && same_file(&attached.namespace, namespace)
+            attached.container == *container && same_file(&attached.namespace, namespace)
         })
     }
 
-    fn prepare(&mut self, container: LocalContainer, namespace: &OwnedFd) -> Result<Rules, NetError> {
+    fn prepare(&mut self, container: &LocalContainer, namespace: &OwnedFd) -> Result<Rules, NetError> {
         let id = container.id;
         let port = port_name(id).ok_or(NetError::Id(id))?;
         // A former life's end of the pair, if its namespace has not gone yet.
@@ -372,12 +392,24 @@ impl Board {
         self.converge()
     }
 
+    /// Packets that the board's own rules dropped so far.
+    pub(super) fn drops(&mut self) -> Result<Drops, NetError> {
+        self.rules.drops().map_err(NetError::Firewall)
+    }
+
+    /// Packets that a container's rules dropped so far, if it is attached.
+    pub(super) fn drops_of(&mut self, id: ContainerId) -> Result<Option<Drops>, NetError> {
+        let Some(attached) = self.attached.get_mut(&id) else { return Ok(None) };
+        let drops = attached.rules.drops();
+        drops.map(Some).map_err(|source| NetError::ContainerFirewall { id, source })
+    }
+
     /// Address and namespace of an attached container.
     pub(super) fn place(&self, id: ContainerId) -> Result<(Ipv4Addr, OwnedFd), NetError> {
         let attached = self.attached.get(&id).ok_or(NetError::Unknown(id))?;
         let namespace = attached.namespace.try_clone();
         let namespace = namespace.map_err(|_| kernel("duplicate a namespace's descriptor")(Errno::EMFILE))?;
-        Ok((attached.address, namespace))
+        Ok((attached.container.address, namespace))
     }
 }
 
@@ -386,7 +418,7 @@ fn check(
     container: &LocalContainer,
     others: &BTreeMap<ContainerId, Ipv4Addr>,
 ) -> Result<(), NetError> {
-    let LocalContainer { id, address } = *container;
+    let LocalContainer { id, address, .. } = *container;
     port_name(id).ok_or(NetError::Id(id))?;
     if !usable(index, address) {
         return Err(NetError::Address { id, address, index });

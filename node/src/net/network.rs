@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use wherry_net::setup::Uplink;
-use wherry_protocol::message::NetworkDesired;
+use wherry_protocol::message::{ContainerDesired, Drops, Egress, NetworkDesired};
 use wherry_protocol::{ContainerId, NodeIndex, PublicKey};
 
 /// What does not change while the service runs.
@@ -26,12 +26,22 @@ impl NetConfig {
 }
 
 /// A container of this board.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalContainer {
     /// Which.
     pub id: ContainerId,
     /// Its overlay address.
     pub address: Ipv4Addr,
+    /// Where it may send outside the cluster.
+    pub egress: Vec<Egress>,
+}
+
+impl LocalContainer {
+    /// As the broker wants it.
+    #[must_use]
+    pub fn of(desired: &ContainerDesired) -> Self {
+        Self { id: desired.container.id, address: desired.address, egress: desired.spec.egress() }
+    }
 }
 
 /// What the kernel can do.
@@ -49,6 +59,7 @@ type Job = Box<dyn FnOnce(&mut Board) + Send>;
 pub struct Network {
     jobs: Sender<Job>,
     facts: NetFacts,
+    drops: watch::Receiver<Drops>,
 }
 
 impl Network {
@@ -60,24 +71,39 @@ impl Network {
     pub fn new(config: NetConfig) -> Result<Self, NetError> {
         let (jobs, queue) = mpsc::channel();
         let (opened, result) = mpsc::sync_channel(1);
+        let (counted, drops) = watch::channel(Drops::default());
         // A new thread inherits the namespace of the one that makes it.
         let thread = std::thread::Builder::new().name("wherry-net".into()).spawn(move || {
             let board = Board::open();
             let facts = board.as_ref().map(|board| NetFacts { overlay: board.key() });
             let told = opened.send(facts.map_err(Clone::clone));
             if let (Ok(board), Ok(())) = (board, told) {
-                work(board, &queue, config.reconcile);
+                work(board, &queue, config.reconcile, &counted);
             }
         });
         thread.map_err(|_| NetError::Stopped)?;
         let facts = result.recv().map_err(|_| NetError::Stopped)??;
-        Ok(Self { jobs, facts })
+        Ok(Self { jobs, facts, drops })
     }
 
     /// What the kernel can do.
     #[must_use]
     pub fn facts(&self) -> NetFacts {
         self.facts
+    }
+
+    /// Packets that the board's own rules had dropped when the kernel was last looked at.
+    #[must_use]
+    pub fn board_drops(&self) -> Drops {
+        *self.drops.borrow()
+    }
+
+    /// Packets that a container's rules have dropped; `None` when it is not attached.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub async fn drops(&self, id: ContainerId) -> Result<Option<Drops>, NetError> {
+        self.call(move |board| board.drops_of(id)).await?
     }
 
     /// Says how the board reaches the outside, now and whenever that changes; `None` when it does not any more.
@@ -159,13 +185,17 @@ impl Network {
 }
 
 /// Does jobs until the last [`Network`] is gone; when there are none for a while, looks after the kernel.
-fn work(mut board: Board, queue: &Receiver<Job>, reconcile: Duration) {
+fn work(mut board: Board, queue: &Receiver<Job>, reconcile: Duration, counted: &watch::Sender<Drops>) {
     loop {
         match queue.recv_timeout(reconcile) {
             Ok(job) => job(&mut board),
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(error) = board.converge() {
                     tracing::warn!(%error, "the network is not as it should be");
+                }
+                match board.drops() {
+                    Ok(drops) => drop(counted.send(drops)),
+                    Err(error) => tracing::warn!(%error, "the firewall's counters cannot be read"),
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return,

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
 
+/// The label that makes a container part of a service.
+pub const SERVICE_LABEL: &str = "service";
+
 /// What to run and how. Empty or `None` means the image's own setting, or the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -162,6 +165,12 @@ impl ContainerSpec {
             _ => None,
         });
         policy.unwrap_or_default()
+    }
+
+    /// The service that it is part of: its label `service`, where that is a name.
+    #[must_use]
+    pub fn service(&self) -> Option<Name> {
+        self.labels.iter().find(|(key, _)| key == SERVICE_LABEL).and_then(|(_, value)| value.parse().ok())
     }
 
     /// Where its packets may go outside the cluster: all of [`Setting::Egress`], or the internet.

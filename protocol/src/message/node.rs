@@ -1,9 +1,9 @@
 //! Broker and node. The broker sends what should be; the node makes it so and says what is.
 use super::condition::{Condition, Probe};
-use super::network::{Called, Drops};
 use super::container::{
     ChangesQuery, ContainerReport, ContainerSpec, CopySpec, ExecSpec, ImageManifest, LogQuery,
 };
+use super::network::{Called, Drops};
 use crate::id::{AccountId, ContainerId, ContainerRef, Digest, Generation, Name, NodeIndex};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeCall {
     /// The one control stream of the session: after this the node sends [`FromNode`], the broker [`ToNode`].
-    Control(NodeHello),
+    Control(Box<NodeHello>),
     /// Asks for a blob. The reply is `Reply::Blob { size }`, then exactly so many raw bytes.
     FetchBlob(Digest),
 }

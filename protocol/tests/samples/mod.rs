@@ -9,8 +9,8 @@ use wherry_protocol::constraint::{Constraint, Subject};
 use wherry_protocol::message::*;
 use wherry_protocol::token::TokenSecret;
 use wherry_protocol::{
-    AccountId, ContainerId, ContainerRef, Digest, ErrorCode, Generation, Name, NodeIndex, Prefix, PublicKey, Role,
-    WireError,
+    AccountId, ContainerId, ContainerRef, Digest, ErrorCode, Generation, Name, NodeIndex, Prefix, PublicKey,
+    Role, WireError,
 };
 
 /// One line of the table.
@@ -253,9 +253,9 @@ fn network() -> NetworkDesired {
     ];
     let names = vec![Called {
         container: ContainerId(2),
-        name: "web".parse().unwrap(),
-        account: "ada".parse().unwrap(),
-        service: Some("front".parse().unwrap()),
+        name: name("web"),
+        account: name("ada"),
+        service: Some(name("front")),
     }];
     NetworkDesired { revision: 9, peers, connections: vec![connection()], names }
 }
@@ -497,7 +497,11 @@ fn node() -> Vec<Row> {
     let sync = NodeDesired { index: NodeIndex(2), containers: vec![desired()], network: network() };
     let exec_request = RoutedRequest::Exec { container: container(), spec: exec() };
     vec![
-        row(NodeCall::Control(NodeHello { facts: facts(), load: load(), inventory: vec![report()] })),
+        row(NodeCall::Control(Box::new(NodeHello {
+            facts: facts(),
+            load: load(),
+            inventory: vec![report()],
+        }))),
         row(NodeCall::FetchBlob(digest(1))),
         row(FromNode::Load(load())),
         row(FromNode::Container(report())),

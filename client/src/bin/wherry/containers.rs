@@ -200,9 +200,15 @@ pub(crate) async fn inspect(context: &Context, args: Inspect) -> Result<u8, CliE
     let location = context.location()?;
     let mut found = Vec::new();
     for text in &args.containers {
-        found.push(location.container(wherry_client::selector(text)?).inspect().await?);
+        let container = location.container(wherry_client::selector(text)?);
+        let info = container.inspect().await?;
+        // What its firewall has dropped only its board can say, while it runs.
+        let asked = matches!(info.state, ContainerState::Running { .. }) && info.node_connected;
+        let stats = if asked { container.stats().await.ok() } else { None };
+        found.push((info, stats.and_then(|stats| stats.dropped)));
     }
-    output::json(&found.iter().map(view::Inspected::of).collect::<Vec<_>>())?;
+    let shown: Vec<_> = found.iter().map(|(info, dropped)| view::Inspected::of(info, *dropped)).collect();
+    output::json(&shown)?;
     Ok(0)
 }
 

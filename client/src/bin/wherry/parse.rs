@@ -1,10 +1,10 @@
 //! Texts of the command line, parsed strictly: what is not understood is refused with an example.
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use wherry_protocol::message::{
-    LogSince, OnUnhealthy, Probe, PublishedPort, RestartPolicy, Setting, Transport, VolumeMount,
+    Egress, LogSince, OnUnhealthy, Probe, PublishedPort, RestartPolicy, Setting, Transport, VolumeMount,
 };
 use wherry_protocol::text::path_parts;
-use wherry_protocol::{Name, policy};
+use wherry_protocol::{Name, Prefix, policy};
 
 /// `64m`, `1.5g`, `4096`: bytes, with binary units.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -130,6 +130,25 @@ pub(crate) fn device(text: &str) -> Result<Setting, String> {
         return Err(format!("'{text}' is not a device: use /dev/name, or /dev/name:/dev/name-inside"));
     }
     Ok(Setting::Device { device: device.to_owned(), path: path.to_owned() })
+}
+
+/// `none`, `internet`, `lan:192.168.50.0/24`, `lan:192.168.50.9`.
+pub(crate) fn egress(text: &str) -> Result<Setting, String> {
+    let error = || {
+        format!(
+            "'{text}' is not a way out: use none, internet, or lan: and a network, as in lan:192.168.50.0/24"
+        )
+    };
+    let egress = match (text, text.strip_prefix("lan:")) {
+        ("none", _) => Egress::None,
+        ("internet", _) => Egress::Internet,
+        (_, Some(network)) => {
+            let host = network.parse().map(Prefix::host);
+            Egress::Lan(host.or_else(|_| network.parse()).map_err(|_| error())?)
+        }
+        (_, None) => return Err(error()),
+    };
+    Ok(Setting::Egress(egress))
 }
 
 /// `NAME=value`, or `NAME` for what this process has; `None` if it has none (as docker does, it is left out).

@@ -133,6 +133,9 @@ pub(crate) struct Run {
     /// Ask this name server instead of the board's.
     #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
     dns: Vec<Ipv4Addr>,
+    /// Where it may send outside the cluster: none, internet, or lan:NETWORK of the boards (admins only); internet otherwise.
+    #[arg(long, value_name = "WHERE", value_parser = parse::egress)]
+    egress: Vec<Setting>,
     /// Add a line to its /etc/hosts: name:address.
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = parse::host)]
     add_host: Vec<Setting>,
@@ -168,7 +171,7 @@ impl Run {
             self.stop_signal.map(Setting::StopSignal),
             self.stop_timeout.map(Setting::StopSeconds),
         ];
-        let lists = [&self.tmpfs, &self.ulimit, &self.sysctl, &self.add_host, &self.device];
+        let lists = [&self.tmpfs, &self.ulimit, &self.sysctl, &self.add_host, &self.device, &self.egress];
         let lists = lists.into_iter().flatten().cloned();
         let constraints = self.constraint.iter().cloned().map(Setting::Constraint);
         let switches = [

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 use wherry_client::{ClientError, Container, Location};
-use wherry_protocol::message::{ContainerState, ContainerStats, ProcessInfo};
+use wherry_protocol::message::{ContainerState, ContainerStats, Drops, ProcessInfo};
 use wherry_protocol::{ContainerId, ErrorCode};
 
 /// Between two looks.
@@ -95,6 +95,8 @@ struct StatsLine<'a> {
     pids: Option<u64>,
     received_bytes: Option<u64>,
     sent_bytes: Option<u64>,
+    /// Packets, by reason.
+    dropped: Option<Drops>,
 }
 
 /// What containers use, again and again.
@@ -180,6 +182,7 @@ fn print(context: &Context, samples: &[Sample]) -> Result<(), CliError> {
                 pids,
                 received_bytes,
                 sent_bytes,
+                dropped,
             } = sample.stats;
             output::json_line(&StatsLine {
                 id: sample.id.to_string(),
@@ -192,11 +195,12 @@ fn print(context: &Context, samples: &[Sample]) -> Result<(), CliError> {
                 pids,
                 received_bytes,
                 sent_bytes,
+                dropped,
             })
         });
     }
     let rows: Vec<Vec<String>> = samples.iter().map(row).collect();
-    output::table(&["ID", "NAME", "CPU", "MEMORY", "RECEIVED", "SENT", "PROCESSES"], &rows)
+    output::table(&["ID", "NAME", "CPU", "MEMORY", "RECEIVED", "SENT", "DROPPED", "PROCESSES"], &rows)
 }
 
 fn row(sample: &Sample) -> Vec<String> {
@@ -213,6 +217,7 @@ fn row(sample: &Sample) -> Vec<String> {
         memory,
         bytes(stats.received_bytes),
         bytes(stats.sent_bytes),
+        stats.dropped.map_or_else(|| NONE.to_owned(), |dropped| dropped.total().to_string()),
         stats.pids.map_or_else(|| NONE.to_owned(), |pids| pids.to_string()),
     ]
 }

@@ -3,7 +3,7 @@ use crate::signals;
 use serde::Serialize;
 use wherry_client::StoredLocation;
 use wherry_protocol::message::{
-    AccountInfo, ConnectionInfo, ContainerInfo, ContainerSpec, ContainerState, Event, ExitStatus,
+    AccountInfo, ConnectionInfo, ContainerInfo, ContainerSpec, ContainerState, Drops, Event, ExitStatus,
     HealthReport, ImageInfo, NodeInfo, PublishedPort, StatusInfo,
 };
 
@@ -118,11 +118,14 @@ pub(crate) struct Inspected<'a> {
     #[serde(flatten)]
     container: Container<'a>,
     spec: &'a ContainerSpec,
+    /// Packets that its firewall has dropped, by reason; while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropped: Option<Drops>,
 }
 
 impl<'a> Inspected<'a> {
-    pub(crate) fn of(info: &'a ContainerInfo) -> Self {
-        Self { container: Container::of(info), spec: &info.spec }
+    pub(crate) fn of(info: &'a ContainerInfo, dropped: Option<Drops>) -> Self {
+        Self { container: Container::of(info), spec: &info.spec, dropped }
     }
 }
 
@@ -162,6 +165,8 @@ struct NodeLoad {
     disk_free_bytes: u64,
     disk_bytes: u64,
     uptime_seconds: u64,
+    /// Packets, by reason.
+    dropped: Drops,
 }
 
 impl<'a> Node<'a> {
@@ -191,6 +196,7 @@ impl<'a> Node<'a> {
                 disk_free_bytes: load.disk_free_bytes,
                 disk_bytes: load.disk_bytes,
                 uptime_seconds: load.uptime_seconds,
+                dropped: load.dropped,
             }),
         }
     }

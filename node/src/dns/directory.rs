@@ -1,0 +1,203 @@
+//! Who may know which names.
+use crate::net::LocalContainer;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use wherry_protocol::ContainerId;
+use wherry_protocol::message::{Called, Egress, NetworkDesired};
+
+/// The cluster's own domain. It is nobody's on the internet: no such top-level domain is delegated.
+const DOMAIN: &str = "wherry";
+/// Where names of overlay addresses are looked for (RFC 1035 §3.5).
+const REVERSE: &str = "10.in-addr.arpa";
+
+/// What one container may ask.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Asker {
+    /// Whether it may ask about the world outside.
+    outside: bool,
+    /// Names without the final dot, in lower case, and their addresses.
+    names: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// The full name behind an address.
+    reverse: BTreeMap<Ipv4Addr, String>,
+}
+
+/// What all containers of a board may ask, by their addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Directory {
+    askers: BTreeMap<Ipv4Addr, Asker>,
+}
+
+/// What is known of a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// A name of the cluster: these addresses, in ascending order.
+    Addresses(Vec<Ipv4Addr>),
+    /// An address of the cluster: this name.
+    Name(String),
+    /// It would be the cluster's, and is not one that the asker may know.
+    Unknown,
+    /// It is not the cluster's.
+    Elsewhere,
+    /// The asker may not know of anything outside, or is nobody known.
+    Refused,
+}
+
+impl Directory {
+    /// From what the broker wants of the board.
+    #[must_use]
+    pub fn of(network: &NetworkDesired, containers: &[LocalContainer]) -> Self {
+        let called: BTreeMap<ContainerId, &Called> =
+            network.names.iter().map(|called| (called.container, called)).collect();
+        let mut directory = Self::default();
+        containers.iter().for_each(|container| directory.admit(container));
+        let askers = &mut directory.askers;
+        let ours: BTreeMap<ContainerId, Ipv4Addr> =
+            containers.iter().map(|container| (container.id, container.address)).collect();
+        for connection in &network.connections {
+            // The address may be a former container's.
+            let is_ours = ours.get(&connection.from) == Some(&connection.from_address);
+            let asker = askers.get_mut(&connection.from_address).filter(|_| is_ours);
+            if let (Some(asker), Some(called)) = (asker, called.get(&connection.to)) {
+                asker.learn(called, connection.to_address);
+            }
+        }
+        directory
+    }
+
+    /// A container that has just come; what it may know about the cluster follows with the next network.
+    pub fn admit(&mut self, container: &LocalContainer) {
+        let outside = !container.egress.contains(&Egress::None);
+        self.askers.entry(container.address).or_default().outside = outside;
+    }
+
+    /// What `asker` may know of `name` (in lower case, without the final dot).
+    #[must_use]
+    pub fn find(&self, asker: Ipv4Addr, name: &str) -> Finding {
+        let Some(asker) = self.askers.get(&asker) else { return Finding::Refused };
+        if let Some(addresses) = asker.names.get(name) {
+            return Finding::Addresses(addresses.iter().copied().collect());
+        }
+        if is_within(name, REVERSE) {
+            let known = reversed(name).and_then(|address| asker.reverse.get(&address));
+            return known.map_or(Finding::Unknown, |name| Finding::Name(name.clone()));
+        }
+        // A name without a dot is nobody's outside either; what asks for it means the cluster.
+        match (is_within(name, DOMAIN) || !name.contains('.'), asker.outside) {
+            // But the root itself, and so the list of top-level domains, is the world's.
+            (true, _) if !name.is_empty() => Finding::Unknown,
+            (_, true) => Finding::Elsewhere,
+            (_, false) => Finding::Refused,
+        }
+    }
+}
+
+impl Asker {
+    fn learn(&mut self, called: &Called, address: Ipv4Addr) {
+        let service = called.service.iter().map(|service| service.as_str());
+        for short in std::iter::once(called.name.as_str()).chain(service) {
+            for name in [short.to_owned(), format!("{short}.{}.{DOMAIN}", called.account)] {
+                self.names.entry(name).or_default().insert(address);
+            }
+        }
+        self.reverse.insert(address, format!("{}.{}.{DOMAIN}", called.name, called.account));
+    }
+}
+
+fn is_within(name: &str, domain: &str) -> bool {
+    name.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// `2.0.1.10.in-addr.arpa` is 10.1.0.2.
+fn reversed(name: &str) -> Option<Ipv4Addr> {
+    let mut parts = name.strip_suffix(".in-addr.arpa")?.split('.');
+    let mut octet = || parts.next()?.parse::<u8>().ok();
+    let [d, c, b, a] = [octet()?, octet()?, octet()?, octet()?];
+    parts.next().is_none().then(|| Ipv4Addr::new(a, b, c, d))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wherry_protocol::message::{Connection, Transport};
+
+    const ME: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+    const CLOSED: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
+    const WEB: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+    const OTHER: Ipv4Addr = Ipv4Addr::new(10, 3, 0, 2);
+
+    fn connection(from: u64, from_address: Ipv4Addr, to: u64, to_address: Ipv4Addr) -> Connection {
+        let (from, to) = (ContainerId(from), ContainerId(to));
+        Connection { from, from_address, to, to_address, port: 80, transport: Transport::Tcp }
+    }
+
+    fn called(id: u64, name: &str, service: Option<&str>) -> Called {
+        let account = "ada".parse().unwrap();
+        let service = service.map(|service| service.parse().unwrap());
+        Called { container: ContainerId(id), name: name.parse().unwrap(), account, service }
+    }
+
+    fn directory() -> Directory {
+        let local = |id, address, egress| LocalContainer { id: ContainerId(id), address, egress };
+        let containers = [local(1, ME, vec![Egress::Internet]), local(2, CLOSED, vec![Egress::None])];
+        let network = NetworkDesired {
+            connections: vec![
+                connection(1, ME, 3, WEB),
+                connection(1, ME, 4, OTHER),
+                // Somebody who had the address before.
+                connection(9, ME, 5, Ipv4Addr::new(10, 4, 0, 2)),
+                connection(7, WEB, 1, ME),
+            ],
+            names: vec![
+                called(3, "web-1", Some("web")),
+                called(4, "web-2", Some("web")),
+                called(5, "secret", None),
+                called(1, "me", None),
+            ],
+            ..NetworkDesired::default()
+        };
+        Directory::of(&network, &containers)
+    }
+
+    #[test]
+    fn names_are_for_those_who_may_connect() {
+        let directory = directory();
+        let find = |name: &str| directory.find(ME, name);
+        assert_eq!(find("web-1"), Finding::Addresses(vec![WEB]));
+        assert_eq!(find("web-1.ada.wherry"), Finding::Addresses(vec![WEB]));
+        assert_eq!(find("web"), Finding::Addresses(vec![WEB, OTHER]));
+        assert_eq!(find("web.ada.wherry"), Finding::Addresses(vec![WEB, OTHER]));
+        for unknown in
+            ["secret", "secret.ada.wherry", "web-1.bob.wherry", "ada.wherry", "wherry", "nosuch", "me"]
+        {
+            assert_eq!(find(unknown), Finding::Unknown, "{unknown}");
+        }
+        assert_eq!(directory.find(CLOSED, "web-1"), Finding::Unknown);
+        assert_eq!(directory.find(WEB, "web-1"), Finding::Refused, "nobody of this board");
+    }
+
+    #[test]
+    fn addresses_are_for_those_who_may_connect_too() {
+        let directory = directory();
+        let find = |name: &str| directory.find(ME, name);
+        assert_eq!(find("2.0.2.10.in-addr.arpa"), Finding::Name("web-1.ada.wherry".into()));
+        let unknown = [
+            "2.0.4.10.in-addr.arpa",
+            "10.in-addr.arpa",
+            "x.2.0.2.10.in-addr.arpa",
+            "999.0.2.10.in-addr.arpa",
+        ];
+        for name in unknown {
+            assert_eq!(find(name), Finding::Unknown, "{name}");
+        }
+        assert_eq!(find("8.8.8.8.in-addr.arpa"), Finding::Elsewhere);
+    }
+
+    #[test]
+    fn the_world_is_for_those_who_may_send_there() {
+        let directory = directory();
+        for name in ["example.org", "notwherry.example", "a.notwherry", ""] {
+            assert_eq!(directory.find(ME, name), Finding::Elsewhere, "{name}");
+            assert_eq!(directory.find(CLOSED, name), Finding::Refused, "{name}");
+        }
+    }
+}
