@@ -35,6 +35,8 @@ pub enum Key {
     NodeLabels(NodeIndex),
     /// From which life on a container began without what it had written.
     Clean(ContainerId),
+    /// A rule about labels.
+    Rule(Box<Rule>),
 }
 
 /// The content of one record.
@@ -62,6 +64,8 @@ pub enum Record {
     NodeLabels(BTreeMap<String, String>),
     /// For [`Key::Clean`].
     Clean(Generation),
+    /// For [`Key::Rule`].
+    Rule,
 }
 
 /// A record with its version, as it is on disk.
@@ -246,6 +250,35 @@ pub struct Link {
     pub from: ContainerId,
     /// To whom.
     pub to: ContainerId,
+    /// On this port.
+    pub port: u16,
+    /// With this protocol.
+    pub transport: Transport,
+}
+
+/// Whom a rule is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Member {
+    /// One container.
+    Container(ContainerId),
+    /// All with this label.
+    Labelled {
+        /// Its name.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// Connections that are allowed between all containers of an account that match.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Rule {
+    /// Whose containers.
+    pub account: AccountId,
+    /// Who may connect.
+    pub from: Member,
+    /// To whom.
+    pub to: Member,
     /// On this port.
     pub port: u16,
     /// With this protocol.

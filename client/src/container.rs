@@ -6,8 +6,8 @@ use std::time::Duration;
 use wherry_protocol::io::{Stream, recv};
 use wherry_protocol::message::{
     ChangesQuery, Channel, ConnectRequest, ContainerInfo, ContainerSelector, ContainerStats, CopySpec, Event,
-    ExecSpec, ExitStatus, Frame, ImageManifest, LogQuery, Probe, ProcessInfo, Reply, Request, Transport,
-    WaitUntil,
+    ExecSpec, ExitStatus, Frame, ImageManifest, LogQuery, Party, Probe, ProcessInfo, Reply, Request,
+    SERVICE_LABEL, Transport, WaitUntil,
 };
 use wherry_protocol::{ContainerId, ErrorCode, Limits, Name, WireError};
 
@@ -23,6 +23,23 @@ pub fn selector(text: &str) -> Result<ContainerSelector, wherry_protocol::id::Id
     match text.parse::<ContainerId>() {
         Ok(id) => Ok(ContainerSelector::Id(id)),
         Err(_) => text.parse::<Name>().map(ContainerSelector::Name),
+    }
+}
+
+/// Whom `text` means in a connection: `label:KEY=VALUE`, `service:NAME` (the label `service`), or a container's name or id.
+///
+/// # Errors
+/// When it is none of them.
+pub fn party(text: &str) -> Result<Party, ClientError> {
+    let labelled = |key: &str, value: &str| Party::Labelled { key: key.to_owned(), value: value.to_owned() };
+    if let Some(name) = text.strip_prefix("service:") {
+        let name: Name = name.parse().map_err(|_| ClientError::Party(text.to_owned()))?;
+        return Ok(labelled(SERVICE_LABEL, name.as_str()));
+    }
+    match text.strip_prefix("label:").map(|label| label.split_once('=')) {
+        None => selector(text).map(Party::from).map_err(|_| ClientError::Party(text.to_owned())),
+        Some(Some((key, value))) if !key.is_empty() => Ok(labelled(key, value)),
+        Some(_) => Err(ClientError::Party(text.to_owned())),
     }
 }
 
@@ -139,15 +156,15 @@ impl Container {
         self.ask_done(Request::Signal { container: self.selector.clone(), signal }).await
     }
 
-    /// Lets it connect to a port of another container.
+    /// Lets it connect to a port of another container, or of all with a label.
     pub async fn connect_to(
         &self,
-        to: ContainerSelector,
+        to: impl Into<Party>,
         port: u16,
         transport: Transport,
     ) -> Result<(), ClientError> {
         let from = self.selector.clone();
-        self.location.allow(ConnectRequest { from, to, port, transport }).await
+        self.location.allow(ConnectRequest { from: from.into(), to: to.into(), port, transport }).await
     }
 
     async fn frames(&self, request: Request) -> Result<Process, ClientError> {

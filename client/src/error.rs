@@ -18,6 +18,9 @@ pub enum ClientError {
     /// A text that is no address.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// A text that names nobody a connection could be about.
+    #[error("'{0}' is neither a container nor label:KEY=VALUE nor service:NAME")]
+    Party(String),
     /// The token does not say where the broker is, and nobody else did.
     #[error("the token does not say where the broker is: add --address <host>")]
     NoAddress,

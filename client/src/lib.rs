@@ -56,7 +56,7 @@ pub mod tunnel;
 mod upload;
 
 pub use address::Address;
-pub use container::{Changes, Container, Events, selector};
+pub use container::{Changes, Container, Events, party, selector};
 pub use engine::{EngineError, EngineImage};
 pub use error::ClientError;
 pub use image::{Image, PushProgress, open_archive, read_archive, verify_archive};

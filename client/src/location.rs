@@ -11,7 +11,7 @@ use wherry_protocol::io::{Stream, recv, send};
 use wherry_protocol::limits::MAX_READ_BLOB_BYTES;
 use wherry_protocol::message::{
     AccountInfo, ConnectRequest, ConnectionInfo, ContainerInfo, ContainerSelector, ImageName, NodeInfo,
-    Reply, Request, RunRequest, StatusInfo,
+    Reply, Request, RuleInfo, RunRequest, StatusInfo,
 };
 use wherry_protocol::{AccountId, Digest, Limits, Name, NodeIndex, Role};
 
@@ -195,9 +195,9 @@ impl Location {
     }
 
     /// This account's connections.
-    pub async fn connections(&self) -> Result<Vec<ConnectionInfo>, ClientError> {
+    pub async fn connections(&self) -> Result<(Vec<ConnectionInfo>, Vec<RuleInfo>), ClientError> {
         let reply = self.ask(Request::Connections).await?;
-        fitting!("connections", reply, Reply::Connections(connections) => connections)
+        fitting!("connections", reply, Reply::Connections { connections, rules } => (connections, rules))
     }
 
     /// Makes a one-time token (admins only), with the address that this location uses.

@@ -179,6 +179,7 @@ impl Broker {
     }
 
     fn remove_belongings(&mut self, id: AccountId) {
+        self.forget_rules_of_account(id);
         let containers: Vec<ContainerId> = self
             .tables
             .containers()

@@ -41,6 +41,13 @@ pub(crate) const MAX_NODE_LABELS: usize = 64;
 pub(crate) const MAX_DESIRED_BYTES: usize = 640 * 1024;
 /// Bytes of network that one board's `Sync` may take.
 pub(crate) const MAX_NETWORK_BYTES: usize = 320 * 1024;
+/// Connections that rules may put on one board: with room for as many that were allowed one by one they stay below
+/// [`MAX_NETWORK_BYTES`], names included.
+pub(crate) const MAX_LINKS_PER_BOARD: usize = 2000;
+/// Rules of one account.
+pub(crate) const MAX_RULES: usize = 256;
+/// Name and value of a label in a rule, in bytes.
+pub(crate) const MAX_LABEL_BYTES: usize = 512;
 /// Bytes of one list in a reply; a longer one leaves out how the containers are run.
 pub(crate) const MAX_LIST_BYTES: usize = 900 * 1024;
 /// Memory that a container without a bound is expected to take, in bytes: only for spreading a burst of runs before

@@ -150,6 +150,7 @@ impl Broker {
         self.tables.insert_container(id, container);
         self.adopt_ports(id);
         self.send_desired(id);
+        self.apply_rules_to(id);
         self.container_event(id);
         Ok(self.container_reply(self.present(id)?, id))
     }
@@ -449,6 +450,7 @@ impl Broker {
         self.owners.remove(&id);
         self.orphans.remove(&id);
         self.forget_condition(id);
+        self.forget_rules_of(id);
         self.cut_links(id);
         self.set_phase(id, Phase::Removing { confirmed: false });
         self.release(account, blobs);

@@ -21,6 +21,7 @@ mod names;
 mod network;
 mod nodes;
 mod placement;
+mod rules;
 mod sessions;
 mod spec;
 mod tables;
@@ -302,6 +303,7 @@ impl Broker {
 
     /// What follows from the records when the broker starts: the clocks of grace begin anew.
     fn resume(&mut self) {
+        self.resume_rules();
         let nodes: Vec<NodeIndex> = self.tables.nodes.iter().map(|(index, _)| *index).collect();
         for index in nodes {
             let network = self.network_of(index);

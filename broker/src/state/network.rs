@@ -6,24 +6,29 @@ use super::waiting::{Goal, Waiter, still_open};
 use super::{Broker, Timer, error, not_found};
 use crate::record::{Link, Phase};
 use std::collections::{BTreeMap, BTreeSet};
-use wherry_protocol::message::{Called, ConnectRequest, ConnectionInfo, NetworkDesired, Peer, Reply, ToNode};
+use wherry_protocol::message::{
+    Called, ConnectRequest, ConnectionInfo, NetworkDesired, Party, Peer, Reply, ToNode,
+};
 use wherry_protocol::{AccountId, ContainerId, ErrorCode, NodeIndex, WireError};
 
 impl Broker {
     pub(super) fn connect(&mut self, asker: &Asker, wanted: &ConnectRequest) -> Now {
+        if Self::is_rule(wanted) {
+            return self.add_rule(asker, wanted);
+        }
         let link = self.link(asker, wanted)?;
         let boards = self.boards(&link);
         for board in &boards {
             self.board_session(*board)?;
         }
         self.check_overlay(&boards)?;
-        let undo = if self.tables.has_link(&link) { None } else { Some(link) };
+        let undo = if self.tables.has_single_link(&link) { None } else { Some(link) };
         if undo.is_some() {
             self.tables.insert_link(link);
             if let Some(full) = boards.iter().find(|board| self.network_is_full(**board)) {
                 let text =
                     format!("{} has as many connections as a board may: close some", self.node_name(*full));
-                self.tables.remove_link(&link);
+                self.take_back_link(&link);
                 return Err(error(ErrorCode::NoCapacity, text));
             }
             self.refresh(&boards);
@@ -32,15 +37,26 @@ impl Broker {
     }
 
     pub(super) fn disconnect(&mut self, asker: &Asker, wanted: &ConnectRequest) -> Now {
+        if Self::is_rule(wanted) {
+            return self.remove_rule(asker, wanted);
+        }
         let link = self.link(asker, wanted)?;
         if !self.tables.has_link(&link) {
             let text = format!("there is no such connection from {} to {}:{}", link.from, link.to, link.port);
             return Err(error(ErrorCode::NotFound, text));
         }
+        if let Some(rule) = self.rule_for(&link) {
+            let text = format!(
+                "it follows from the rule {} {}:{}: take that back",
+                self.member_text(&rule.from),
+                self.member_text(&rule.to),
+                rule.port
+            );
+            return Err(error(ErrorCode::WrongState, text));
+        }
         let boards = self.boards(&link);
         self.unlink(&link);
-        let here: BTreeSet<NodeIndex> =
-            boards.iter().copied().filter(|board| self.connected.contains_key(board)).collect();
+        let here = self.connected_among(&boards);
         match (boards.first(), here.is_empty()) {
             (Some(away), true) => Err(still_open(&self.node_name(*away))),
             (Some(_) | None, _) => self.until_applied(asker, &here, Goal::Disconnect { closed: false }),
@@ -48,8 +64,7 @@ impl Broker {
     }
 
     fn link(&self, asker: &Asker, wanted: &ConnectRequest) -> Result<Link, WireError> {
-        let (from, _) = self.find(asker, &wanted.from)?;
-        let (to, _) = self.find(asker, &wanted.to)?;
+        let (from, to) = (self.single(asker, &wanted.from)?, self.single(asker, &wanted.to)?);
         if from == to {
             return Err(error(
                 ErrorCode::Invalid,
@@ -60,6 +75,13 @@ impl Broker {
             return Err(error(ErrorCode::Invalid, "a port is 1 to 65535, not 0"));
         }
         Ok(Link { from, to, port: wanted.port, transport: wanted.transport })
+    }
+
+    fn single(&self, asker: &Asker, party: &Party) -> Result<ContainerId, WireError> {
+        match party {
+            Party::Container(selector) => self.find(asker, selector).map(|(id, _)| id),
+            Party::Labelled { .. } => Err(error(ErrorCode::Invalid, "a label is no single container")),
+        }
     }
 
     fn boards(&self, link: &Link) -> BTreeSet<NodeIndex> {
@@ -82,7 +104,7 @@ impl Broker {
         }
     }
 
-    fn until_applied(&mut self, asker: &Asker, boards: &BTreeSet<NodeIndex>, goal: Goal) -> Now {
+    pub(super) fn until_applied(&mut self, asker: &Asker, boards: &BTreeSet<NodeIndex>, goal: Goal) -> Now {
         let pending: BTreeMap<NodeIndex, u64> = boards
             .iter()
             .map(|board| (*board, self.revision(*board)))
@@ -194,6 +216,21 @@ impl Broker {
         self.unlink_all(&[*link]);
     }
 
+    /// Takes back what one request allowed; what follows from a rule stays.
+    pub(super) fn take_back_link(&mut self, link: &Link) {
+        match self.rule_for(link).is_some() {
+            true => self.tables.keep_standing(link),
+            false => self.unlink(link),
+        }
+    }
+
+    /// Takes links away that followed from rules only.
+    pub(super) fn unlink_standing(&mut self, links: &[Link]) {
+        let gone: Vec<Link> =
+            links.iter().copied().filter(|link| self.tables.remove_standing(link)).collect();
+        self.withdraw(&gone);
+    }
+
     /// Cuts all connections of a container.
     pub(super) fn cut_links(&mut self, id: ContainerId) {
         let links: Vec<Link> = self.tables.links_of(id).copied().collect();
@@ -203,9 +240,13 @@ impl Broker {
     /// Takes connections away, and notes for both ends which boards may still let their addresses through.
     fn unlink_all(&mut self, links: &[Link]) {
         let gone: Vec<Link> = links.iter().copied().filter(|link| self.tables.remove_link(link)).collect();
+        self.withdraw(&gone);
+    }
+
+    fn withdraw(&mut self, gone: &[Link]) {
         let boards: BTreeSet<NodeIndex> = gone.iter().flat_map(|link| self.boards(link)).collect();
         self.refresh(&boards);
-        for link in &gone {
+        for link in gone {
             let revisions: Vec<(NodeIndex, u64)> =
                 self.boards(link).into_iter().map(|board| (board, self.revision(board))).collect();
             for end in [link.from, link.to] {
@@ -260,7 +301,8 @@ impl Broker {
     }
 
     pub(super) fn connections(&self, account: AccountId) -> Reply {
-        let infos = self.tables.links().filter_map(|link| {
+        let links: BTreeSet<&Link> = self.tables.links().collect();
+        let infos = links.into_iter().filter_map(|link| {
             let from = self.tables.container(link.from)?;
             let to = self.tables.container(link.to)?;
             (from.account == account).then(|| ConnectionInfo {
@@ -272,7 +314,7 @@ impl Broker {
                 transport: link.transport,
             })
         });
-        Reply::Connections(infos.collect())
+        Reply::Connections { connections: infos.collect(), rules: self.rules(account) }
     }
 
     pub(super) fn node_name(&self, board: NodeIndex) -> String {

@@ -1,6 +1,6 @@
 //! All records in memory, with the indices that follow from them, and the list of what has to be written.
 use crate::record::{
-    Account, Change, Container, Hold, Image, Key, Link, Meta, Node, PendingToken, Record, Table,
+    Account, Change, Container, Hold, Image, Key, Link, Member, Meta, Node, PendingToken, Record, Rule, Table,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use wherry_protocol::message::{ContainerSpec, ContainerState, ImageManifest, ImageName, Setting};
@@ -35,11 +35,14 @@ pub(crate) struct Tables {
     links: Table<Link, ()>,
     pub(crate) labels: Table<NodeIndex, BTreeMap<String, String>>,
     pub(crate) clean: Table<ContainerId, Generation>,
+    pub(crate) rules: Table<Rule, ()>,
     // Derived from the above.
     keys: BTreeMap<PublicKey, AccountId>,
     on_node: BTreeMap<NodeIndex, BTreeSet<ContainerId>>,
     desired_bytes: BTreeMap<NodeIndex, usize>,
     links_of: BTreeMap<ContainerId, BTreeSet<Link>>,
+    /// Links that follow from rules.
+    standing: BTreeSet<Link>,
 }
 
 impl Tables {
@@ -66,6 +69,7 @@ impl Tables {
             (Key::Link(link), Record::Link) => self.links.load(link, ()),
             (Key::NodeLabels(index), Record::NodeLabels(labels)) => self.labels.load(index, labels),
             (Key::Clean(id), Record::Clean(since)) => self.clean.load(id, since),
+            (Key::Rule(rule), Record::Rule) => self.rules.load(*rule, ()),
             (key, _) => return Err(LoadError::Kind(key)),
         }
         Ok(())
@@ -96,6 +100,15 @@ impl Tables {
         for (id, _) in self.clean.iter() {
             if !self.containers.contains(id) {
                 return Err(LoadError::Dangling(Key::Clean(*id)));
+            }
+        }
+        for (rule, ()) in self.rules.iter() {
+            let there = |member: &Member| match member {
+                Member::Container(id) => self.containers.get(id).is_some_and(Container::is_present),
+                Member::Labelled { .. } => true,
+            };
+            if !self.accounts.contains(&rule.account) || !there(&rule.from) || !there(&rule.to) {
+                return Err(LoadError::Dangling(Key::Rule(Box::new(rule.clone()))));
             }
         }
         for (link, ()) in self.links.iter() {
@@ -205,11 +218,17 @@ impl Tables {
     }
 
     pub(crate) fn has_link(&self, link: &Link) -> bool {
+        self.links.contains(link) || self.standing.contains(link)
+    }
+
+    /// Whether somebody has allowed this one by itself.
+    pub(crate) fn has_single_link(&self, link: &Link) -> bool {
         self.links.contains(link)
     }
 
     pub(crate) fn links(&self) -> impl Iterator<Item = &Link> {
-        self.links.iter().map(|(link, ())| link)
+        let single = self.links.iter().map(|(link, ())| link);
+        single.chain(self.standing.iter().filter(|link| !self.links.contains(link)))
     }
 
     pub(crate) fn links_of(&self, id: ContainerId) -> impl Iterator<Item = &Link> {
@@ -217,13 +236,45 @@ impl Tables {
     }
 
     pub(crate) fn insert_link(&mut self, link: Link) {
-        for id in [link.from, link.to] {
-            self.links_of.entry(id).or_default().insert(link);
-        }
+        self.index_link(link);
         self.links.insert(link, ());
     }
 
+    /// A link that follows from a rule.
+    pub(crate) fn insert_standing(&mut self, link: Link) {
+        self.index_link(link);
+        self.standing.insert(link);
+    }
+
+    fn index_link(&mut self, link: Link) {
+        for id in [link.from, link.to] {
+            self.links_of.entry(id).or_default().insert(link);
+        }
+    }
+
+    /// Takes a link away for good, whatever it followed from. Whether there was one.
     pub(crate) fn remove_link(&mut self, link: &Link) -> bool {
+        let single = self.links.remove(link).is_some();
+        let standing = self.standing.remove(link);
+        self.unindex(link);
+        single || standing
+    }
+
+    /// Takes a link away as far as it followed from rules. Whether it is gone now.
+    pub(crate) fn remove_standing(&mut self, link: &Link) -> bool {
+        let gone = self.standing.remove(link) && !self.links.contains(link);
+        if gone {
+            self.unindex(link);
+        }
+        gone
+    }
+
+    /// Takes a link away that somebody had allowed by itself, and which follows from a rule all the same.
+    pub(crate) fn keep_standing(&mut self, link: &Link) {
+        self.links.remove(link);
+    }
+
+    fn unindex(&mut self, link: &Link) {
         for id in [link.from, link.to] {
             if let Some(links) = self.links_of.get_mut(&id) {
                 links.remove(link);
@@ -232,7 +283,6 @@ impl Tables {
                 }
             }
         }
-        self.links.remove(link).is_some()
     }
 
     /// What the store must be told since the last call.
@@ -264,6 +314,7 @@ impl Tables {
         keys.extend(self.links.take_touched().into_iter().map(Key::Link));
         keys.extend(self.labels.take_touched().into_iter().map(Key::NodeLabels));
         keys.extend(self.clean.take_touched().into_iter().map(Key::Clean));
+        keys.extend(self.rules.take_touched().into_iter().map(|rule| Key::Rule(Box::new(rule))));
         keys
     }
 
@@ -282,6 +333,7 @@ impl Tables {
             Key::Link(link) => self.links.get(link).map(|()| Record::Link),
             Key::NodeLabels(index) => self.labels.get(index).cloned().map(Record::NodeLabels),
             Key::Clean(id) => self.clean.get(id).copied().map(Record::Clean),
+            Key::Rule(rule) => self.rules.get(rule).map(|()| Record::Rule),
         }
     }
 
@@ -301,6 +353,7 @@ impl Tables {
         keys.extend(self.links.iter().map(|(link, ())| Key::Link(*link)));
         keys.extend(self.labels.iter().map(|(index, _)| Key::NodeLabels(*index)));
         keys.extend(self.clean.iter().map(|(id, _)| Key::Clean(*id)));
+        keys.extend(self.rules.iter().map(|(rule, ())| Key::Rule(Box::new(rule.clone()))));
         keys.into_iter().filter_map(|key| self.record(&key).map(|record| (key, record))).collect()
     }
 }

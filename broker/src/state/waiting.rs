@@ -208,7 +208,7 @@ impl Broker {
 
     fn take_back(&mut self, goal: Goal) {
         match goal {
-            Goal::Connect { undo: Some(link) } => self.unlink(&link),
+            Goal::Connect { undo: Some(link) } => self.take_back_link(&link),
             Goal::Connect { undo: None } | Goal::Disconnect { .. } => {}
         }
     }

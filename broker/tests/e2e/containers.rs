@@ -103,8 +103,12 @@ async fn connections_are_confirmed_by_both_boards() {
     for (name, node) in [("web", "n1"), ("probe", "n2")] {
         user.container(run_with(name, |run| run.node = Some(node.into()))).await;
     }
-    let link =
-        ConnectRequest { from: by_name("probe"), to: by_name("web"), port: 80, transport: Transport::Tcp };
+    let link = ConnectRequest {
+        from: Party::Container(by_name("probe")),
+        to: Party::Container(by_name("web")),
+        port: 80,
+        transport: Transport::Tcp,
+    };
     assert_eq!(user.ask(Request::Connect(link.clone())).await, Reply::Done);
     for board in [&mut one, &mut two] {
         let network = loop {
@@ -116,7 +120,7 @@ async fn connections_are_confirmed_by_both_boards() {
         assert_eq!(network.peers.len(), 1);
         assert_eq!(network.connections[0].to_address, std::net::Ipv4Addr::new(10, 1, 0, 2));
     }
-    let Reply::Connections(connections) = user.ask(Request::Connections).await else { panic!() };
+    let Reply::Connections { connections, .. } = user.ask(Request::Connections).await else { panic!() };
     assert_eq!(connections[0].from_name.as_str(), "probe");
     assert_eq!(user.ask(Request::Disconnect(link.clone())).await, Reply::Done);
     assert_eq!(user.refused(Request::Disconnect(link)).await.code, ErrorCode::NotFound);

@@ -13,8 +13,12 @@ async fn a_restart_of_the_broker_changes_nothing() {
     for name in ["web", "probe"] {
         user.run(name).await;
     }
-    let link =
-        ConnectRequest { from: by_name("probe"), to: by_name("web"), port: 80, transport: Transport::Tcp };
+    let link = ConnectRequest {
+        from: Party::Container(by_name("probe")),
+        to: Party::Container(by_name("web")),
+        port: 80,
+        transport: Transport::Tcp,
+    };
     assert_eq!(user.ask(Request::Connect(link)).await, Reply::Done);
     let all = Request::Containers { all_accounts: false };
     let Reply::Containers(before) = user.ask(all.clone()).await else { panic!() };
@@ -30,7 +34,7 @@ async fn a_restart_of_the_broker_changes_nothing() {
     assert_eq!(before, after);
     assert_eq!(board.containers.lock().await.len(), 2);
     assert!(board.told.try_recv().is_err(), "nothing but the first order");
-    let Reply::Connections(connections) = user.ask(Request::Connections).await else { panic!() };
+    let Reply::Connections { connections, .. } = user.ask(Request::Connections).await else { panic!() };
     assert_eq!(connections.len(), 1);
     let Reply::Images(images) = user.ask(Request::Images).await else { panic!() };
     assert_eq!(images.len(), 1);

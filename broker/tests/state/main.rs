@@ -7,6 +7,7 @@ mod network;
 mod nodes;
 mod properties;
 mod refusals;
+mod rules;
 mod stored;
 mod table;
 mod world;

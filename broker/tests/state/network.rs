@@ -15,7 +15,7 @@ fn world() -> (World, User, [Board; 2], [ContainerInfo; 2]) {
 
 fn connections(world: &mut World, user: &User) -> usize {
     match world.reply(user, Request::Connections) {
-        Reply::Connections(connections) => connections.len(),
+        Reply::Connections { connections, .. } => connections.len(),
         other => panic!("{other:?}"),
     }
 }

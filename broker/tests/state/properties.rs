@@ -219,6 +219,7 @@ impl Cluster {
                     run.detached = detached;
                     run.node = node.map(|number| format!("n{number}"));
                     run.spec.auto_remove = auto_remove;
+                    run.spec.labels = vec![("n".into(), (name % 2).to_string())];
                     run.spec.publish =
                         port.map(|port| PublishedPort { port, container_port: 80 }).into_iter().collect();
                 });
@@ -285,8 +286,12 @@ impl Cluster {
 
     fn connect(&mut self, user: u8, from: u8, to: u8, port: u16, make: fn(ConnectRequest) -> Request) {
         let Some((_, session)) = self.session(&USERS, user) else { return };
-        let (from, to) =
-            (ContainerSelector::Id(self.container(from)), ContainerSelector::Id(self.container(to)));
+        // Some of them by label.
+        let party = |number: u8| match number % 4 {
+            0 => Party::Labelled { key: "n".into(), value: (number / 4 % 2).to_string() },
+            _ => Party::Container(ContainerSelector::Id(self.container(number))),
+        };
+        let (from, to) = (party(from), party(to));
         self.ask(session, make(ConnectRequest { from, to, port, transport: Transport::Tcp }));
     }
 

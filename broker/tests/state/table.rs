@@ -37,8 +37,8 @@ fn container_requests(id: ContainerId) -> Vec<(&'static str, Request)> {
         (
             "connect",
             Request::Connect(ConnectRequest {
-                from: container.clone(),
-                to: ContainerSelector::Name("peer".parse().expect("a name")),
+                from: container.clone().into(),
+                to: ContainerSelector::Name("peer".parse().expect("a name")).into(),
                 port: 80,
                 transport: Transport::Tcp,
             }),
@@ -46,8 +46,8 @@ fn container_requests(id: ContainerId) -> Vec<(&'static str, Request)> {
         (
             "disconnect",
             Request::Disconnect(ConnectRequest {
-                from: container,
-                to: ContainerSelector::Name("peer".parse().expect("a name")),
+                from: container.into(),
+                to: ContainerSelector::Name("peer".parse().expect("a name")).into(),
                 port: 80,
                 transport: Transport::Tcp,
             }),

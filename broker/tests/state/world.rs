@@ -281,7 +281,12 @@ pub(crate) fn id(info: &ContainerInfo) -> ContainerSelector {
 }
 
 pub(crate) fn link(from: &ContainerInfo, to: &ContainerInfo) -> ConnectRequest {
-    ConnectRequest { from: id(from), to: id(to), port: 80, transport: Transport::Tcp }
+    ConnectRequest {
+        from: Party::Container(id(from)),
+        to: Party::Container(id(to)),
+        port: 80,
+        transport: Transport::Tcp,
+    }
 }
 
 pub(crate) fn descriptor(bytes: &[u8], media: Media) -> Descriptor {

@@ -26,6 +26,7 @@ pub(crate) struct State {
     pub(crate) images: BTreeMap<ImageName, ImageInfo>,
     pub(crate) containers: BTreeMap<ContainerId, ContainerInfo>,
     pub(crate) connections: BTreeSet<(ContainerId, ContainerId, u16, Transport)>,
+    pub(crate) rules: Vec<RuleInfo>,
     /// How often statistics were asked for.
     looks: u64,
     pub(crate) signals: Vec<u8>,
@@ -498,6 +499,10 @@ impl State {
                 let missing = || refused(ErrorCode::NotFound, format!("no image is called '{name}'"));
                 self.images.remove(&name).map(|_| Reply::Done).ok_or_else(missing)?
             }
+            Request::Connect(request) if let Some(rule) = rule(&request) => {
+                self.rules.push(rule);
+                Reply::Done
+            }
             Request::Connect(request) => {
                 let key = self.connection(&request)?;
                 self.connections.insert(key);
@@ -508,8 +513,10 @@ impl State {
                 self.connections.remove(&key);
                 Reply::Done
             }
-            Request::Connections => Reply::Connections(
-                self.connections
+            Request::Connections => Reply::Connections {
+                rules: self.rules.clone(),
+                connections: self
+                    .connections
                     .iter()
                     .map(|&(from, to, port, transport)| ConnectionInfo {
                         from,
@@ -520,7 +527,7 @@ impl State {
                         transport,
                     })
                     .collect(),
-            ),
+            },
             Request::CreateToken { role, lifetime_seconds } => {
                 let secret = TokenSecret([9; 16]);
                 self.tokens.insert(secret.hash(), (role, None));
@@ -624,7 +631,11 @@ impl State {
         &self,
         request: &ConnectRequest,
     ) -> Result<(ContainerId, ContainerId, u16, Transport), WireError> {
-        Ok((self.find(&request.from)?.id, self.find(&request.to)?.id, request.port, request.transport))
+        let single = |party: &Party| match party {
+            Party::Container(selector) => self.find(selector).map(|info| info.id),
+            Party::Labelled { .. } => panic!("a rule"),
+        };
+        Ok((single(&request.from)?, single(&request.to)?, request.port, request.transport))
     }
 
     fn account(&self, peer: PublicKey) -> AccountInfo {
@@ -637,6 +648,23 @@ impl State {
             sessions: 1,
         }
     }
+}
+
+/// The rule that a request with labels is about.
+fn rule(request: &ConnectRequest) -> Option<RuleInfo> {
+    let text = |party: &Party| match party {
+        Party::Container(ContainerSelector::Id(id)) => id.to_string(),
+        Party::Container(ContainerSelector::Name(name)) => name.to_string(),
+        Party::Labelled { key, value } => format!("label:{key}={value}"),
+    };
+    let labelled = [&request.from, &request.to].iter().any(|party| matches!(party, Party::Labelled { .. }));
+    labelled.then(|| RuleInfo {
+        from: text(&request.from),
+        to: text(&request.to),
+        port: request.port,
+        transport: request.transport,
+        connections: 3,
+    })
 }
 
 pub(crate) fn name(text: &str) -> Name {

@@ -97,13 +97,28 @@ fn connections() {
     );
     let expected =
         json!({"from": "probe", "from_id": "c1", "to": "web", "to_id": "c2", "port": 53, "transport": "udp"});
-    assert_eq!(world.line("connections --json").json()[0], expected);
+    assert_eq!(world.line("connections --json").json()["connections"][0], expected);
     assert_eq!(
         world.line("disconnect probe web:80").ok(),
         "probe may no longer connect to web port 80/tcp\n"
     );
     assert_eq!(world.broker.state().connections.len(), 1);
     world.line("connect probe gone:80").fails(1, "no container is called 'gone'");
+    let rule = "label:tier=front may connect to service:db port 5432/tcp\n";
+    assert_eq!(world.line("connect label:tier=front service:db:5432").ok(), rule);
+    assert_eq!(
+        lines(world.line("connections").ok())[3..],
+        [
+            "RULE              TO                PORT      CONNECTIONS",
+            "label:tier=front  label:service=db  5432/tcp  3"
+        ]
+    );
+    assert_eq!(world.line("connections --json").json()["rules"][0]["to"], json!("label:service=db"));
+    let nobody = "is neither a container nor label:KEY=VALUE nor service:NAME";
+    for nonsense in ["label:tier", "label:=x", "service:A!", "Web"] {
+        world.line(&format!("connect {nonsense} web:80")).fails(1, nobody);
+        world.line(&format!("connect probe {nonsense}:80")).fails(1, nobody);
+    }
 }
 
 #[test]

@@ -220,13 +220,33 @@ pub struct RunRequest {
     pub spec: ContainerSpec,
 }
 
-/// One allowed direction between two containers.
+/// Whom a connection is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Party {
+    /// One container.
+    Container(ContainerSelector),
+    /// All of the account's containers with this label, those that are there and those that come.
+    Labelled {
+        /// The label's name.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl From<ContainerSelector> for Party {
+    fn from(container: ContainerSelector) -> Self {
+        Self::Container(container)
+    }
+}
+
+/// One allowed direction: between two containers, or, where labels are named, a rule that holds until it is taken back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectRequest {
     /// Who may connect.
-    pub from: ContainerSelector,
+    pub from: Party,
     /// To whom.
-    pub to: ContainerSelector,
+    pub to: Party,
     /// On this port.
     pub port: u16,
     /// With this protocol.
@@ -260,7 +280,12 @@ pub enum Reply {
     /// To `Containers`.
     Containers(Vec<ContainerInfo>),
     /// To `Connections`.
-    Connections(Vec<ConnectionInfo>),
+    Connections {
+        /// What holds now, whatever it follows from.
+        connections: Vec<ConnectionInfo>,
+        /// Rules about labels.
+        rules: Vec<RuleInfo>,
+    },
     /// To `CreateToken`: the token's text, without an address.
     Token {
         /// `wry1-…`.
@@ -406,6 +431,21 @@ pub struct ConnectionInfo {
     pub port: u16,
     /// With this protocol.
     pub transport: Transport,
+}
+
+/// A rule about labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleInfo {
+    /// Who may connect: a container's name, or `label:KEY=VALUE`.
+    pub from: String,
+    /// To whom.
+    pub to: String,
+    /// On this port.
+    pub port: u16,
+    /// With this protocol.
+    pub transport: Transport,
+    /// Connections that follow from it now.
+    pub connections: u32,
 }
 
 /// Something that happened, to those who may see it.

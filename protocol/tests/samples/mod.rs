@@ -66,6 +66,7 @@ listed! {
         Copy, Pause, Ready, Wake, StartClean, Changes, LabelNode, ReadBlob,
     }
     ContainerSelector { Id, Name }
+    Party { Container, Labelled }
     WaitUntil { Started, Ended }
     Reply {
         Error, Done, Status, Nodes, Missing, Blob, Image, Images, Container, Containers, Connections, Token, Accounts,
@@ -357,8 +358,8 @@ fn label_node() -> Request {
 }
 
 fn connect() -> ConnectRequest {
-    let to = ContainerSelector::Name(name("web"));
-    ConnectRequest { from: selector(), to, port: 80, transport: Transport::Udp }
+    let to = Party::Labelled { key: "app".into(), value: "web".into() };
+    ConnectRequest { from: selector().into(), to, port: 80, transport: Transport::Udp }
 }
 
 /// The table.
@@ -409,6 +410,8 @@ fn requests() -> Vec<Row> {
         row(Request::Remove { container: selector(), force: true }),
         row(Request::Signal { container: selector(), signal: 15 }),
         row(Request::Connect(connect())),
+        row(Party::Container(selector())),
+        row(Party::Labelled { key: "k".into(), value: "v".into() }),
         row(Request::Disconnect(connect())),
         row(Request::Connections),
         row(Request::Exec { container: selector(), spec: exec() }),
@@ -454,6 +457,13 @@ fn replies() -> Vec<Row> {
         port: 80,
         transport: Transport::Tcp,
     };
+    let rule = RuleInfo {
+        from: "probe".into(),
+        to: "label:app=web".into(),
+        port: 80,
+        transport: Transport::Tcp,
+        connections: 1,
+    };
     let process = ProcessInfo {
         pid: 1,
         parent: 0,
@@ -474,7 +484,7 @@ fn replies() -> Vec<Row> {
         row(Reply::Images(vec![])),
         row(Reply::Container(Box::new(container_info()))),
         row(Reply::Containers(vec![])),
-        row(Reply::Connections(vec![connection])),
+        row(Reply::Connections { connections: vec![connection], rules: vec![rule] }),
         row(Reply::Token { text: "wry1-user-x".into(), expires_seconds: 9 }),
         row(Reply::Accounts(vec![account()])),
         row(Reply::Stats(ContainerStats { time_ms: 1, pids: Some(2), ..ContainerStats::default() })),

@@ -61,9 +61,28 @@ pub(super) fn connections(world: &mut dyn World) -> Result<(), Failure> {
     let listed = admin.ok(&["connections"])?;
     ensure(listed.contains("probe") && listed.contains("web"), || format!("`wherry connections`: {listed}"))?;
     only_that_port_and_direction(world, &web)?;
+    names(admin, &web)?;
     admin.ok(&["disconnect", "probe", "web:80"])?;
     ensure(fetch(admin, &url)?.is_none(), || "two containers talk after disconnect".into())?;
+    let lookup = admin.run(&["exec", "probe", "--", "busybox", "nslookup", "web"])?;
+    ensure(!lookup.stdout.contains(&web.address), || {
+        format!("the name is known after disconnect: {lookup:?}")
+    })?;
     remove_pair(admin)
+}
+
+/// What `probe` may connect to it knows by name; `web` knows nobody.
+fn names(admin: &Wherry, web: &ContainerView) -> Result<(), Failure> {
+    let lookup = |from: &str, name: &str| admin.run(&["exec", from, "--", "busybox", "nslookup", name]);
+    let found = lookup("probe", "web")?;
+    ensure(found.code == 0 && found.stdout.contains(&web.address), || format!("nslookup web: {found:?}"))?;
+    let missing = lookup("probe", "probe")?;
+    ensure(missing.code != 0, || format!("nslookup probe: {missing:?}"))?;
+    let service = admin.run(&["connect", "label:app=probe", "service:web:81"])?;
+    ensure(service.code == 0, || format!("a rule about labels: {service:?}"))?;
+    let listed = admin.ok(&["connections"])?;
+    ensure(listed.contains("label:service=web"), || format!("`wherry connections`: {listed}"))?;
+    admin.ok(&["disconnect", "label:app=probe", "service:web:81"]).map(drop)
 }
 
 fn only_that_port_and_direction(world: &dyn World, web: &ContainerView) -> Result<(), Failure> {

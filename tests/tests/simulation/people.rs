@@ -103,8 +103,8 @@ impl Cluster {
             .keys()
             .filter_map(|key| match key {
                 Key::Link(link) if own.contains(&link.from) => Some(ConnectRequest {
-                    from: ContainerSelector::Id(link.from),
-                    to: ContainerSelector::Id(link.to),
+                    from: ContainerSelector::Id(link.from).into(),
+                    to: ContainerSelector::Id(link.to).into(),
                     port: link.port,
                     transport: link.transport,
                 }),
@@ -121,7 +121,7 @@ impl Cluster {
         let one = dice.one_of(&own).copied().map(ContainerSelector::Id);
         let two = dice.one_of(&own).copied().map(ContainerSelector::Id);
         let link = |from: Option<ContainerSelector>, to: Option<ContainerSelector>| {
-            Some(ConnectRequest { from: from?, to: to?, port: 80, transport: Transport::Tcp })
+            Some(ConnectRequest { from: from?.into(), to: to?.into(), port: 80, transport: Transport::Tcp })
         };
         match choice {
             0..=34 => Some(("run", Request::Run(Box::new(run(dice.percent(80), dice.percent(10)))))),

@@ -4,18 +4,19 @@ use crate::signals::Ending;
 use crate::{output, parse, view};
 use clap::Args;
 use std::net::SocketAddr;
-use wherry_client::{Tunnel, TunnelEvent, selector};
-use wherry_protocol::message::{ConnectRequest, ConnectionInfo, Transport};
+use wherry_client::{Tunnel, TunnelEvent, party};
+use wherry_protocol::message::{ConnectRequest, ConnectionInfo, RuleInfo, Transport};
 
 type Target = (String, u16, Transport);
 
 /// `wherry connect`, `wherry disconnect`
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
-    /// The container that may connect: name or id.
+    /// Who may connect: a container, label:KEY=VALUE, or service:NAME.
+    #[arg(value_name = "FROM")]
     from: String,
-    /// Container and port that it may connect to: web:80, dns:53/udp.
-    #[arg(value_name = "CONTAINER:PORT[/udp]", value_parser = parse::target)]
+    /// Whom and which port: web:80, dns:53/udp, label:tier=db:5432, service:front:80.
+    #[arg(value_name = "TO:PORT[/udp]", value_parser = parse::target)]
     to: Target,
 }
 
@@ -37,8 +38,7 @@ fn transport(transport: Transport) -> &'static str {
 pub(crate) async fn connect(context: &Context, args: &Connect, change: Change) -> Result<u8, CliError> {
     let location = context.location()?;
     let (to, port, kind) = &args.to;
-    let request =
-        ConnectRequest { from: selector(&args.from)?, to: selector(to)?, port: *port, transport: *kind };
+    let request = ConnectRequest { from: party(&args.from)?, to: party(to)?, port: *port, transport: *kind };
     let verb = match change {
         Change::Allow => {
             location.allow(request).await?;
@@ -63,9 +63,9 @@ pub(crate) async fn connect(context: &Context, args: &Connect, change: Change) -
 
 /// What may connect to what.
 pub(crate) async fn connections(context: &Context) -> Result<u8, CliError> {
-    let connections = context.location()?.connections().await?;
+    let (connections, rules) = context.location()?.connections().await?;
     if context.json {
-        output::json(&connections.iter().map(view::Connection::of).collect::<Vec<_>>())?;
+        output::json(&view::Connections::of(&connections, &rules))?;
         return Ok(0);
     }
     let row = |info: &ConnectionInfo| {
@@ -76,6 +76,14 @@ pub(crate) async fn connections(context: &Context) -> Result<u8, CliError> {
         ]
     };
     output::table(&["FROM", "TO", "PORT"], &connections.iter().map(row).collect::<Vec<_>>())?;
+    if !rules.is_empty() {
+        let row = |rule: &RuleInfo| {
+            let port = format!("{}/{}", rule.port, transport(rule.transport));
+            vec![rule.from.clone(), rule.to.clone(), port, rule.connections.to_string()]
+        };
+        output::line("")?;
+        output::table(&["RULE", "TO", "PORT", "CONNECTIONS"], &rules.iter().map(row).collect::<Vec<_>>())?;
+    }
     Ok(0)
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use wherry_client::StoredLocation;
 use wherry_protocol::message::{
     AccountInfo, ConnectionInfo, ContainerInfo, ContainerSpec, ContainerState, Drops, Event, ExitStatus,
-    HealthReport, ImageInfo, NodeInfo, PublishedPort, StatusInfo,
+    HealthReport, ImageInfo, NodeInfo, PublishedPort, RuleInfo, StatusInfo,
 };
 
 /// A container's state, flat.
@@ -315,8 +315,40 @@ impl<'a> Location<'a> {
     }
 }
 
+/// What may connect to what, and the rules that some of it follows from.
 #[derive(Debug, Serialize)]
-pub(crate) struct Connection<'a> {
+pub(crate) struct Connections<'a> {
+    connections: Vec<Connection<'a>>,
+    rules: Vec<Rule<'a>>,
+}
+
+impl<'a> Connections<'a> {
+    pub(crate) fn of(connections: &'a [ConnectionInfo], rules: &'a [RuleInfo]) -> Self {
+        Self {
+            connections: connections.iter().map(Connection::of).collect(),
+            rules: rules.iter().map(Rule::of).collect(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Rule<'a> {
+    from: &'a str,
+    to: &'a str,
+    port: u16,
+    transport: wherry_protocol::message::Transport,
+    connections: u32,
+}
+
+impl<'a> Rule<'a> {
+    fn of(info: &'a RuleInfo) -> Self {
+        let RuleInfo { from, to, port, transport, connections } = info;
+        Self { from, to, port: *port, transport: *transport, connections: *connections }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Connection<'a> {
     from: &'a str,
     from_id: String,
     to: &'a str,
@@ -326,7 +358,7 @@ pub(crate) struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    pub(crate) fn of(info: &'a ConnectionInfo) -> Self {
+    fn of(info: &'a ConnectionInfo) -> Self {
         Self {
             from: info.from_name.as_str(),
             from_id: info.from.to_string(),
