@@ -195,7 +195,16 @@ impl Container {
 
     /// A TCP connection to a port inside it: the stream carries raw bytes both ways.
     pub async fn open_port(&self, port: u16) -> Result<Stream, ClientError> {
-        let request = Request::Tunnel { container: self.selector.clone(), port };
+        self.open_tunnel(port, Transport::Tcp).await
+    }
+
+    /// UDP to a port inside it: the stream carries datagrams both ways (`wherry_protocol::io::send_datagram`).
+    pub async fn open_datagrams(&self, port: u16) -> Result<Stream, ClientError> {
+        self.open_tunnel(port, Transport::Udp).await
+    }
+
+    async fn open_tunnel(&self, port: u16, transport: Transport) -> Result<Stream, ClientError> {
+        let request = Request::Tunnel { container: self.selector.clone(), port, transport };
         let (reply, stream) = self.location.open(&request).await?;
         fitting!("tunnel", reply, Reply::Done => stream)
     }

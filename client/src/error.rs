@@ -21,6 +21,12 @@ pub enum ClientError {
     /// A text that names nobody a connection could be about.
     #[error("'{0}' is neither a container nor label:KEY=VALUE nor service:NAME")]
     Party(String),
+    /// A proxy was asked for something outside the cluster.
+    #[error("'{0}' is neither a container nor a service of yours, and the proxy leads nowhere else")]
+    Elsewhere(String),
+    /// What a program says to the proxy makes no sense.
+    #[error("this is no SOCKS5 connection: {0}")]
+    Proxy(String),
     /// The token does not say where the broker is, and nobody else did.
     #[error("the token does not say where the broker is: add --address <host>")]
     NoAddress,

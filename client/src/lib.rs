@@ -69,4 +69,4 @@ pub use process::{Input, Output, Process};
 pub use seed::{ClusterSeed, SeedOptions, StaticNetwork};
 pub use snapshot::SnapshotNotes;
 pub use store::{Config, StoreError, StoredLocation};
-pub use tunnel::{Tunnel, TunnelEvent};
+pub use tunnel::{DatagramTunnel, Proxy, Tunnel, TunnelEvent};

@@ -13,11 +13,12 @@ use crate::session::ServeStream;
 use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::net::UdpSocket;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 use wherry_protocol::io::{self, SessionError, Stream};
 use wherry_protocol::message::{
     ChangesQuery, Channel, CopySpec, ExecSpec, ExitStatus, Frame, LogQuery, LogSince, Probe, Reply, Routed,
-    RoutedRequest,
+    RoutedRequest, Transport,
 };
 use wherry_protocol::{ContainerRef, ErrorCode, Limits, WireError};
 use wherry_sys::landlock::Kept;
@@ -56,7 +57,12 @@ impl Router {
             RoutedRequest::Copy { container, copy } => self.copy(&mut stream, container, &copy).await,
             RoutedRequest::Attach { container } => self.attach(&mut stream, container).await,
             RoutedRequest::Logs { container, query } => self.logs(&mut stream, container, query).await,
-            RoutedRequest::Tunnel { container, port } => self.tunnel(&mut stream, container, port).await,
+            RoutedRequest::Tunnel { container, port, transport: Transport::Tcp } => {
+                self.tunnel(&mut stream, container, port).await
+            }
+            RoutedRequest::Tunnel { container, port, transport: Transport::Udp } => {
+                self.datagrams(&mut stream, container, port).await
+            }
             RoutedRequest::Stats { container } => self.stats(&mut stream, container).await,
             RoutedRequest::Processes { container } => self.processes(&mut stream, container).await,
             RoutedRequest::Signal { container, signal } => self.signal(&mut stream, container, signal).await,
@@ -140,6 +146,23 @@ impl Router {
         let mut outside = stream.compat();
         // Either side may break off at any time; that is the end of a tunnel, not a failure of the node.
         tokio::io::copy_bidirectional(&mut outside, &mut inside).await.ok();
+        Ok(())
+    }
+
+    async fn datagrams(
+        &self,
+        stream: &mut Stream,
+        container: ContainerRef,
+        port: u16,
+    ) -> Result<(), Failure> {
+        let id = container.id;
+        let inside = self.network.connect_udp(id, port).await.map_err(|error| {
+            let message = format!("port {port}/udp of container {id} cannot be reached: {error}");
+            WireError::new(ErrorCode::WrongState, message)
+        })?;
+        io::send(stream, &Reply::Done).await?;
+        // The asker has had enough, or is gone; neither is a failure of the node.
+        carry_datagrams(stream, &inside).await.ok();
         Ok(())
     }
 
@@ -238,6 +261,36 @@ impl From<WireError> for Failure {
 impl From<SessionError> for Failure {
     fn from(error: SessionError) -> Self {
         Self::Session(error)
+    }
+}
+
+/// Until the stream ends.
+async fn carry_datagrams(stream: &mut Stream, inside: &UdpSocket) -> Result<(), SessionError> {
+    let (mut reader, mut writer) = stream.split();
+    let towards = async {
+        let mut datagram = Vec::new();
+        while io::recv_datagram(&mut reader, &mut datagram).await? {
+            // One that could not be delivered is lost, as on any network.
+            inside.send(&datagram).await.ok();
+        }
+        Ok(())
+    };
+    let back = async {
+        let mut buffer = vec![0; io::MAX_DATAGRAM_BYTES];
+        loop {
+            match inside.recv(&mut buffer).await {
+                Ok(length) => {
+                    io::send_datagram(&mut writer, buffer.get(..length).unwrap_or_default()).await?;
+                }
+                // Nobody listened when the last one came; somebody may when the next one does.
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+                Err(error) => return Err(SessionError::Io(error)),
+            }
+        }
+    };
+    tokio::select! {
+        ended = towards => ended,
+        broken = back => broken,
     }
 }
 

@@ -593,6 +593,15 @@ fn tunnels_end_inside_the_container() {
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         let unknown = world.runtime.block_on(world.network.connect(ContainerId(99), 80)).unwrap_err();
         assert_eq!(unknown.kind(), std::io::ErrorKind::NotFound);
+        let server = a.udp(53);
+        world.runtime.block_on(async {
+            let socket = world.network.connect_udp(ContainerId(7), 53).await.unwrap();
+            socket.send(b"question").await.unwrap();
+            let from = heard(&server).expect("the datagram");
+            assert_eq!(from.ip(), a.container.address);
+            server.send_to(b"answer", from).unwrap();
+            assert_eq!(socket.recv(&mut [0; 16]).await.unwrap(), 6);
+        });
     });
 }
 

@@ -12,7 +12,25 @@ pub fn free_port() -> Result<u16, Failure> {
 
 /// A web page, headers and all.
 pub fn get(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    get_on(stream)
+}
+
+/// The same of `host`, port 80, through a SOCKS5 proxy (RFC 1928).
+pub fn get_through(proxy: SocketAddr, host: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&proxy, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let length = u8::try_from(host.len()).map_err(std::io::Error::other)?;
+    stream.write_all(&[&[5, 1, 0, 5, 1, 0, 3, length], host.as_bytes(), &[0, 80]].concat())?;
+    let mut answers = [0; 12];
+    stream.read_exact(&mut answers)?;
+    match answers {
+        [5, 0, 5, 0, ..] => get_on(stream),
+        _ => Err(std::io::Error::other(format!("the proxy refuses: {answers:?}"))),
+    }
+}
+
+fn get_on(mut stream: TcpStream) -> std::io::Result<String> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.write_all(b"GET / HTTP/1.0\r\nHost: web\r\n\r\n")?;
     let mut page = Vec::new();

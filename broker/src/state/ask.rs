@@ -82,9 +82,9 @@ impl Broker {
                 let spec = spec.clone();
                 self.enter(asker, container, |container| RoutedRequest::Exec { container, spec })
             }
-            Request::Tunnel { container, port } => {
-                let port = super::spec::check_port(*port)?;
-                self.enter(asker, container, |container| RoutedRequest::Tunnel { container, port })
+            Request::Tunnel { container, port, transport } => {
+                let (port, transport) = (super::spec::check_port(*port)?, *transport);
+                self.enter(asker, container, |container| RoutedRequest::Tunnel { container, port, transport })
             }
             Request::Stats(container) => {
                 self.enter(asker, container, |container| RoutedRequest::Stats { container })

@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use wherry_protocol::limits::MAX_CONTAINERS_PER_NODE;
 use wherry_protocol::message::{
     ContainerDesired, ContainerSelector, ContainerSpec, ContainerState, Egress, Event, Reply, RunRequest,
-    Setting, ToNode, WaitUntil, Want,
+    Setting, ToNode, Transport, WaitUntil, Want,
 };
 use wherry_protocol::{
     AccountId, Constraint, ContainerId, ContainerRef, ErrorCode, Generation, Name, NodeIndex, Role, WireError,
@@ -304,7 +304,8 @@ impl Broker {
         let account = self.present(id)?.account;
         let (node, container) = self.reference(id)?;
         let session = self.board_session(node)?;
-        let routed = wherry_protocol::message::RoutedRequest::Tunnel { container, port };
+        let routed =
+            wherry_protocol::message::RoutedRequest::Tunnel { container, port, transport: Transport::Tcp };
         self.send_route(request, session, account, routed);
         Ok(())
     }

@@ -72,7 +72,7 @@ async fn accounts_do_not_see_one_another() {
             spec: ExecSpec { command: vec!["sh".into()], ..ExecSpec::default() },
         },
         Request::Logs { container: id.clone(), query: LogQuery::default() },
-        Request::Tunnel { container: id.clone(), port: 80 },
+        Request::Tunnel { container: id.clone(), port: 80, transport: Transport::Tcp },
         Request::Attach(id.clone()),
         Request::Signal { container: id.clone(), signal: 9 },
         Request::Start(id.clone()),

@@ -33,7 +33,8 @@ async fn exec_reaches_the_board_with_the_name_of_who_asked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tunnel_carries_bytes_both_ways_and_half_closes() {
     let (_broker, user, _board) = cluster().await;
-    let mut stream = user.open(&Request::Tunnel { container: by_name("web"), port: 80 }).await;
+    let mut stream =
+        user.open(&Request::Tunnel { container: by_name("web"), port: 80, transport: Transport::Tcp }).await;
     assert_eq!(soon(reply(&mut stream)).await, Reply::Done);
     let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
     let (mut reader, mut writer) = futures_util::AsyncReadExt::split(stream);
@@ -51,7 +52,8 @@ async fn a_tunnel_carries_bytes_both_ways_and_half_closes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_who_stops_stops_the_writer() {
     let (_broker, user, _board) = cluster().await;
-    let mut stream = user.open(&Request::Tunnel { container: by_name("web"), port: 80 }).await;
+    let mut stream =
+        user.open(&Request::Tunnel { container: by_name("web"), port: 80, transport: Transport::Tcp }).await;
     assert_eq!(soon(reply(&mut stream)).await, Reply::Done);
     let chunk = vec![1; 64 * 1024];
     let mut taken = 0_usize;
@@ -102,7 +104,8 @@ async fn a_published_port_leads_to_the_container() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_board_that_leaves_ends_its_streams_and_keeps_its_containers() {
     let (broker, user, board) = cluster().await;
-    let mut stream = user.open(&Request::Tunnel { container: by_name("web"), port: 80 }).await;
+    let mut stream =
+        user.open(&Request::Tunnel { container: by_name("web"), port: 80, transport: Transport::Tcp }).await;
     assert_eq!(soon(reply(&mut stream)).await, Reply::Done);
     let (key, facts, containers) = board.leave().await;
     let mut byte = [0];

@@ -376,7 +376,7 @@ fn on(container: ContainerSelector, what: u8) -> Request {
         6 => Request::Remove { container, force: true },
         7 => Request::Attach(container),
         8 => Request::Logs { container, query: LogQuery::default() },
-        9 => Request::Tunnel { container, port: 80 },
+        9 => Request::Tunnel { container, port: 80, transport: Transport::Tcp },
         10 => Request::Signal { container, signal: 15 },
         _ => Request::Containers { all_accounts: false },
     }

@@ -33,7 +33,7 @@ fn container_requests(id: ContainerId) -> Vec<(&'static str, Request)> {
         ("wake", Request::Wake(container.clone())),
         ("start clean", Request::StartClean(container.clone())),
         ("changes", Request::Changes { container: container.clone(), query: ChangesQuery::Names }),
-        ("tunnel", Request::Tunnel { container: container.clone(), port: 80 }),
+        ("tunnel", Request::Tunnel { container: container.clone(), port: 80, transport: Transport::Tcp }),
         (
             "connect",
             Request::Connect(ConnectRequest {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::compat::TokioAsyncReadCompatExt as _;
-use wherry_protocol::io::{self, ServerKeys, SessionError, Side, Stream, recv, send};
+use wherry_protocol::io::{
+    self, ServerKeys, SessionError, Side, Stream, recv, recv_datagram, send, send_datagram,
+};
 use wherry_protocol::message::*;
 use wherry_protocol::token::TokenSecret;
 use wherry_protocol::{
@@ -237,13 +239,16 @@ impl Shared {
                     Ok(info) => logs(&mut stream, &info, query).await,
                 }
             }
-            Request::Tunnel { container, port } => {
+            Request::Tunnel { container, port, transport } => {
                 let found = self.state().running(&container);
                 match found {
                     Err(error) => send(&mut stream, &Reply::Error(error)).await,
                     Ok(_) => {
                         send(&mut stream, &Reply::Done).await?;
-                        echo(stream, port).await
+                        match transport {
+                            Transport::Tcp => echo(stream, port).await,
+                            Transport::Udp => echo_datagrams(stream, port).await,
+                        }
                     }
                 }
             }
@@ -359,6 +364,16 @@ async fn logs(stream: &mut Stream, info: &ContainerInfo, query: LogQuery) -> Res
 }
 
 /// Answers each piece with the port and the piece in capitals.
+/// Says each datagram again, in capitals and with the port.
+async fn echo_datagrams(mut stream: Stream, port: u16) -> Result<(), SessionError> {
+    let mut datagram = Vec::new();
+    while recv_datagram(&mut stream, &mut datagram).await? {
+        let answer = format!("{port} {}", String::from_utf8_lossy(&datagram).to_uppercase());
+        send_datagram(&mut stream, answer.as_bytes()).await?;
+    }
+    Ok(())
+}
+
 async fn echo(mut stream: Stream, port: u16) -> Result<(), SessionError> {
     let mut buffer = [0; 4096];
     loop {

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{oneshot, watch};
 use wherry_net::setup::Uplink;
 use wherry_protocol::message::{ContainerDesired, Drops, Egress, NetworkDesired};
@@ -168,6 +168,17 @@ impl Network {
             }
             other => other,
         }
+    }
+
+    /// A UDP socket to a port of a container, made from within its namespace: whether somebody listens there shows only when
+    /// an answer comes.
+    ///
+    /// # Errors
+    /// As connect(2); `NotFound` when the container is not attached.
+    pub async fn connect_udp(&self, id: ContainerId, port: u16) -> io::Result<UdpSocket> {
+        let place = self.call(move |board| board.place(id)).await.and_then(|place| place);
+        let (address, namespace) = place.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
+        tunnel::connect_udp(namespace.as_fd(), SocketAddrV4::new(address, port)).await
     }
 
     async fn call<T: Send + 'static>(

@@ -4,12 +4,13 @@
 //! connect / accept   handshake              → Secure<T>: a sealed byte pipe
 //! multiplex          streams (yamux)        → Mux to open, Incoming to accept, Driver to spawn
 //! hello, read_hello, answer_hello           first stream: versions
-//! send / recv        messages on a stream
+//! send / recv        messages on a stream; send_datagram / recv_datagram
 //! ```
 //!
 //! There is no runtime in here, so there are no timers: whoever calls [`connect`], [`accept`], [`hello`] and
 //! [`read_hello`] bounds them with [`crate::Limits::handshake_seconds`].
 mod connect;
+mod datagram;
 mod error;
 mod hello;
 mod message;
@@ -20,6 +21,7 @@ mod watch;
 
 pub use crate::session::Side;
 pub use connect::{ServerKeys, accept, accept_with, connect, connect_with, refuse_busy};
+pub use datagram::{MAX_DATAGRAM_BYTES, recv_datagram, send_datagram};
 pub use error::SessionError;
 pub use hello::{answer_hello, hello, read_hello};
 pub use message::{recv, send};

@@ -242,12 +242,15 @@ pub enum RoutedRequest {
         /// Which part.
         query: LogQuery,
     },
-    /// Reply `Done`, then raw bytes both ways: a TCP connection to this port inside the container's network namespace.
+    /// Reply `Done`, then raw bytes both ways: a TCP connection to this port inside the container's network namespace. For
+    /// UDP datagrams both ways (`u16` length, little endian, then the datagram), until the stream ends.
     Tunnel {
         /// Into this container.
         container: ContainerRef,
         /// To this port.
         port: u16,
+        /// With this protocol.
+        transport: Transport,
     },
     /// Sends a signal. Reply `Done`.
     Signal {

@@ -106,8 +106,10 @@ pub enum Request {
     Tunnel {
         /// Into this container.
         container: ContainerSelector,
-        /// To this TCP port.
+        /// To this port.
         port: u16,
+        /// With this protocol.
+        transport: Transport,
     },
     /// Makes a one-time token (admin only). `Token`.
     CreateToken {

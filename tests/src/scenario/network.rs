@@ -2,7 +2,7 @@
 use super::view::{ContainerView, wait_for_state};
 use crate::cli::Wherry;
 use crate::failure::{Failure, ensure};
-use crate::http::{free_port, get};
+use crate::http::{free_port, get, get_through};
 use crate::wait::until;
 use crate::world::World;
 use std::net::Ipv4Addr;
@@ -107,5 +107,13 @@ pub(super) fn tunnel(world: &mut dyn World) -> Result<(), Failure> {
     })?;
     ensure(page.len() > 50, || format!("the page is {page}"))?;
     tunnel.interrupt()?;
+    let port = free_port()?;
+    let proxy = admin.start(&["proxy", &port.to_string()])?;
+    let page = until("the page through the proxy", SOON, || {
+        get_through((Ipv4Addr::LOCALHOST, port).into(), "web")
+            .map_err(|error| format!("{error}; {}", proxy.stderr()))
+    })?;
+    ensure(page.contains(" 200 "), || format!("the page is {page}"))?;
+    proxy.interrupt()?;
     remove_pair(admin)
 }

@@ -115,6 +115,8 @@ enum Command {
     Connections,
     /// Make a port of a container reachable from this computer.
     Tunnel(network::TunnelArgs),
+    /// A SOCKS5 proxy on this computer that leads to containers by name
+    Proxy(network::ProxyArgs),
     /// An SSH server on this computer that leads into a container, for ssh, scp, sftp, rsync and editors.
     Ssh(ssh::Ssh),
     /// Invite people and boards (admins only).
@@ -223,6 +225,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Disconnect(args) => network::connect(&context, &args, network::Change::Forbid).await,
         Command::Connections => network::connections(&context).await,
         Command::Tunnel(args) => network::tunnel(&context, args).await,
+        Command::Proxy(args) => network::proxy(&context, args).await,
         Command::Ssh(args) => ssh::ssh(&context, args).await,
         Command::Token(args) => access::token(&context, &args).await,
         Command::Accounts => access::accounts(&context).await,

@@ -1,10 +1,10 @@
-//! `connect`, `disconnect`, `connections`, `tunnel`.
+//! `connect`, `disconnect`, `connections`, `tunnel`, `proxy`.
 use crate::context::{CliError, Context};
 use crate::signals::Ending;
 use crate::{output, parse, view};
 use clap::Args;
 use std::net::SocketAddr;
-use wherry_client::{Tunnel, TunnelEvent, party};
+use wherry_client::{DatagramTunnel, Proxy, Tunnel, TunnelEvent, party};
 use wherry_protocol::message::{ConnectRequest, ConnectionInfo, RuleInfo, Transport};
 
 type Target = (String, u16, Transport);
@@ -93,38 +93,78 @@ pub(crate) struct TunnelArgs {
     /// Port of this computer; on 127.0.0.1 unless an address is given; 0 is any free one.
     #[arg(value_name = "[ADDRESS:]PORT", value_parser = parse::listen)]
     listen: SocketAddr,
-    /// Container and TCP port.
-    #[arg(value_name = "CONTAINER:PORT", value_parser = parse::target)]
+    /// Container and port: web:80, dns:53/udp.
+    #[arg(value_name = "CONTAINER:PORT[/udp]", value_parser = parse::target)]
     to: Target,
 }
 
 /// Carries connections until ctrl-C.
 pub(crate) async fn tunnel(context: &Context, args: TunnelArgs) -> Result<u8, CliError> {
     let (name, port, kind) = args.to;
-    if kind != Transport::Tcp {
-        return Err(CliError::Usage(format!("port {port}/udp cannot be tunnelled: only TCP can")));
-    }
     let container = context.container(&name)?;
     // Whether there is such a container is better learnt now than from the first connection.
     container.inspect().await?;
     let mut ending = Ending::watch()?;
-    let tunnel = Tunnel::bind(args.listen, container, port).await?;
     let json = context.json;
-    if json {
-        let line = serde_json::json!({
-            "event": "listening", "address": tunnel.address().to_string(), "container": name, "port": port,
-        });
-        output::json_line(&line)?;
-    } else {
-        output::line(&format!(
-            "listening on {}, leading to {name} port {port}; ctrl-C ends it",
-            tunnel.address()
-        ))?;
+    let tell = |address: SocketAddr| match json {
+        true => output::json_line(&serde_json::json!({
+            "event": "listening", "address": address.to_string(), "container": name, "port": port, "transport": kind,
+        })),
+        false => {
+            let port = match kind {
+                Transport::Tcp => port.to_string(),
+                Transport::Udp => format!("{port}/udp"),
+            };
+            output::line(&format!("listening on {address}, leading to {name} port {port}; ctrl-C ends it"))
+        }
+    };
+    let report = move |event| report(&event, json);
+    match kind {
+        Transport::Tcp => {
+            let tunnel = Tunnel::bind(args.listen, container, port).await?;
+            tell(tunnel.address())?;
+            until_ended(&mut ending, tunnel.run(report)).await;
+        }
+        Transport::Udp => {
+            let tunnel = DatagramTunnel::bind(args.listen, container, port).await?;
+            tell(tunnel.address())?;
+            until_ended(&mut ending, tunnel.run(report)).await;
+        }
     }
+    Ok(0)
+}
+
+async fn until_ended(ending: &mut Ending, serving: impl Future<Output = ()>) {
     tokio::select! {
-        () = tunnel.run(move |event| report(&event, json)) => {}
+        () = serving => {}
         () = ending.wished() => {}
     }
+}
+
+/// `wherry proxy`
+#[derive(Debug, Args)]
+pub(crate) struct ProxyArgs {
+    /// Port of this computer; on 127.0.0.1 unless an address is given; 0 is any free one.
+    #[arg(value_name = "[ADDRESS:]PORT", default_value = "1080", value_parser = parse::listen)]
+    listen: SocketAddr,
+}
+
+/// Leads programs of this computer to containers until ctrl-C.
+pub(crate) async fn proxy(context: &Context, args: ProxyArgs) -> Result<u8, CliError> {
+    let location = context.location()?;
+    // Whether the broker answers is better learnt now than from the first connection.
+    location.status().await?;
+    let mut ending = Ending::watch()?;
+    let proxy = Proxy::bind(args.listen, location).await?;
+    let (address, json) = (proxy.address(), context.json);
+    if json {
+        output::json_line(&serde_json::json!({ "event": "listening", "address": address.to_string() }))?;
+    } else {
+        output::line(&format!(
+            "SOCKS5 on {address}: socks5h://{address} leads to containers by name; ctrl-C ends it"
+        ))?;
+    }
+    until_ended(&mut ending, proxy.run(move |event| report(&event, json))).await;
     Ok(0)
 }
 
