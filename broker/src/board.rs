@@ -1,7 +1,7 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
 use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
 use crate::serve::{Listeners, Pulse, ServeError, ServeLimits, Service, Setup, make_private_directory};
-use std::collections::BTreeSet;
+use crate::state::PublishedPorts;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,9 +13,10 @@ use wherry_init::control::{ControlError, Endpoint, ToSupervisor};
 use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
 use wherry_net::discovery;
-use wherry_net::firewall::{self, Ports};
+use wherry_net::firewall::{self, Ports, Published};
 use wherry_net::setup::{self, StaticAddress};
 use wherry_protocol::PublicKey;
+use wherry_protocol::message::PublishedPort;
 use wherry_sys::landlock::{Kept, confine_thread};
 
 /// Time between heartbeats to the supervisor.
@@ -208,8 +209,7 @@ async fn run(arguments: &Arguments, place: Place) -> Result<(), BoardError> {
         std::fs::write(HOST_NAME, config.hostname.as_str())
             .map_err(|source| BoardError::Io { what: "cannot set the host name".into(), source })?;
         // Closed before the first interface is up.
-        firewall::protect(Ports::Broker, &BTreeSet::new())
-            .map_err(|error| BoardError::Network(error.to_string()))?;
+        firewall::protect(Ports::Broker, &[]).map_err(|error| BoardError::Network(error.to_string()))?;
         bring_up(config.network.clone())?;
     }
     let guarded = place.machine;
@@ -239,9 +239,13 @@ async fn run(arguments: &Arguments, place: Place) -> Result<(), BoardError> {
 }
 
 /// Opens the firewall for published ports as they come and go.
-async fn follow_published(mut published: watch::Receiver<BTreeSet<u16>>) {
+async fn follow_published(mut published: watch::Receiver<PublishedPorts>) {
     loop {
-        let ports = published.borrow_and_update().clone();
+        let open = |port: &PublishedPort| {
+            let (transport, allow) = (port.transport, port.allow.clone());
+            Published { transport, port: port.port, allow, to: None }
+        };
+        let ports: Vec<Published> = published.borrow_and_update().values().map(open).collect();
         if let Err(error) = firewall::protect(Ports::Broker, &ports) {
             tracing::error!("the firewall does not follow the published ports: {error}");
         }

@@ -3,9 +3,9 @@
 //! Inputs that have piled up while the disk was busy are decided together and written by one commit.
 use crate::record::Change;
 use crate::sessions::Sessions;
-use crate::state::{Answer, Broker, Fresh, Input, Output, RequestId, SessionId, Time};
+use crate::state::{Answer, Broker, Fresh, Input, Output, PublishedPorts, RequestId, SessionId, Time};
 use crate::store::{Store, StoreError};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -40,7 +40,7 @@ pub(crate) struct Core {
     messages: mpsc::Sender<Message>,
     next: Arc<AtomicU64>,
     events: broadcast::Sender<Arc<Seen>>,
-    published: watch::Receiver<BTreeSet<u16>>,
+    published: watch::Receiver<PublishedPorts>,
 }
 
 /// What the thread works with.
@@ -157,7 +157,7 @@ impl Core {
         self.events.subscribe()
     }
 
-    pub(crate) fn published(&self) -> watch::Receiver<BTreeSet<u16>> {
+    pub(crate) fn published(&self) -> watch::Receiver<PublishedPorts> {
         self.published.clone()
     }
 }
@@ -187,7 +187,7 @@ struct Worker {
     parts: Parts,
     clock: Clock,
     events: broadcast::Sender<Arc<Seen>>,
-    publish: watch::Sender<BTreeSet<u16>>,
+    publish: watch::Sender<PublishedPorts>,
     answers: HashMap<RequestId, oneshot::Sender<Answer>>,
     queue: Vec<Message>,
 }

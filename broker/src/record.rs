@@ -75,8 +75,10 @@ pub enum Stored {
     V1,
     /// Before the first release too: without the boards' WireGuard keys.
     V2,
-    /// Since tunnels are encrypted.
-    V3(Record),
+    /// Before the first release too: with published TCP ports only.
+    V3,
+    /// Since ports of all kinds are published.
+    V4(Record),
 }
 
 /// One change to the store.

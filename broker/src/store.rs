@@ -198,7 +198,7 @@ fn encode_value(key: &[u8], body: &[u8]) -> Vec<u8> {
 }
 
 fn encode(record: &Record, path: &Path) -> Result<Vec<u8>, StoreError> {
-    postcard::to_stdvec(&Stored::V3(record.clone())).map_err(|e| refused(path, e))
+    postcard::to_stdvec(&Stored::V4(record.clone())).map_err(|e| refused(path, e))
 }
 
 fn decode(key: &[u8], value: &[u8]) -> Result<(Key, Record), String> {
@@ -213,11 +213,11 @@ fn decode(key: &[u8], value: &[u8]) -> Result<(Key, Record), String> {
     let (stored, rest) = postcard::take_from_bytes::<Stored>(body)
         .map_err(|e| format!("{decoded:?} cannot be decoded: {e}"))?;
     match stored {
-        Stored::V1 | Stored::V2 => Err(format!(
+        Stored::V1 | Stored::V2 | Stored::V3 => Err(format!(
             "{decoded:?} was written by a broker from before the first release, which this one does not read"
         )),
-        Stored::V3(_) if !rest.is_empty() => Err(format!("{decoded:?} has {} bytes too many", rest.len())),
-        Stored::V3(record) => Ok((decoded, record)),
+        Stored::V4(_) if !rest.is_empty() => Err(format!("{decoded:?} has {} bytes too many", rest.len())),
+        Stored::V4(record) => Ok((decoded, record)),
     }
 }
 

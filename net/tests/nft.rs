@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 use wherry_net::address::Prefix;
-use wherry_net::firewall::{Board, Container, Ports, board, container, protect};
+use wherry_net::firewall::{Board, Container, Ports, Published, board, container, protect};
 use wherry_net::nft::{
     Chain, Family, Hook, KeyType, NftError, NftSocket, Policy, Rule, Ruleset, Set, Table, Value,
 };
@@ -63,7 +63,20 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
     let egress = [(ContainerId(7), vec![lan]), (ContainerId(8), vec![Egress::None])].into();
     board(&Board {
         ports: Ports::Broker,
-        published: &[80].into(),
+        published: &[
+            Published {
+                transport: Transport::Tcp,
+                port: 80,
+                allow: vec![],
+                to: Some((address("10.1.0.2"), 8080)),
+            },
+            Published {
+                transport: Transport::Udp,
+                port: 53,
+                allow: vec!["192.168.50.0/24".parse().unwrap()],
+                to: Some((address("10.1.0.3"), 5353)),
+            },
+        ],
         uplink: Some("eth0"),
         lan: &["192.168.50.12/24".parse::<Prefix>().unwrap(), "203.0.113.9/27".parse().unwrap()],
         index: Some(NodeIndex(1)),
@@ -84,7 +97,7 @@ fn board_rules_read_back() {
     ));
     read_back(&board(&Board {
         ports: Ports::Node,
-        published: &BTreeSet::new(),
+        published: &[],
         uplink: None,
         lan: &[],
         index: None,
@@ -105,6 +118,10 @@ fn container_rules_read_back() {
         resolvers: &[address("10.1.0.1")],
         lan: &["192.168.50.12/24".parse().unwrap()],
         egress: &[Egress::Lan("192.168.50.16/28".parse().unwrap())],
+        published: &[
+            (Transport::Tcp, 80, vec![]),
+            (Transport::Udp, 53, vec!["192.168.50.0/24".parse().unwrap()]),
+        ],
     }));
 }
 
@@ -129,7 +146,8 @@ fn a_thousand_containers_fit_one_transaction() {
 #[test]
 fn a_broker_offers_its_ports_and_nothing_else() {
     isolated(|| {
-        protect(Ports::Broker, &[25].into()).unwrap();
+        let open = |port| Published { transport: Transport::Tcp, port, allow: vec![], to: None };
+        protect(Ports::Broker, &[open(25)]).unwrap();
         let router = netns::board_with_router();
         let board: Ipv4Addr = address(netns::BOARD);
         let _listening: Vec<_> =
@@ -139,7 +157,7 @@ fn a_broker_offers_its_ports_and_nothing_else() {
             router.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(300))).is_ok()
         };
         assert!(reach(2020) && reach(2021) && reach(25) && !reach(22));
-        protect(Ports::Broker, &BTreeSet::new()).unwrap();
+        protect(Ports::Broker, &[]).unwrap();
         assert!(!reach(25), "no longer published");
     });
 }
@@ -168,7 +186,7 @@ fn a_refused_transaction_changes_nothing_and_says_where() {
 fn changed_elements_are_all_that_is_sent() {
     let containers =
         |ids: &[u64]| ids.iter().map(|id| (ContainerId(*id), Ipv4Addr::new(10, 1, 0, *id as u8))).collect();
-    let (from, to) = (full_board(&containers(&[7, 8])), full_board(&containers(&[8, 9, 10])));
+    let (from, to) = (full_board(&containers(&[8, 11])), full_board(&containers(&[8, 9, 10])));
     isolated(move || {
         let handles = || run("nft -a list chain bridge wherry prerouting");
         let mut socket = NftSocket::open().unwrap();

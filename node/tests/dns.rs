@@ -21,7 +21,8 @@ const LIMITS: DnsLimits =
     DnsLimits { per_asker: 4, all: 6, idle: Duration::from_millis(300), question_bytes: 4096 };
 
 fn directory(containers: u8) -> Directory {
-    let me = LocalContainer { id: ContainerId(1), address: ME, egress: vec![Egress::Internet] };
+    let me =
+        LocalContainer { id: ContainerId(1), address: ME, egress: vec![Egress::Internet], published: vec![] };
     let ids = || (2..2 + containers).map(|id| (ContainerId(id.into()), Ipv4Addr::new(10, 2, 0, id)));
     let network = NetworkDesired {
         connections: ids()

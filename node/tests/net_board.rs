@@ -15,7 +15,9 @@ use wherry_net::setup::Uplink;
 use wherry_node::dns::{self, Directory, DnsLimits, Upstream};
 use wherry_node::net::{LocalContainer, NetConfig, NetError, Network};
 use wherry_protocol::Prefix;
-use wherry_protocol::message::{Called, Connection, Drops, Egress, NetworkDesired, Peer, Transport};
+use wherry_protocol::message::{
+    Called, Connection, Drops, Egress, NetworkDesired, Peer, PublishedOn, PublishedPort, Transport,
+};
 use wherry_protocol::{ContainerId, NodeIndex};
 
 /// Longer than any packet takes here, shorter than anybody's patience.
@@ -73,8 +75,13 @@ impl World {
     }
 
     fn attach_with(&self, id: u64, ip: &str, egress: &[Egress]) -> Cell {
+        let (id, address, egress) = (ContainerId(id), address(ip), egress.to_vec());
+        self.attach_one(LocalContainer { id, address, egress, published: vec![] })
+    }
+
+    fn attach_one(&self, container: LocalContainer) -> Cell {
         let space = Space::new();
-        let container = LocalContainer { id: ContainerId(id), address: address(ip), egress: egress.to_vec() };
+        let id = container.id.0;
         self.runtime.block_on(self.network.attach(container.clone(), space.fd())).unwrap();
         for device in ["wherry0", &format!("wv{id}")] {
             wait_for_carrier(device);
@@ -415,6 +422,55 @@ fn containers_get_out_only_where_they_may() {
 }
 
 #[test]
+fn published_ports_lead_to_their_container_and_show_who_comes() {
+    isolated(|| {
+        let mut world = World::new();
+        let port = |port, container_port, allow: &[&str]| PublishedPort {
+            on: PublishedOn::Node,
+            allow: allow.iter().map(|network| network.parse().unwrap()).collect(),
+            ..PublishedPort::tcp(port, container_port)
+        };
+        let udp = PublishedPort { transport: Transport::Udp, ..port(5353, 53, &[]) };
+        let published = vec![
+            port(8080, 80, &[]),
+            port(8081, 81, &["203.0.113.0/24"]),
+            port(8082, 82, &["192.168.50.0/24"]),
+            udp,
+        ];
+        let (id, address) = (ContainerId(7), address("10.1.0.2"));
+        let web = world.attach_one(LocalContainer { id, address, egress: vec![Egress::None], published });
+        let other = world.attach(8, "10.1.0.3");
+        world.apply(&[], &[&web, &other]);
+        let servers = [80, 81, 82, 83].map(|port| web.listen(port));
+        let come = |port| {
+            let to = SocketAddr::new(BOARD.parse().unwrap(), port);
+            world.router.enter(|| TcpStream::connect_timeout(&to, SHORT))
+        };
+        let mut visitor = come(8080).unwrap();
+        let (mut inside, from) = servers[0].accept().unwrap();
+        assert_eq!(from, visitor.local_addr().unwrap(), "the visitor's own address");
+        assert!(says(&mut visitor, &mut inside, b"x") && says(&mut inside, &mut visitor, b"y"));
+        assert!(come(8081).is_err(), "not from this network");
+        assert!(come(8082).is_ok() && come(8083).is_err());
+        let asked = web.udp(53);
+        let asker = world.router.enter(|| UdpSocket::bind((ROUTER, 0)).unwrap());
+        asker.set_read_timeout(Some(SHORT)).unwrap();
+        asker.send_to(b"question", (BOARD, 5353)).unwrap();
+        asked.send_to(b"answer", heard(&asked).expect("the question")).unwrap();
+        assert!(heard(&asker).is_some(), "the answer");
+        // It leads in, not out: the container itself reaches nothing, and other containers need a connection.
+        assert!(web.dial(ROUTER.parse().unwrap(), 80).is_err());
+        assert!(other.dial(BOARD.parse().unwrap(), 8080).is_err() && !other.reaches(&web, 80));
+        // Nor does it help to know the way.
+        world.router.run(&format!("ip route add 10.1.0.0/16 via {BOARD}"));
+        let direct = SocketAddr::new(web.container.address.into(), 80);
+        assert!(world.router.enter(|| TcpStream::connect_timeout(&direct, SHORT)).is_err());
+        world.runtime.block_on(world.network.detach(web.container.id)).unwrap();
+        assert!(come(8080).is_err() && !run("nft list ruleset").contains("dnat"), "gone with its container");
+    });
+}
+
+#[test]
 fn the_board_counts_what_it_drops() {
     isolated(|| {
         let mut world = World::looked_after(SHORT);
@@ -610,8 +666,12 @@ fn wrong_addresses_are_refused_and_leave_nothing() {
     isolated(|| {
         let world = World::new();
         let attach = |id, ip: &str| {
-            let container =
-                LocalContainer { id: ContainerId(id), address: address(ip), egress: vec![Egress::Internet] };
+            let container = LocalContainer {
+                id: ContainerId(id),
+                address: address(ip),
+                egress: vec![Egress::Internet],
+                published: vec![],
+            };
             world.runtime.block_on(world.network.attach(container, Space::new().fd()))
         };
         for bad in ["10.1.0.1", "10.1.0.0", "10.1.255.255", "10.2.0.2", BOARD] {
@@ -625,6 +685,7 @@ fn wrong_addresses_are_refused_and_leave_nothing() {
             id: ContainerId(9),
             address: address("10.1.0.9"),
             egress: vec![Egress::Internet],
+            published: vec![],
         };
         let refused = world.runtime.block_on(world.network.attach(container, no_namespace));
         assert!(matches!(refused, Err(NetError::Namespace { .. })), "{refused:?}");

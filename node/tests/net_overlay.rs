@@ -49,6 +49,7 @@ impl Board {
             id: ContainerId(index.into()),
             address: Ipv4Addr::new(10, index, 0, 2),
             egress: vec![Egress::Internet],
+            published: vec![],
         };
         let cell = Space::new();
         let local = container.clone();
@@ -270,6 +271,7 @@ fn a_tunnel_carries_its_own_board_s_addresses_only() {
             id: ContainerId(3),
             address: Ipv4Addr::new(10, 3, 0, 2),
             egress: vec![Egress::Internet],
+            published: vec![],
         };
         let connections = [
             allow(&two.container, &one.container, Transport::Udp, 53),

@@ -18,10 +18,9 @@ pub use gate::ServeLimits;
 
 use crate::core::{Clock, Core, Parts};
 use crate::sessions::Sessions;
-use crate::state::{Broker, Identity, Input, LoadError, Time};
+use crate::state::{Broker, Identity, Input, LoadError, PublishedPorts, Time};
 use crate::store::{Store, StoreError};
 use gate::Gate;
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -188,7 +187,7 @@ impl Service {
 
     /// Ports of the broker that lead to containers, as they change.
     #[must_use]
-    pub fn published(&self) -> tokio::sync::watch::Receiver<BTreeSet<u16>> {
+    pub fn published(&self) -> tokio::sync::watch::Receiver<PublishedPorts> {
         self.shared.core.published()
     }
 

@@ -1,16 +1,22 @@
-//! Published ports: TCP ports of the broker that lead into containers.
+//! Published ports: ports of the broker that lead into containers.
+//!
+//! ```text
+//! tcp   connections, each a stream to the container's board
+//! udp   datagrams, a stream for each sender
+//! ```
+mod tcp;
+mod udp;
+
 use super::{Shared, route};
-use crate::state::{Answer, Input};
-use std::collections::{BTreeSet, HashMap};
+use crate::state::{Answer, Input, PublishedPorts};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::copy_bidirectional_with_sizes;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio_util::compat::FuturesAsyncReadCompatExt;
-use wherry_protocol::io::{SessionError, recv};
-use wherry_protocol::message::{PublishedPort, Reply};
+use wherry_protocol::io::{SessionError, Stream, recv};
+use wherry_protocol::message::{PublishedOn, PublishedPort, Reply, Transport};
 use wherry_protocol::{ErrorCode, Limits, WireError};
 
 /// Time between attempts to listen on a port that something else on the broker has.
@@ -19,8 +25,16 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Checks before a container is made that its ports can be listened on at all.
 pub(crate) async fn try_ports(shared: &Shared, ports: &[PublishedPort]) -> Result<(), WireError> {
     let ours = shared.core.published().borrow().clone();
-    for published in ports.iter().filter(|published| published.port != 0 && !ours.contains(&published.port)) {
-        if let Err(error) = TcpListener::bind((shared.publish_address, published.port)).await {
+    let new = |port: &&PublishedPort| {
+        port.on == PublishedOn::Broker && port.port != 0 && !ours.contains_key(&port.key())
+    };
+    for published in ports.iter().filter(new) {
+        let at = (shared.publish_address, published.port);
+        let tried = match published.transport {
+            Transport::Tcp => TcpListener::bind(at).await.map(drop),
+            Transport::Udp => UdpSocket::bind(at).await.map(drop),
+        };
+        if let Err(error) = tried {
             let text = format!("port {} of the broker cannot be published: {error}", published.port);
             return Err(WireError::new(ErrorCode::AlreadyExists, text));
         }
@@ -32,18 +46,21 @@ pub(crate) async fn try_ports(shared: &Shared, ports: &[PublishedPort]) -> Resul
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut wanted = shared.core.published();
     let mut listeners = JoinSet::new();
-    let mut open: HashMap<u16, AbortHandle> = HashMap::new();
+    let mut open: HashMap<(Transport, u16), (PublishedPort, AbortHandle)> = HashMap::new();
     loop {
-        let ports: BTreeSet<u16> = wanted.borrow_and_update().clone();
-        open.retain(|port, listener| {
-            let keep = ports.contains(port);
+        let ports: PublishedPorts = wanted.borrow_and_update().clone();
+        open.retain(|key, (port, listener)| {
+            let keep = ports.get(key) == Some(port);
             if !keep {
                 listener.abort();
             }
             keep
         });
-        for port in ports {
-            open.entry(port).or_insert_with(|| listeners.spawn(listen(Arc::clone(&shared), port)));
+        for (key, port) in ports {
+            open.entry(key).or_insert_with(|| {
+                let listener = listeners.spawn(listen(Arc::clone(&shared), port.clone()));
+                (port, listener)
+            });
         }
         tokio::select! {
             () = shared.end.cancelled() => return,
@@ -54,58 +71,48 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-async fn listen(shared: Arc<Shared>, port: u16) {
-    let places = Arc::new(Semaphore::new(shared.limits.visitors_per_port));
-    let mut visitors = JoinSet::new();
+async fn listen(shared: Arc<Shared>, port: PublishedPort) {
+    let at = SocketAddr::new(shared.publish_address, port.port);
     loop {
-        match TcpListener::bind((shared.publish_address, port)).await {
-            Ok(listener) => serve(&shared, &listener, port, &places, &mut visitors).await,
-            Err(error) => tracing::error!("cannot listen on the published port {port}: {error}"),
+        if let Err(error) = serve(&shared, at, &port).await {
+            tracing::error!("cannot listen on the published port {}: {error}", port.port);
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
-async fn serve(
-    shared: &Arc<Shared>,
-    listener: &TcpListener,
-    port: u16,
-    places: &Arc<Semaphore>,
-    visitors: &mut JoinSet<()>,
-) {
-    loop {
-        let accepted = tokio::select! {
-            Some(_) = visitors.join_next() => continue,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((tcp, _)) = accepted else { return };
-        let Ok(place) = Arc::clone(places).try_acquire_owned() else { continue };
-        let shared = Arc::clone(shared);
-        visitors.spawn(async move {
-            let _place = place;
-            if let Err(error) = visit(&shared, tcp, port).await {
-                tracing::debug!("a connection to the published port {port} came to nothing: {error}");
-            }
-        });
+/// Until the socket fails.
+async fn serve(shared: &Arc<Shared>, at: SocketAddr, port: &PublishedPort) -> std::io::Result<()> {
+    match port.transport {
+        Transport::Tcp => tcp::serve(shared, &TcpListener::bind(at).await?, port).await,
+        Transport::Udp => udp::serve(shared, UdpSocket::bind(at).await?, port).await,
     }
+    Ok(())
 }
 
-async fn visit(shared: &Shared, mut tcp: TcpStream, port: u16) -> Result<(), SessionError> {
+/// A stream to the container behind a published port, and its place among its account's.
+async fn open(shared: &Shared, port: (Transport, u16)) -> Result<(Stream, route::Place), SessionError> {
     let answer = shared.core.ask(|request| Input::Visit { request, port }).await;
     let (session, routed) = match answer {
         Some(Answer::Route { session, routed }) => (session, routed),
         Some(Answer::Reply(Reply::Error(error))) => return Err(SessionError::Refused(error)),
         Some(Answer::Reply(_) | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_)) | None => {
-            return Ok(());
+            return Err(SessionError::Closed);
         }
     };
-    let (mut stream, _place) = route::open(shared, session, &routed).await.map_err(SessionError::Refused)?;
+    let (mut stream, place) = route::open(shared, session, &routed).await.map_err(SessionError::Refused)?;
     match recv::<Reply>(&mut stream, Limits::DEFAULT.message_bytes).await? {
-        Some(Reply::Done) => {}
-        Some(Reply::Error(error)) => return Err(SessionError::Refused(error)),
-        Some(_) | None => return Err(SessionError::Closed),
+        Some(Reply::Done) => Ok((stream, place)),
+        Some(Reply::Error(error)) => Err(SessionError::Refused(error)),
+        Some(_) | None => Err(SessionError::Closed),
     }
-    let mut stream = stream.compat();
-    copy_bidirectional_with_sizes(&mut tcp, &mut stream, route::BUFFER_BYTES, route::BUFFER_BYTES).await?;
-    Ok(())
+}
+
+/// Who is not let in hears nothing.
+fn admitted(port: &PublishedPort, from: IpAddr) -> bool {
+    let admitted = port.admits(from);
+    if !admitted {
+        tracing::debug!("{from} may not connect to the published port {}", port.port);
+    }
+    admitted
 }

@@ -53,7 +53,11 @@ pub(crate) const MAX_LIST_BYTES: usize = 900 * 1024;
 /// Memory that a container without a bound is expected to take, in bytes: only for spreading a burst of runs before
 /// the boards have reported their new load.
 pub(crate) const EXPECTED_MEMORY_BYTES: u64 = 32 * 1024 * 1024;
-/// Ports of the broker that users cannot publish: sessions, enrolment, layers, discovery, volumes.
+/// TCP ports of the broker that users cannot publish: sessions, enrolment, layers, discovery, volumes.
 pub(crate) const RESERVED_PORTS: [u16; 5] = [2020, 2021, 1025, 1026, 2049];
+/// UDP ports of any board that users cannot publish: DNS for its containers, DHCP, NTP, discovery, WireGuard.
+pub(crate) const RESERVED_UDP_PORTS: [u16; 6] = [53, 67, 68, 123, 1026, 51820];
+/// Networks of one published port.
+pub(crate) const MAX_ALLOWED_NETWORKS: usize = 32;
 /// Longest text of a board's facts that is kept, in bytes.
 pub(crate) const MAX_FACT_BYTES: usize = 128;

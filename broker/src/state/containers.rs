@@ -4,7 +4,6 @@ use super::ask::Now;
 use super::bounds::{AUTO_REMOVE_MS, MAX_DESIRED_BYTES, SETTLE_MS};
 use super::legal::{Action, Verdict, legal, situation};
 use super::placement::{self, Candidate, Choice, Need};
-use super::tables::weight;
 use super::waiting::{Until, Waiter};
 use super::{Broker, Fresh, RequestId, SessionId, Timer, accounts, error, names, not_found, spec};
 use crate::record::{Container, Phase};
@@ -12,8 +11,8 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use wherry_protocol::limits::MAX_CONTAINERS_PER_NODE;
 use wherry_protocol::message::{
-    ContainerDesired, ContainerSelector, ContainerSpec, ContainerState, Egress, Event, Reply, RunRequest,
-    Setting, ToNode, Transport, WaitUntil, Want,
+    ContainerDesired, ContainerSelector, ContainerSpec, ContainerState, Egress, Event, PublishedOn,
+    PublishedPort, Reply, RunRequest, Setting, ToNode, Transport, WaitUntil, Want,
 };
 use wherry_protocol::{
     AccountId, Constraint, ContainerId, ContainerRef, ErrorCode, Generation, Name, NodeIndex, Role, WireError,
@@ -190,12 +189,11 @@ impl Broker {
             memory_bytes: spec.resources.memory_bytes,
             constraints: constraints(spec).collect(),
         };
-        let weight = weight(spec, &image.manifest);
         match wanted {
             Some(text) => {
                 let index = self.node_called(text)?;
                 self.board_session(index)?;
-                let candidate = self.candidate(index, image, weight);
+                let candidate = self.candidate(index, image, spec);
                 candidate
                     .ok_or_else(|| self.unreachable(index))
                     .and_then(|candidate| placement::named(&candidate, &need))
@@ -203,7 +201,7 @@ impl Broker {
             None => {
                 let boards = self.connected.keys();
                 let candidates: Vec<Candidate> =
-                    boards.filter_map(|index| self.candidate(*index, image, weight)).collect();
+                    boards.filter_map(|index| self.candidate(*index, image, spec)).collect();
                 placement::best(&candidates, &need)
             }
         }
@@ -219,7 +217,13 @@ impl Broker {
         })
     }
 
-    fn candidate(&self, index: NodeIndex, image: &crate::record::Image, weight: usize) -> Option<Candidate> {
+    fn candidate(
+        &self,
+        index: NodeIndex,
+        image: &crate::record::Image,
+        spec: &ContainerSpec,
+    ) -> Option<Candidate> {
+        let weight = super::tables::weight(spec, &image.manifest);
         let live = self.connected.get(&index)?;
         let node = self.tables.nodes.get(&index)?;
         let facts = node.facts.as_ref()?;
@@ -233,6 +237,7 @@ impl Broker {
             load: live.load,
             promised_bytes: live.promised_bytes(),
             promised: u32::try_from(live.promises.len()).unwrap_or(u32::MAX),
+            taken_port: self.taken_on(index, spec),
             has_slot: count < MAX_CONTAINERS_PER_NODE && used.saturating_add(weight) <= MAX_DESIRED_BYTES,
             has_image: self.tables.containers_on(index).any(|(_, c)| c.manifest == image.manifest),
             labels: self.tables.labels.get(&index).cloned().unwrap_or_default(),
@@ -271,7 +276,9 @@ impl Broker {
     }
 
     fn check_ports(&self, spec: &ContainerSpec) -> Result<(), WireError> {
-        match spec.publish.iter().find(|published| self.published.contains_key(&published.port)) {
+        let on_broker = |port: &&PublishedPort| port.on == PublishedOn::Broker;
+        let taken = |port: &&PublishedPort| self.published.contains_key(&port.key());
+        match spec.publish.iter().filter(on_broker).find(taken) {
             Some(taken) => {
                 let text = format!("port {} of the broker is published already: choose another", taken.port);
                 Err(error(ErrorCode::AlreadyExists, text))
@@ -280,32 +287,46 @@ impl Broker {
         }
     }
 
+    /// A port that `spec` wants of the board and that another container there has.
+    fn taken_on(&self, index: NodeIndex, spec: &ContainerSpec) -> Option<u16> {
+        let on_node = |port: &&PublishedPort| port.on == PublishedOn::Node;
+        let there = self.tables.containers_on(index).filter(|(_, c)| c.is_present());
+        let taken: BTreeSet<_> =
+            there.flat_map(|(_, c)| c.spec.publish.iter().filter(on_node).map(PublishedPort::key)).collect();
+        spec.publish.iter().filter(on_node).find(|port| taken.contains(&port.key())).map(|port| port.port)
+    }
+
     pub(super) fn adopt_ports(&mut self, id: ContainerId) {
         let ports = self.tables.container(id).map(|c| c.spec.publish.clone()).unwrap_or_default();
-        for published in ports {
-            self.published.insert(published.port, (id, published.container_port));
+        for published in ports.into_iter().filter(|port| port.on == PublishedOn::Broker) {
+            self.published.insert(published.key(), (id, published));
             self.publish_changed = true;
         }
     }
 
     /// Which container a published port leads to, and whose right that is.
-    pub(super) fn visit(&mut self, request: RequestId, port: u16) {
-        let target = self.published.get(&port).copied();
+    pub(super) fn visit(&mut self, request: RequestId, port: (Transport, u16)) {
+        let target = self.published.get(&port).map(|(id, published)| (*id, published.container_port));
         let result = target
-            .ok_or_else(|| error(ErrorCode::NotFound, format!("port {port} is not published")))
-            .and_then(|(id, container_port)| self.visit_container(request, id, container_port));
+            .ok_or_else(|| error(ErrorCode::NotFound, format!("port {} is not published", port.1)))
+            .and_then(|(id, inside)| self.visit_container(request, id, (port.0, inside)));
         if let Err(error) = result {
             self.reply(request, Reply::Error(error));
         }
     }
 
-    fn visit_container(&mut self, request: RequestId, id: ContainerId, port: u16) -> Result<(), WireError> {
+    fn visit_container(
+        &mut self,
+        request: RequestId,
+        id: ContainerId,
+        port: (Transport, u16),
+    ) -> Result<(), WireError> {
         self.permitted(id, Action::Enter)?;
         let account = self.present(id)?.account;
         let (node, container) = self.reference(id)?;
         let session = self.board_session(node)?;
         let routed =
-            wherry_protocol::message::RoutedRequest::Tunnel { container, port, transport: Transport::Tcp };
+            wherry_protocol::message::RoutedRequest::Tunnel { container, port: port.1, transport: port.0 };
         self.send_route(request, session, account, routed);
         Ok(())
     }

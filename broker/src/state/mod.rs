@@ -37,12 +37,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use tables::Tables;
 use waiting::Waiter;
 use wherry_protocol::message::{
-    Condition, Descriptor, EnrolReply, EnrolRequest, Event, FromNode, NetworkDesired, NodeHello, Reply,
-    Request, Routed, ToNode,
+    Condition, Descriptor, EnrolReply, EnrolRequest, Event, FromNode, NetworkDesired, NodeHello,
+    PublishedPort, Reply, Request, Routed, ToNode, Transport,
 };
 use wherry_protocol::{
     AccountId, ContainerId, Digest, ErrorCode, Name, NodeIndex, PublicKey, Role, WireError,
 };
+
+/// Ports of the broker that lead to containers.
+pub type PublishedPorts = BTreeMap<(Transport, u16), PublishedPort>;
 
 /// Now, by two clocks: the wall's for people, the monotonic one for deadlines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -148,7 +151,7 @@ pub enum Input {
         /// Whom to answer.
         request: RequestId,
         /// The broker's port.
-        port: u16,
+        port: (Transport, u16),
     },
     /// Whether anybody is there. Answered by [`Reply::Done`].
     Ping {
@@ -210,7 +213,7 @@ pub enum Output {
     /// End a session.
     Close(SessionId),
     /// The ports that should lead to containers, all of them.
-    Publish(BTreeSet<u16>),
+    Publish(PublishedPorts),
 }
 
 /// Facts about this broker that do not change while it runs.
@@ -262,7 +265,7 @@ pub struct Broker {
     orphans: BTreeMap<ContainerId, u64>,
     /// When a blob that no image names is forgotten, monotonic milliseconds.
     unnamed: BTreeMap<(AccountId, Digest), u64>,
-    published: BTreeMap<u16, (ContainerId, u16)>,
+    published: BTreeMap<(Transport, u16), (ContainerId, PublishedPort)>,
     /// How containers that run are, where their boards have said so.
     conditions: BTreeMap<ContainerId, Condition>,
     timers: BTreeSet<(u64, Timer)>,
@@ -368,8 +371,8 @@ impl Broker {
 
     /// The ports that should lead to containers.
     #[must_use]
-    pub fn published_ports(&self) -> BTreeSet<u16> {
-        self.published.keys().copied().collect()
+    pub fn published_ports(&self) -> PublishedPorts {
+        self.published.iter().map(|(key, (_, port))| (*key, port.clone())).collect()
     }
 
     /// Whether anybody is, or can become, an admin.

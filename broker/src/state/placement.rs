@@ -20,6 +20,8 @@ pub(super) struct Candidate {
     pub(super) promised: u32,
     /// Whether its list of containers and its address range have room.
     pub(super) has_slot: bool,
+    /// A port that is to be published on the board, and that another container there has.
+    pub(super) taken_port: Option<u16>,
     /// Whether a container of the same image is there already, so that it takes no more disk.
     pub(super) has_image: bool,
     /// What an admin has said about it.
@@ -75,6 +77,8 @@ impl Candidate {
             Some(format!("is {}, {} is {}", self.architecture, need.image, need.architecture))
         } else if !self.has_slot {
             Some("holds as many containers as one board may".into())
+        } else if let Some(port) = self.taken_port {
+            Some(format!("has its port {port} published for another container"))
         } else if wanted > self.free_bytes() {
             Some(format!("has {} MiB of memory free, {} are asked for", mib(self.free_bytes()), mib(wanted)))
         } else if !self.has_image && self.load.disk_bytes > 0 && self.load.disk_free_bytes < need.image_bytes
@@ -169,6 +173,7 @@ mod tests {
             promised_bytes: 0,
             promised: 0,
             has_slot: true,
+            taken_port: None,
             has_image: false,
             labels: BTreeMap::new(),
         }

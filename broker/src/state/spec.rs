@@ -1,11 +1,13 @@
 //! What a user may ask a container to be. The board checks again what only it can know.
-use super::bounds::{MAX_LABELS, MAX_PUBLISHED, RESERVED_PORTS};
+use super::bounds::{MAX_ALLOWED_NETWORKS, MAX_LABELS, MAX_PUBLISHED, RESERVED_PORTS, RESERVED_UDP_PORTS};
 use super::error;
 use std::collections::BTreeSet;
 use wherry_protocol::limits::MAX_ARGUMENT_BYTES;
-use wherry_protocol::message::{ContainerSpec, CopySpec, ExecSpec, Probe};
+use wherry_protocol::message::{
+    ContainerSpec, CopySpec, ExecSpec, Probe, PublishedOn, PublishedPort, Transport,
+};
 use wherry_protocol::policy::{self, MAX_STOP_SECONDS};
-use wherry_protocol::{ErrorCode, Name, WireError};
+use wherry_protocol::{ErrorCode, Name, Prefix, WireError};
 
 fn invalid<T>(message: impl Into<String>) -> Result<T, WireError> {
     Err(error(ErrorCode::Invalid, message))
@@ -168,14 +170,48 @@ fn check_publish(spec: &ContainerSpec) -> Result<(), WireError> {
         if published.port == 0 || published.container_port == 0 {
             return invalid("a published port is 1 to 65535, not 0");
         }
-        if RESERVED_PORTS.contains(&published.port) {
-            return invalid(format!("port {} is the broker's own: publish on another one", published.port));
-        }
-        if !ports.insert(published.port) {
+        check_reserved(published)?;
+        if !ports.insert((published.on, published.key())) {
             return invalid(format!("port {} is published twice", published.port));
         }
+        check_allowed(published)?;
     }
     Ok(())
+}
+
+fn check_reserved(published: &PublishedPort) -> Result<(), WireError> {
+    let port = published.port;
+    match (published.transport, published.on) {
+        (Transport::Tcp, PublishedOn::Broker) if RESERVED_PORTS.contains(&port) => {
+            invalid(format!("port {port} is the broker's own: publish on another one"))
+        }
+        // DNS is for a board's own containers; to the outside the broker has none.
+        (Transport::Udp, PublishedOn::Broker) if port == 53 => Ok(()),
+        (Transport::Udp, _) if RESERVED_UDP_PORTS.contains(&port) => {
+            invalid(format!("port {port}/udp is the boards' own: publish on another one"))
+        }
+        (Transport::Tcp | Transport::Udp, PublishedOn::Broker | PublishedOn::Node) => Ok(()),
+    }
+}
+
+fn check_allowed(published: &PublishedPort) -> Result<(), WireError> {
+    if published.allow.len() > MAX_ALLOWED_NETWORKS {
+        let count = published.allow.len();
+        return invalid(format!(
+            "{count} networks for one published port, the limit is {MAX_ALLOWED_NETWORKS}"
+        ));
+    }
+    if let Some(network) = published.allow.iter().find(|n| n.bits > 32 || n.network() != **n) {
+        let fitting = Prefix::new(network.address, network.bits).network();
+        return invalid(format!("allow={network} has an address within a network: say allow={fitting}"));
+    }
+    match (published.proxy, published.transport, published.on) {
+        (false, _, _) | (true, Transport::Tcp, PublishedOn::Broker) => Ok(()),
+        (true, Transport::Udp, _) => invalid("the PROXY protocol is for TCP: leave out proxy"),
+        (true, Transport::Tcp, PublishedOn::Node) => {
+            invalid("a port of a node shows who really connects: leave out proxy")
+        }
+    }
 }
 
 #[cfg(test)]
@@ -190,7 +226,7 @@ mod tests {
     }
 
     fn publish(ports: &[(u16, u16)]) -> Vec<PublishedPort> {
-        ports.iter().map(|&(port, container_port)| PublishedPort { port, container_port }).collect()
+        ports.iter().map(|&(port, container_port)| PublishedPort::tcp(port, container_port)).collect()
     }
 
     fn volume(path: &str) -> VolumeMount {
@@ -229,10 +265,7 @@ mod tests {
             with(|s| s.publish = publish(&[(80, 0)])),
             with(|s| s.publish = publish(&[(2020, 80)])),
             with(|s| s.publish = publish(&[(81, 80), (81, 81)])),
-            with(|s| {
-                s.publish =
-                    (1..100).map(|port| PublishedPort { port: 3000 + port, container_port: 1 }).collect()
-            }),
+            with(|s| s.publish = (1..100).map(|port| PublishedPort::tcp(3000 + port, 1)).collect()),
             with(|s| s.mounts = vec![volume("a")]),
             with(|s| s.mounts = vec![volume("/a/../../etc")]),
             with(|s| s.mounts = vec![volume("/a"), volume("/a")]),

@@ -41,7 +41,7 @@ async fn names_nodes_images_and_ports_that_do_not_fit_get_one_sentence() {
     assert!(user.refused(elsewhere).await.message.contains("mars"));
     let publish = |port| {
         run_with(&format!("p{port}"), |run| {
-            run.spec.publish = vec![PublishedPort { port, container_port: 80 }];
+            run.spec.publish = vec![PublishedPort::tcp(port, 80)];
         })
     };
     user.container(publish(9080)).await;

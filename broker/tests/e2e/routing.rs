@@ -74,7 +74,7 @@ async fn a_reader_who_stops_stops_the_writer() {
 async fn a_published_port_leads_to_the_container() {
     let (broker, user, _board) = cluster().await;
     let publish = run_with("pub", |run| {
-        run.spec.publish = vec![PublishedPort { port: 9081, container_port: 80 }];
+        run.spec.publish = vec![PublishedPort::tcp(9081, 80)];
     });
     user.container(publish).await;
     user.container(Request::Wait { container: by_name("pub"), until: WaitUntil::Started }).await;
@@ -99,6 +99,53 @@ async fn a_published_port_leads_to_the_container() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn published_ports_say_who_comes_and_ask_whether_they_may() {
+    let (broker, user, _board) = cluster().await;
+    let lan = || vec!["203.0.113.0/24".parse().unwrap()];
+    let publish = run_with("pub", |run| {
+        run.spec.publish = vec![
+            PublishedPort { proxy: true, ..PublishedPort::tcp(9082, 80) },
+            PublishedPort { allow: lan(), ..PublishedPort::tcp(9083, 80) },
+            PublishedPort { transport: Transport::Udp, ..PublishedPort::tcp(9082, 53) },
+            PublishedPort { transport: Transport::Udp, allow: lan(), ..PublishedPort::tcp(9083, 53) },
+        ];
+    });
+    user.container(publish).await;
+    user.container(Request::Wait { container: by_name("pub"), until: WaitUntil::Started }).await;
+    let mut tcp = soon(async {
+        loop {
+            match tokio::net::TcpStream::connect((broker.ip, 9082)).await {
+                Ok(tcp) => break tcp,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    })
+    .await;
+    let port = tcp.local_addr().unwrap().port();
+    tcp.write_all(b"hello").await.unwrap();
+    tcp.shutdown().await.unwrap();
+    let mut echoed = Vec::new();
+    soon(tcp.read_to_end(&mut echoed)).await.unwrap();
+    let (header, rest) = echoed.split_at(28);
+    assert_eq!((&header[12..14], rest), (&[0x21, 0x11][..], &b"hello"[..]));
+    assert_eq!(header[24..26], port.to_be_bytes(), "the visitor's own port");
+    let mut closed = tokio::net::TcpStream::connect((broker.ip, 9083)).await.unwrap();
+    closed.write_all(b"hello").await.ok();
+    assert!(!matches!(soon(closed.read(&mut [0; 8])).await, Ok(1..)), "not from here");
+    let socket = tokio::net::UdpSocket::bind((broker.ip, 0)).await.unwrap();
+    let mut answer = [0; 16];
+    for text in [&b"one"[..], b"", b"three"] {
+        socket.send_to(text, (broker.ip, 9082)).await.unwrap();
+        let length = soon(socket.recv(&mut answer)).await.unwrap();
+        assert_eq!(&answer[..length], text);
+    }
+    socket.send_to(b"refused", (broker.ip, 9083)).await.unwrap();
+    socket.send_to(b"last", (broker.ip, 9082)).await.unwrap();
+    let length = soon(socket.recv(&mut answer)).await.unwrap();
+    assert_eq!(&answer[..length], b"last", "nothing came from the other port");
 }
 
 #[tokio::test(flavor = "multi_thread")]

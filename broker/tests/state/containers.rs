@@ -339,27 +339,50 @@ fn a_question_that_was_taken_back_is_not_answered() {
 }
 
 #[test]
+fn a_port_of_a_node_belongs_to_one_container_there() {
+    let (mut world, user, _) = world();
+    world.board(101);
+    let publish = |name: &str, node: Option<&str>| {
+        run(name, |run| {
+            run.node = node.map(str::to_owned);
+            run.spec.publish = vec![PublishedPort { on: PublishedOn::Node, ..PublishedPort::tcp(8080, 80) }];
+        })
+    };
+    let first = world.info(&user, publish("one", Some("n1")));
+    let text = world.refused(&user, publish("two", Some("n1"))).message;
+    assert!(text.starts_with("host100 has its port 8080 published for another container"), "{text}");
+    let second = world.info(&user, publish("two", None));
+    assert_ne!(first.node, second.node, "there is room elsewhere");
+    assert!(world.refused(&user, publish("three", None)).message.contains("port 8080"));
+    assert!(world.broker.published_ports().is_empty(), "the broker has nothing to do with it");
+    let udp = run("udp", |run| {
+        run.node = Some("n1".into());
+        let (transport, on) = (Transport::Udp, PublishedOn::Node);
+        run.spec.publish = vec![PublishedPort { transport, on, ..PublishedPort::tcp(8080, 80) }];
+    });
+    assert_eq!(world.info(&user, udp).node, first.node);
+}
+
+#[test]
 fn published_ports_belong_to_one_container_of_all_accounts() {
     let (mut world, user, board) = world();
-    let publish = |name: &str| {
-        run(name, |run| run.spec.publish = vec![PublishedPort { port: 8080, container_port: 80 }])
-    };
+    let publish = |name: &str| run(name, |run| run.spec.publish = vec![PublishedPort::tcp(8080, 80)]);
     let (request, out) = world.ask(user.session, publish("web"));
     let Some(Reply::Container(info)) = reply(&out, request) else { panic!() };
-    assert!(out.contains(&Output::Publish([8080].into())));
+    assert!(out.contains(&Output::Publish([((Transport::Tcp, 8080), PublishedPort::tcp(8080, 80))].into())));
     let other = world.user(11);
     world.image(&other, "web");
     assert_eq!(world.refused(&other, publish("web")).code, ErrorCode::AlreadyExists);
     let visit = wherry_broker::state::RequestId(world.number());
-    let out = world.step(wherry_broker::state::Input::Visit { request: visit, port: 8080 });
+    let out = world.step(wherry_broker::state::Input::Visit { request: visit, port: (Transport::Tcp, 8080) });
     assert!(matches!(reply(&out, visit), Some(Reply::Error(_))), "it does not run yet");
     world.state(board, &info, RUNNING);
     let visit = wherry_broker::state::RequestId(world.number());
-    let out = world.step(wherry_broker::state::Input::Visit { request: visit, port: 8080 });
+    let out = world.step(wherry_broker::state::Input::Visit { request: visit, port: (Transport::Tcp, 8080) });
     let Some(Answer::Route { routed, .. }) = answer(&out, visit) else { panic!("{out:?}") };
     assert_eq!(routed.account, user.account);
     world.restart();
-    assert_eq!(world.broker.published_ports(), [8080].into());
+    assert_eq!(world.broker.published_ports().len(), 1);
     let mut user = user;
     world.back(&mut user);
     let (_, out) = world.ask(user.session, Request::Remove { container: id(&info), force: true });

@@ -220,8 +220,7 @@ impl Cluster {
                     run.node = node.map(|number| format!("n{number}"));
                     run.spec.auto_remove = auto_remove;
                     run.spec.labels = vec![("n".into(), (name % 2).to_string())];
-                    run.spec.publish =
-                        port.map(|port| PublishedPort { port, container_port: 80 }).into_iter().collect();
+                    run.spec.publish = port.map(|port| PublishedPort::tcp(port, 80)).into_iter().collect();
                 });
                 self.ask(session, request);
             }
@@ -327,7 +326,7 @@ impl Cluster {
         assert_eq!(&self.world.broker.durable(), store, "the store holds what the broker remembers");
         let mut addresses = BTreeSet::new();
         let mut names = BTreeSet::new();
-        let mut ports = BTreeSet::new();
+        let mut ports = std::collections::BTreeMap::new();
         for (key, record) in store {
             match (key, record) {
                 (Key::Container(id), Record::Container(container)) => {
@@ -337,7 +336,8 @@ impl Cluster {
                     assert!(!present || names.insert((container.account, container.name.clone())));
                     assert!(!present || store.contains_key(&Key::Account(container.account)));
                     for published in container.spec.publish.iter().filter(|_| present) {
-                        assert!(ports.insert(published.port), "a port is published twice");
+                        let twice = ports.insert(published.key(), published.clone());
+                        assert!(twice.is_none(), "a port is published twice");
                     }
                 }
                 (Key::Link(link), _) => {

@@ -14,7 +14,7 @@ fn volume(path: &str) -> VolumeMount {
 }
 
 fn published(port: u16, container_port: u16) -> PublishedPort {
-    PublishedPort { port, container_port }
+    PublishedPort::tcp(port, container_port)
 }
 
 const HOST: &str = "is not a host name: use 1 to 63 letters, digits and '-' (RFC 1123)";
@@ -83,6 +83,34 @@ fn cases() -> Vec<(Change, ErrorCode, String)> {
         invalid(
             of_spec(|spec| spec.publish = vec![published(0, 80)]),
             "a published port is 1 to 65535, not 0",
+        ),
+        invalid(
+            of_spec(|spec| {
+                let (transport, on) = (Transport::Udp, PublishedOn::Node);
+                spec.publish = vec![PublishedPort { transport, on, ..published(51820, 80) }];
+            }),
+            "port 51820/udp is the boards' own: publish on another one",
+        ),
+        invalid(
+            of_spec(|spec| {
+                spec.publish =
+                    vec![PublishedPort { transport: Transport::Udp, proxy: true, ..published(53, 53) }];
+            }),
+            "the PROXY protocol is for TCP: leave out proxy",
+        ),
+        invalid(
+            of_spec(|spec| {
+                spec.publish =
+                    vec![PublishedPort { on: PublishedOn::Node, proxy: true, ..published(53, 53) }];
+            }),
+            "a port of a node shows who really connects: leave out proxy",
+        ),
+        invalid(
+            of_spec(|spec| {
+                let allow = vec!["192.168.50.9/24".parse().expect("a network")];
+                spec.publish = vec![PublishedPort { allow, ..published(81, 80) }];
+            }),
+            "allow=192.168.50.9/24 has an address within a network: say allow=192.168.50.0/24",
         ),
         invalid(
             of_spec(|spec| spec.publish = vec![published(2020, 80)]),

@@ -6,7 +6,8 @@ const LONG: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 const NAME: &str =
     "is not a valid name: use 1 to 63 of a-z, 0-9, '-', '_' and '.', starting with a letter or digit";
 const VARIABLE: &str = "is not a variable: use NAME=value, or NAME to pass on this shell's";
-const PORTS: &str = "is not a pair of ports: use broker-port:container-port, as in 8080:80";
+const PORTS: &str =
+    "is not a published port: use [node:]port:container-port[/udp][,proxy][,allow=network], as in 8080:80";
 const VOLUME: &str = "is not a volume: use name:/path or name:/path:ro";
 const PLACE: &str = "is not a place for a volume: use an absolute path without '..' other than / and not below /proc, /sys or /dev";
 const SIZE: &str = "is not a size: use a number with b, k, m or g, as in 64m";
@@ -43,10 +44,10 @@ const REFUSED_BY_FORM: &[(&str, &str, &str, &str)] = &[
     ("-v", "--volume <NAME:PATH>", "", VOLUME),
     ("-v", "--volume <NAME:PATH>", "data", VOLUME),
     ("-v", "--volume <NAME:PATH>", "data:/srv:rx", VOLUME),
-    ("-p", "--publish <PORT:PORT>", "80", PORTS),
-    ("-p", "--publish <PORT:PORT>", "0:80", PORTS),
-    ("-p", "--publish <PORT:PORT>", "70000:80", PORTS),
-    ("-p", "--publish <PORT:PORT>", "80:80/udp", "cannot be published: only TCP ports can"),
+    ("-p", "--publish <[node:]PORT:PORT[/udp][,…]>", "80", PORTS),
+    ("-p", "--publish <[node:]PORT:PORT[/udp][,…]>", "0:80", PORTS),
+    ("-p", "--publish <[node:]PORT:PORT[/udp][,…]>", "70000:80", PORTS),
+    ("-p", "--publish <[node:]PORT:PORT[/udp][,…]>", "80:80/sctp", PORTS),
     ("--name", "--name <NAME>", "", NAME),
     ("--name", "--name <NAME>", "../evil", NAME),
     ("--name", "--name <NAME>", LONG, NAME),

@@ -8,7 +8,7 @@ use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
     Value,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{Connection, DropReason, Egress, Peer, Transport};
 use wherry_protocol::{ContainerId, NodeIndex};
@@ -37,8 +37,8 @@ pub enum Ports {
 pub struct Board<'a> {
     /// What it offers.
     pub ports: Ports,
-    /// TCP ports of its own that lead to containers.
-    pub published: &'a BTreeSet<u16>,
+    /// Ports of its own that lead to containers: a broker's through its service, a node's straight to the container.
+    pub published: &'a [Published],
     /// The interface to the outside, once known.
     pub uplink: Option<&'a str>,
     /// The board's networks there.
@@ -53,6 +53,19 @@ pub struct Board<'a> {
     pub containers: &'a BTreeMap<ContainerId, Ipv4Addr>,
     /// Where those of them may send outside the cluster for whom it is not just the internet.
     pub egress: &'a BTreeMap<ContainerId, Vec<Egress>>,
+}
+
+/// A port that leads from outside to a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// With this protocol.
+    pub transport: Transport,
+    /// On the board.
+    pub port: u16,
+    /// From these networks only; from anywhere if there are none.
+    pub allow: Vec<Prefix>,
+    /// Address and port of the container, on a node.
+    pub to: Option<(Ipv4Addr, u16)>,
 }
 
 /// The board's ruleset: one table for packets, one for the frames that containers send.
@@ -135,7 +148,14 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     let from_peers = Rule::new().lookup(&[Key::Source], "peers");
     rules.push(from_peers.port(Transport::Udp, WIREGUARD_PORT).accept());
     rules.extend(offered(of.ports));
-    rules.extend(of.published.iter().map(|port| Rule::new().port(Transport::Tcp, *port).accept()));
+    if of.ports == Ports::Broker {
+        let opened = of.published.iter().flat_map(|published| {
+            from_allowed(&published.allow)
+                .into_iter()
+                .map(|rule| rule.port(published.transport, published.port).accept())
+        });
+        rules.extend(opened);
+    }
     let lease =
         Rule::new().when(Match::SourcePort(Transport::Udp, DHCP_SERVER)).port(Transport::Udp, DHCP_CLIENT);
     rules.push(lease.accept());
@@ -169,13 +189,50 @@ fn forwarding(of: &Board<'_>, index: NodeIndex) -> Vec<Chain> {
     if let Some(uplink) = of.uplink {
         let hide = Rule::new().source(subnet(index)).output(uplink).masquerade();
         chains.push(Chain::at(Hook::SourceNat, Policy::Accept, "postrouting", vec![hide]));
+        let redirected = redirections(of, uplink);
+        if !redirected.is_empty() {
+            chains.push(Chain::at(Hook::DestinationNat, Policy::Accept, "prerouting", redirected));
+        }
     }
     chains
+}
+
+/// Published ports of a node, with the container's address and port.
+fn visitors<'a>(of: &'a Board<'a>) -> impl Iterator<Item = (&'a Published, Ipv4Addr, u16)> {
+    of.published.iter().filter_map(|published| published.to.map(|(address, port)| (published, address, port)))
+}
+
+/// A rule for each network that may come, or one for all.
+fn from_allowed(allow: &[Prefix]) -> Vec<Rule> {
+    match allow {
+        [] => vec![Rule::new()],
+        allow => allow.iter().map(|network| Rule::new().source(*network)).collect(),
+    }
+}
+
+/// Sends visitors of published ports on to their containers. They keep their own address.
+fn redirections(of: &Board<'_>, uplink: &str) -> Vec<Rule> {
+    let own: Vec<Prefix> = of.lan.iter().map(|lan| Prefix::host(lan.address)).collect();
+    let mut rules = Vec::new();
+    for (published, address, port) in visitors(of) {
+        for own in &own {
+            rules.extend(from_allowed(&published.allow).into_iter().map(|rule| {
+                let to_us = rule.input(uplink).destination(*own).port(published.transport, published.port);
+                to_us.redirect(address, port)
+            }));
+        }
+    }
+    rules
 }
 
 fn forward(of: &Board<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
     if let Some(uplink) = of.uplink {
+        rules.extend(visitors(of).map(|(published, address, port)| {
+            let to =
+                Rule::new().input(uplink).destination(Prefix::host(address)).port(published.transport, port);
+            to.when(Match::Redirected).state(States::ESTABLISHED_NEW).accept()
+        }));
         // Answers from the internet. What claims to come from the overlay came the wrong way.
         let elsewhere = Rule::new().input(uplink).when(Match::Source(Not::IsNot, OVERLAY));
         rules.push(elsewhere.state(States::ESTABLISHED_RELATED).accept());
@@ -200,7 +257,13 @@ fn overlay() -> Vec<Rule> {
 
 /// Packets of containers that leave the cluster.
 fn outside(of: &Board<'_>) -> Vec<Rule> {
-    let mut rules = Vec::new();
+    // Answers to those who came to a published port, wherever they came from.
+    let answer = |(published, address, port): (&Published, Ipv4Addr, u16)| {
+        let from = Rule::new().source(Prefix::host(address));
+        let from = from.when(Match::SourcePort(published.transport, port)).when(Match::Redirected);
+        from.state(States::ESTABLISHED).accept()
+    };
+    let mut rules: Vec<Rule> = visitors(of).map(answer).collect();
     for (id, egress) in of.egress {
         let Some(address) = of.containers.get(id) else { continue };
         let from = |network| Rule::new().source(Prefix::host(*address)).destination(network).accept();
@@ -278,12 +341,11 @@ mod tests {
     use crate::firewall::golden;
 
     static USUAL_EGRESS: BTreeMap<ContainerId, Vec<Egress>> = BTreeMap::new();
-    static NOTHING_PUBLISHED: BTreeSet<u16> = BTreeSet::new();
 
     fn closed(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Board<'_> {
         Board {
             ports: Ports::Node,
-            published: &NOTHING_PUBLISHED,
+            published: &[],
             uplink: None,
             lan: &[],
             index: None,
@@ -302,7 +364,12 @@ mod tests {
     #[test]
     fn broker() {
         let containers = BTreeMap::new();
-        let published = [25, 8080].into();
+        let published = |transport, port, allow| Published { transport, port, allow, to: None };
+        let published = [
+            published(Transport::Tcp, 25, vec!["192.168.50.0/24".parse().unwrap()]),
+            published(Transport::Tcp, 8080, vec![]),
+            published(Transport::Udp, 53, vec![]),
+        ];
         let of = Board {
             ports: Ports::Broker,
             published: &published,
@@ -335,7 +402,16 @@ mod tests {
             (ContainerId(6), vec![lan("192.168.50.0/24")]),
         ]
         .into();
+        let published = |transport, port, allow, last, inside| {
+            let to = Some((Ipv4Addr::new(10, 1, 0, last), inside));
+            Published { transport, port, allow, to }
+        };
+        let published = [
+            published(Transport::Tcp, 8080, vec![], 2, 80),
+            published(Transport::Udp, 5353, vec!["192.168.50.0/24".parse().unwrap()], 3, 53),
+        ];
         let of = Board {
+            published: &published,
             egress: &egress,
             uplink: Some("eth0"),
             lan: &["192.168.50.12/24".parse().unwrap()],

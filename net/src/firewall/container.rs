@@ -23,13 +23,15 @@ pub struct Container<'a> {
     pub lan: &'a [Prefix],
     /// Where it may send outside the cluster.
     pub egress: &'a [Egress],
+    /// Ports of its own that are published on the board: somebody from outside may come there.
+    pub published: &'a [(Transport, u16, Vec<Prefix>)],
 }
 
 /// The container's ruleset.
 #[must_use]
 pub fn container(of: &Container<'_>) -> Ruleset {
     let chains = vec![
-        Chain::at(Hook::Input, Policy::Drop, "input", input()),
+        Chain::at(Hook::Input, Policy::Drop, "input", input(of)),
         Chain::at(Hook::Output, Policy::Drop, "output", output(of)),
     ];
     let sets = vec![inbound(of), outbound(of), addresses("resolvers", of.resolvers)];
@@ -55,12 +57,32 @@ fn peers<'a>(name: &'static str, connections: impl Iterator<Item = (Ipv4Addr, &'
     Set { name, key: vec![KeyType::Ipv4, KeyType::Protocol, KeyType::Port], elements }
 }
 
-fn input() -> Vec<Rule> {
+/// Visitors from outside, never from the overlay.
+fn visitors(of: &Container<'_>) -> impl Iterator<Item = Rule> {
+    of.published.iter().flat_map(|(transport, port, allow)| {
+        let outside = || Rule::new().when(Match::Source(Not::IsNot, OVERLAY));
+        let rules = match allow.as_slice() {
+            [] => vec![outside()],
+            allow => allow.iter().map(|network| outside().source(*network)).collect(),
+        };
+        rules.into_iter().map(|rule| rule.port(*transport, *port).state(States::ESTABLISHED_NEW).accept())
+    })
+}
+
+/// Answers to them.
+fn answers(of: &Container<'_>) -> impl Iterator<Item = Rule> {
+    of.published.iter().map(|(transport, port, _)| {
+        let outside = Rule::new().when(Match::Destination(Not::IsNot, OVERLAY));
+        outside.when(Match::SourcePort(*transport, *port)).state(States::ESTABLISHED).accept()
+    })
+}
+
+fn input(of: &Container<'_>) -> Vec<Rule> {
     let from_resolver = |over| {
         let rule = Rule::new().lookup(&[Key::Source], "resolvers").when(Match::SourcePort(over, DNS));
         rule.state(States::ESTABLISHED).accept()
     };
-    vec![
+    let mut rules = vec![
         Rule::new().input("lo").accept(),
         Rule::new()
             .lookup(&[Key::Source, Key::Protocol, Key::DestinationPort], "inbound")
@@ -75,9 +97,13 @@ fn input() -> Vec<Rule> {
         from_resolver(Transport::Udp),
         from_resolver(Transport::Tcp),
         Rule::new().source(OVERLAY).drop(DropReason::NotConnected),
+    ];
+    rules.extend(visitors(of));
+    rules.push(
         Rule::new().when(Match::Source(Not::IsNot, OVERLAY)).state(States::ESTABLISHED_RELATED).accept(),
-        Rule::new().drop(DropReason::Unsolicited),
-    ]
+    );
+    rules.push(Rule::new().drop(DropReason::Unsolicited));
+    rules
 }
 
 fn output(of: &Container<'_>) -> Vec<Rule> {
@@ -93,6 +119,7 @@ fn output(of: &Container<'_>) -> Vec<Rule> {
             .accept(),
     ];
     rules.extend(to_resolvers());
+    rules.extend(answers(of));
     rules.extend(lan_of(of.egress).map(|network| Rule::new().destination(network).accept()));
     rules.extend(only_internet(of.lan));
     rules.push(Rule::new().when(Match::Ipv6).drop(DropReason::Ipv6));
@@ -120,10 +147,14 @@ mod tests {
     }
 
     fn rules(connections: &[Connection]) -> String {
-        rules_with(connections, &[Egress::Internet])
+        rules_with(connections, &[Egress::Internet], &[])
     }
 
-    fn rules_with(connections: &[Connection], egress: &[Egress]) -> String {
+    fn rules_with(
+        connections: &[Connection],
+        egress: &[Egress],
+        published: &[(Transport, u16, Vec<Prefix>)],
+    ) -> String {
         container(&Container {
             id: ContainerId(7),
             address: "10.1.0.2".parse().unwrap(),
@@ -131,6 +162,7 @@ mod tests {
             resolvers: &["10.1.0.1".parse().unwrap()],
             lan: &["192.168.50.12/24".parse().unwrap()],
             egress,
+            published,
         })
         .to_string()
     }
@@ -142,9 +174,16 @@ mod tests {
 
     #[test]
     fn without_a_way_out_or_only_to_one_network() {
-        golden::check("container-egress-none.nft", &rules_with(&[], &[Egress::None]));
+        golden::check("container-egress-none.nft", &rules_with(&[], &[Egress::None], &[]));
         let lan = Egress::Lan("192.168.50.0/28".parse().unwrap());
-        golden::check("container-egress-lan.nft", &rules_with(&[], &[lan]));
+        golden::check("container-egress-lan.nft", &rules_with(&[], &[lan], &[]));
+    }
+
+    #[test]
+    fn with_published_ports() {
+        let lan: Prefix = "192.168.50.0/24".parse().unwrap();
+        let ports = [(Transport::Tcp, 80, vec![]), (Transport::Udp, 53, vec![lan])];
+        golden::check("container-published.nft", &rules_with(&[], &[Egress::Internet], &ports));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 mod board;
 mod container;
 
-pub use board::{Board, Ports, board};
+pub use board::{Board, Ports, Published, board};
 pub use container::{Container, container};
 
 use super::address::{OVERLAY, Prefix};
@@ -20,7 +20,7 @@ use wherry_protocol::message::{DropReason, Egress, Transport};
 ///
 /// # Errors
 /// When the kernel lacks nf_tables or the process CAP_NET_ADMIN.
-pub fn protect(ports: Ports, published: &BTreeSet<u16>) -> Result<(), NftError> {
+pub fn protect(ports: Ports, published: &[Published]) -> Result<(), NftError> {
     let nothing = Board {
         ports,
         published,

@@ -248,6 +248,7 @@ fn base_attributes(attributes: Attributes, base: Base) -> Attributes {
         Hook::Forward => (2, 0, "filter"),
         Hook::Output => (3, 0, "filter"),
         Hook::SourceNat => (4, 100, "nat"),
+        Hook::DestinationNat => (0, -100, "nat"),
         Hook::BridgePrerouting => (0, -300i32, "filter"),
     };
     let policy = match base.policy {
@@ -259,7 +260,7 @@ fn base_attributes(attributes: Attributes, base: Base) -> Attributes {
 }
 
 fn rule_attributes(table: &Table, chain: &Chain, code: &[Instruction]) -> Attributes {
-    let list = code.iter().fold(Attributes::default(), |list, step| list.nest(1, instruction(step)));
+    let list = code.iter().flat_map(expressions).fold(Attributes::default(), |list, step| list.nest(1, step));
     let rule_of = Attributes::default().text(1, table.name).text(2, chain.name).nest(4, list);
     let reason = code.iter().find_map(|step| match step {
         Instruction::Verdict(Verdict::Drop(reason)) => Some(reason.name()),
@@ -290,6 +291,19 @@ fn value(bytes: &[u8]) -> Attributes {
     Attributes::default().bytes(1, bytes)
 }
 
+/// What one instruction becomes: a redirection first loads where it leads.
+fn expressions(step: &Instruction) -> Vec<Attributes> {
+    let constant = |register, bytes: &[u8]| {
+        named("immediate", Attributes::default().be32(1, register).nest(2, value(bytes)))
+    };
+    match step {
+        Instruction::Redirect { address, port } => {
+            vec![constant(FIRST, address), constant(FIRST + 1, port), instruction(step)]
+        }
+        step => vec![instruction(step)],
+    }
+}
+
 fn instruction(step: &Instruction) -> Attributes {
     let empty = Attributes::default;
     match step {
@@ -311,6 +325,11 @@ fn instruction(step: &Instruction) -> Attributes {
         }
         Instruction::Counter => named("counter", empty()),
         Instruction::Masquerade => named("masq", empty()),
+        // NFT_NAT_DNAT to NFPROTO_IPV4; NF_NAT_RANGE_PROTO_SPECIFIED.
+        Instruction::Redirect { .. } => {
+            let to = empty().be32(1, 1).be32(2, 2).be32(3, FIRST).be32(5, FIRST + 1);
+            named("nat", to.be32(7, 2))
+        }
         Instruction::Verdict(verdict) => {
             named("immediate", empty().be32(1, 0).nest(2, empty().nest(2, verdict_attributes(*verdict))))
         }
@@ -333,6 +352,7 @@ fn load(from: Load, register: u32) -> Attributes {
     match from {
         Load::Meta(key) => named("meta", target.be32(2, key as u32)),
         Load::State => named("ct", target.be32(2, 0)),
+        Load::Status => named("ct", target.be32(2, 2)),
         Load::Payload { header, offset, bytes } => {
             named("payload", target.be32(2, header as u32).be32(3, offset).be32(4, bytes))
         }

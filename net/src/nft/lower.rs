@@ -37,6 +37,7 @@ pub(super) enum Load {
     Meta(Meta),
     Payload { header: Header, offset: u32, bytes: u32 },
     State,
+    Status,
 }
 
 /// One instruction.
@@ -49,6 +50,7 @@ pub(super) enum Instruction {
     Limit { per_second: u32 },
     Counter,
     Masquerade,
+    Redirect { address: Vec<u8>, port: Vec<u8> },
     Verdict(Verdict),
 }
 
@@ -100,6 +102,10 @@ impl Program {
             }
             Statement::Counter => self.code.push(Instruction::Counter),
             Statement::Masquerade => self.code.push(Instruction::Masquerade),
+            Statement::Redirect(address, port) => {
+                let (address, port) = (address.octets().to_vec(), port.to_be_bytes().to_vec());
+                self.code.push(Instruction::Redirect { address, port });
+            }
             Statement::Verdict(verdict) => self.code.push(Instruction::Verdict(*verdict)),
         }
     }
@@ -118,6 +124,7 @@ impl Program {
             Match::DestinationPort(over, port) => self.port(*over, DESTINATION_PORT, *port),
             Match::Icmp(kind) => self.icmp(*kind),
             Match::State(states) => self.state(*states),
+            Match::Redirected => self.bits(Load::Status, STATUS_DESTINATION_NAT),
             Match::Lookup(not, key, set) => self.lookup(*not, key, set),
         }
     }
@@ -183,7 +190,12 @@ impl Program {
         let bits = (u32::from(states.established) * STATE_ESTABLISHED)
             | (u32::from(states.related) * STATE_RELATED)
             | (u32::from(states.new) * STATE_NEW);
-        self.load(Load::State, FIRST);
+        self.bits(Load::State, bits);
+    }
+
+    /// Whether one of `bits` is set.
+    fn bits(&mut self, from: Load, bits: u32) {
+        self.load(from, FIRST);
         self.code.push(Instruction::Mask { mask: bits.to_ne_bytes().to_vec() });
         self.code.push(Instruction::Compare { not: Not::IsNot, data: vec![0; 4] });
     }
@@ -208,6 +220,8 @@ const ETHERTYPE_ARP: u16 = 0x0806;
 const STATE_ESTABLISHED: u32 = 2;
 const STATE_RELATED: u32 = 4;
 const STATE_NEW: u32 = 8;
+/// IPS_DST_NAT.
+const STATUS_DESTINATION_NAT: u32 = 1 << 5;
 
 pub(super) fn number(protocol: Protocol) -> u8 {
     match protocol {

@@ -127,6 +127,8 @@ pub enum Hook {
     Forward,
     /// Leaving, source translation (type nat, priority srcnat).
     SourceNat,
+    /// Arriving, destination translation (type nat, priority dstnat).
+    DestinationNat,
     /// A bridge has just received it (type filter, priority dstnat of the bridge family).
     BridgePrerouting,
 }
@@ -158,6 +160,8 @@ pub enum Statement {
     Counter,
     /// Gives the packet the outgoing interface's address.
     Masquerade,
+    /// Sends the flow to another address and port.
+    Redirect(Ipv4Addr, u16),
     /// Decides.
     Verdict(Verdict),
 }
@@ -209,6 +213,8 @@ pub enum Match {
     Icmp(Icmp),
     /// Connection tracking's opinion is one of these.
     State(States),
+    /// Belongs to a flow that was sent to another address than it came for.
+    Redirected,
     /// The parts of the packet, taken together, are in the set.
     Lookup(Not, Vec<Key>, &'static str),
 }
@@ -363,6 +369,12 @@ impl Rule {
     #[must_use]
     pub fn jump(self, chain: &'static str) -> Self {
         self.then(Statement::Verdict(Verdict::Jump(chain)))
+    }
+
+    /// Sends the flow to a container.
+    #[must_use]
+    pub fn redirect(self, address: Ipv4Addr, port: u16) -> Self {
+        self.then(Statement::Redirect(address, port))
     }
 
     /// Hides the source behind the outgoing interface's address.

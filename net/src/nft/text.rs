@@ -91,6 +91,7 @@ impl Display for Base {
             Hook::Output => "filter hook output priority filter",
             Hook::Forward => "filter hook forward priority filter",
             Hook::SourceNat => "nat hook postrouting priority srcnat",
+            Hook::DestinationNat => "nat hook prerouting priority dstnat",
             Hook::BridgePrerouting => "filter hook prerouting priority dstnat",
         };
         let policy = match self.policy {
@@ -114,6 +115,7 @@ impl Display for Statement {
             Self::Limit { per_second } => write!(f, "limit rate {per_second}/second"),
             Self::Counter => f.write_str("counter"),
             Self::Masquerade => f.write_str("masquerade"),
+            Self::Redirect(address, port) => write!(f, "dnat ip to {address}:{port}"),
             Self::Verdict(Verdict::Accept) => f.write_str("accept"),
             Self::Verdict(Verdict::Drop(reason)) => write!(f, "drop comment \"{}\"", reason.name()),
             Self::Verdict(Verdict::Jump(chain)) => write!(f, "jump {chain}"),
@@ -155,6 +157,7 @@ impl Display for Match {
                 f.write_str("icmp type destination-unreachable icmp code frag-needed")
             }
             Self::State(states) => write!(f, "ct state {states}"),
+            Self::Redirected => f.write_str("ct status dnat"),
             Self::Lookup(not, key, set) => write!(f, "{} {not}@{set}", joined(key, " . ")),
         }
     }

@@ -137,7 +137,8 @@ mod tests {
     }
 
     fn directory() -> Directory {
-        let local = |id, address, egress| LocalContainer { id: ContainerId(id), address, egress };
+        let local =
+            |id, address, egress| LocalContainer { id: ContainerId(id), address, egress, published: vec![] };
         let containers = [local(1, ME, vec![Egress::Internet]), local(2, CLOSED, vec![Egress::None])];
         let network = NetworkDesired {
             connections: vec![

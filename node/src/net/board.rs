@@ -12,14 +12,14 @@ use super::underlay::Underlay;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::stat::fstat;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wherry_net::address::{CONTAINER_INTERFACE, Prefix, gateway, port_name, tunnel_end, tunnel_name, usable};
-use wherry_net::firewall::{self, Ports};
+use wherry_net::firewall::{self, Ports, Published};
 use wherry_net::nft::{Family, NftError, NftSocket, RulesGeneration, Ruleset};
 use wherry_net::setup::Uplink;
-use wherry_protocol::message::{Drops, Egress, NetworkDesired};
+use wherry_protocol::message::{Drops, Egress, NetworkDesired, PublishedPort};
 use wherry_protocol::{ContainerId, NodeIndex, PublicKey};
 
 /// Ethernet's, until the interface to the outside is known.
@@ -219,13 +219,16 @@ impl Board {
 
     fn board_rules(&self) -> Ruleset {
         let containers = self.addresses();
-        let all = self.listed.values().chain(self.attached.values().map(|attached| &attached.container));
+        let all = || self.listed.values().chain(self.attached.values().map(|attached| &attached.container));
         let usual = [Egress::Internet];
-        let egress = all.filter(|container| container.egress != usual);
+        let egress = all().filter(|container| container.egress != usual);
         let egress = egress.map(|container| (container.id, container.egress.clone())).collect();
+        // Of containers that are there, once each.
+        let published =
+            self.attached.values().flat_map(|attached| published(&attached.container)).collect::<Vec<_>>();
         firewall::board(&firewall::Board {
             ports: Ports::Node,
-            published: &BTreeSet::new(),
+            published: &published,
             uplink: self.uplink.as_ref().map(|uplink| uplink.interface.as_str()),
             lan: &self.lan(),
             index: self.index,
@@ -241,6 +244,8 @@ impl Board {
     }
 
     fn rules_of(&self, container: &LocalContainer) -> Ruleset {
+        let port = |port: &PublishedPort| (port.transport, port.container_port, port.allow.clone());
+        let inside: Vec<_> = container.published.iter().map(port).collect();
         let resolver: Vec<Ipv4Addr> = self.index.map(gateway).into_iter().collect();
         firewall::container(&firewall::Container {
             id: container.id,
@@ -249,6 +254,7 @@ impl Board {
             resolvers: &resolver,
             lan: &self.lan(),
             egress: &container.egress,
+            published: &inside,
         })
     }
 
@@ -411,6 +417,15 @@ impl Board {
         let namespace = namespace.map_err(|_| kernel("duplicate a namespace's descriptor")(Errno::EMFILE))?;
         Ok((attached.container.address, namespace))
     }
+}
+
+fn published(container: &LocalContainer) -> impl Iterator<Item = Published> {
+    container.published.iter().map(|port| Published {
+        transport: port.transport,
+        port: port.port,
+        allow: port.allow.clone(),
+        to: Some((container.address, port.container_port)),
+    })
 }
 
 fn check(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{oneshot, watch};
 use wherry_net::setup::Uplink;
-use wherry_protocol::message::{ContainerDesired, Drops, Egress, NetworkDesired};
+use wherry_protocol::message::{ContainerDesired, Drops, Egress, NetworkDesired, PublishedOn, PublishedPort};
 use wherry_protocol::{ContainerId, NodeIndex, PublicKey};
 
 /// What does not change while the service runs.
@@ -34,13 +34,21 @@ pub struct LocalContainer {
     pub address: Ipv4Addr,
     /// Where it may send outside the cluster.
     pub egress: Vec<Egress>,
+    /// Its ports that are published on this board.
+    pub published: Vec<PublishedPort>,
 }
 
 impl LocalContainer {
     /// As the broker wants it.
     #[must_use]
     pub fn of(desired: &ContainerDesired) -> Self {
-        Self { id: desired.container.id, address: desired.address, egress: desired.spec.egress() }
+        let on_node = |port: &&PublishedPort| port.on == PublishedOn::Node;
+        Self {
+            id: desired.container.id,
+            address: desired.address,
+            egress: desired.spec.egress(),
+            published: desired.spec.publish.iter().filter(on_node).cloned().collect(),
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! Containers: what is asked for, what is, and the bytes that flow.
 use super::condition::HealthCheck;
 use super::network::{Drops, Egress};
+use super::node::Transport;
+use crate::Prefix;
 use crate::constraint::Constraint;
 use crate::error::WireError;
 use crate::id::{ContainerRef, Digest, Name};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The label that makes a container part of a service.
 pub const SERVICE_LABEL: &str = "service";
@@ -231,13 +233,72 @@ pub struct VolumeMount {
     pub read_only: bool,
 }
 
-/// A TCP port of the broker that leads to one of the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a published port is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PublishedOn {
+    /// On the broker, wherever the container runs. The container sees connections from its own board.
+    #[default]
+    Broker,
+    /// On the board that the container runs on. The container sees who really connects.
+    Node,
+}
+
+/// A port that leads from outside the cluster to one of the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
-    /// Port on the broker.
+    /// Port on the broker or the board.
     pub port: u16,
     /// Port in the container.
     pub container_port: u16,
+    /// With this protocol.
+    pub transport: Transport,
+    /// Whose.
+    pub on: PublishedOn,
+    /// From these networks only; from anywhere if there are none.
+    pub allow: Vec<Prefix>,
+    /// Says first who really connects: a PROXY protocol header, version 2 (haproxy's proxy-protocol.txt).
+    pub proxy: bool,
+}
+
+impl PublishedPort {
+    /// A TCP port of the broker that is open to anybody.
+    #[must_use]
+    pub fn tcp(port: u16, container_port: u16) -> Self {
+        let (transport, on) = (Transport::Tcp, PublishedOn::Broker);
+        Self { port, container_port, transport, on, allow: Vec::new(), proxy: false }
+    }
+
+    /// What no two ports of a place have in common.
+    #[must_use]
+    pub fn key(&self) -> (Transport, u16) {
+        (self.transport, self.port)
+    }
+
+    /// Whether somebody at `address` may connect.
+    #[must_use]
+    pub fn admits(&self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            IpAddr::V4(address) => {
+                self.allow.is_empty() || self.allow.iter().any(|network| network.contains(address))
+            }
+            IpAddr::V6(_) => self.allow.is_empty(),
+        }
+    }
+}
+
+impl fmt::Display for PublishedPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match self.on {
+            PublishedOn::Broker => "",
+            PublishedOn::Node => "node:",
+        };
+        let transport = match self.transport {
+            Transport::Tcp => "",
+            Transport::Udp => "/udp",
+        };
+        write!(f, "{place}{}->{}{transport}", self.port, self.container_port)
+    }
 }
 
 /// Bounds of one container. `None` is the node's default, never "no bound".

@@ -78,6 +78,7 @@ listed! {
     ToNode { Sync, Container, Remove, Network }
     Want { Running, Stopped }
     Transport { Tcp, Udp }
+    PublishedOn { Broker, Node }
     RoutedRequest { Exec, Attach, Logs, Tunnel, Signal, Crash, Stats, Processes, Copy, Pause, Ready, Changes }
     CopySpec { Out, In, Sftp }
     ContainerState { Pending, Preparing, Running, Exited, Failed, Restarting }
@@ -180,7 +181,15 @@ fn spec() -> ContainerSpec {
         stdin_open: false,
         read_only: true,
         mounts: vec![VolumeMount { volume: name("vol"), path: "/v".into(), read_only: false }],
-        publish: vec![PublishedPort { port: 8080, container_port: 80 }],
+        publish: vec![
+            PublishedPort::tcp(8080, 80),
+            PublishedPort {
+                transport: Transport::Udp,
+                on: PublishedOn::Node,
+                allow: vec![Prefix::new(Ipv4Addr::new(192, 168, 50, 0), 24)],
+                ..PublishedPort::tcp(53, 5353)
+            },
+        ],
         resources: Resources { memory_bytes: Some(1 << 26), cpu_milli: Some(500), pids: None },
         auto_remove: false,
         labels: vec![("a".into(), "b".into())],

@@ -151,8 +151,7 @@ pub(crate) async fn ps(context: &Context, args: &Ps) -> Result<u8, CliError> {
 }
 
 fn row(info: &ContainerInfo) -> Vec<String> {
-    let ports: Vec<String> =
-        info.publish.iter().map(|port| format!("{}->{}", port.port, port.container_port)).collect();
+    let ports: Vec<String> = info.publish.iter().map(ToString::to_string).collect();
     let away = if info.node_connected { "" } else { " (away)" };
     vec![
         info.id.to_string(),

@@ -1,7 +1,8 @@
 //! Texts of the command line, parsed strictly: what is not understood is refused with an example.
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use wherry_protocol::message::{
-    Egress, LogSince, OnUnhealthy, Probe, PublishedPort, RestartPolicy, Setting, Transport, VolumeMount,
+    Egress, LogSince, OnUnhealthy, Probe, PublishedOn, PublishedPort, RestartPolicy, Setting, Transport,
+    VolumeMount,
 };
 use wherry_protocol::text::path_parts;
 use wherry_protocol::{Name, Prefix, policy};
@@ -142,10 +143,7 @@ pub(crate) fn egress(text: &str) -> Result<Setting, String> {
     let egress = match (text, text.strip_prefix("lan:")) {
         ("none", _) => Egress::None,
         ("internet", _) => Egress::Internet,
-        (_, Some(network)) => {
-            let host = network.parse().map(Prefix::host);
-            Egress::Lan(host.or_else(|_| network.parse()).map_err(|_| error())?)
-        }
+        (_, Some(network)) => Egress::Lan(network_or_host(network).ok_or_else(error)?),
         (_, None) => return Err(error()),
     };
     Ok(Setting::Egress(egress))
@@ -304,18 +302,42 @@ fn port_number(text: &str) -> Option<u16> {
     text.parse().ok().filter(|&port: &u16| digits && port > 0)
 }
 
-/// `8080:80`, `8080:80/tcp`.
+/// `8080:80`, `53:53/udp`, `node:8080:80`, `25:25,proxy,allow=192.168.50.0/24`.
 pub(crate) fn publish(text: &str) -> Result<PublishedPort, String> {
-    let error = || format!("'{text}' is not a pair of ports: use broker-port:container-port, as in 8080:80");
-    if text.ends_with("/udp") {
-        return Err(format!("'{text}' cannot be published: only TCP ports can"));
+    let error = || {
+        format!(
+            "'{text}' is not a published port: use [node:]port:container-port[/udp][,proxy][,allow=network], as in \
+             8080:80"
+        )
+    };
+    let mut parts = text.split(',');
+    let pair = parts.next().ok_or_else(error)?;
+    let (pair, on) = match pair.split_once(':') {
+        Some(("node", rest)) => (rest, PublishedOn::Node),
+        Some(("broker", rest)) => (rest, PublishedOn::Broker),
+        Some(_) | None => (pair, PublishedOn::Broker),
+    };
+    let (pair, transport) = match pair.strip_suffix("/udp") {
+        Some(pair) => (pair, Transport::Udp),
+        None => (pair.strip_suffix("/tcp").unwrap_or(pair), Transport::Tcp),
+    };
+    let (port, container_port) = pair.split_once(':').ok_or_else(error)?;
+    let (mut allow, mut proxy) = (Vec::new(), false);
+    for option in parts {
+        match option.strip_prefix("allow=") {
+            Some(network) => allow.push(network_or_host(network).ok_or_else(error)?),
+            None if option == "proxy" => proxy = true,
+            None => return Err(error()),
+        }
     }
     let (port, container_port) =
-        text.strip_suffix("/tcp").unwrap_or(text).split_once(':').ok_or_else(error)?;
-    Ok(PublishedPort {
-        port: port_number(port).ok_or_else(error)?,
-        container_port: port_number(container_port).ok_or_else(error)?,
-    })
+        (port_number(port).ok_or_else(error)?, port_number(container_port).ok_or_else(error)?);
+    Ok(PublishedPort { port, container_port, transport, on, allow, proxy })
+}
+
+/// `192.168.50.0/24`, `192.168.50.9`.
+fn network_or_host(text: &str) -> Option<Prefix> {
+    text.parse().map(Prefix::host).ok().or_else(|| text.parse().ok())
 }
 
 /// `web:80`, `web:53/udp`: container, port, protocol.
@@ -484,9 +506,17 @@ mod tests {
 
     #[test]
     fn ports() {
-        assert_eq!(publish("8080:80"), Ok(PublishedPort { port: 8080, container_port: 80 }));
-        assert_eq!(publish("25:25/tcp"), Ok(PublishedPort { port: 25, container_port: 25 }));
-        assert!(publish("53:53/udp").unwrap_err().contains("only TCP"));
+        assert_eq!(publish("8080:80"), Ok(PublishedPort::tcp(8080, 80)));
+        assert_eq!(publish("25:25/tcp"), Ok(PublishedPort::tcp(25, 25)));
+        let mail = publish("25:2525,proxy,allow=192.168.50.0/24,allow=10.9.9.9").unwrap();
+        assert_eq!((mail.proxy, mail.allow.len(), mail.to_string().as_str()), (true, 2, "25->2525"));
+        assert_eq!(publish("node:53:5353/udp").unwrap().to_string(), "node:53->5353/udp");
+        assert_eq!(publish("broker:8080:80"), publish("8080:80"));
+        for bad in
+            ["8080:80,", "8080:80,allow=", "8080:80,allow=x", "host:80:80", "127.0.0.1:80:80", "80:80/sctp"]
+        {
+            assert!(publish(bad).is_err(), "{bad}");
+        }
         for bad in ["", "80", "0:80", "80:0", "1:2:3", "65536:1", "a:b", "+1:2"] {
             assert!(publish(bad).is_err(), "{bad}");
         }

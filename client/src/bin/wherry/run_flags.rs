@@ -70,8 +70,9 @@ pub(crate) struct Run {
     /// Mount a named volume: name:/path or name:/path:ro.
     #[arg(short, long = "volume", value_name = "NAME:PATH", value_parser = parse::volume)]
     volumes: Vec<VolumeMount>,
-    /// Publish a port: broker-port:container-port.
-    #[arg(short, long, value_name = "PORT:PORT", value_parser = parse::publish)]
+    /// Publish a port of the broker, or of the node that it runs on: [node:]port:container-port[/udp], then ,proxy (say first
+    /// who connects, PROXY protocol v2) and ,allow=network (only from there) as wished.
+    #[arg(short, long, value_name = "[node:]PORT:PORT[/udp][,…]", value_parser = parse::publish)]
     publish: Vec<PublishedPort>,
     /// Its name; one is made up otherwise.
     #[arg(long)]
@@ -206,12 +207,16 @@ impl Run {
         let usage = |text: String| CliError::Usage(text);
         let command = self.image_and_command.get(1..).unwrap_or_default();
         parse::volumes_apart(&self.volumes).map_err(usage)?;
-        let mut ports: Vec<u16> = self.publish.iter().map(|published| published.port).collect();
+        let mut ports: Vec<_> =
+            self.publish.iter().map(|published| (published.on, published.key())).collect();
         ports.sort_unstable();
         if let Some(twice) =
             ports.windows(2).find_map(|pair| (pair.first() == pair.last()).then(|| pair.first()))
         {
-            return Err(usage(format!("port {} is published twice", twice.copied().unwrap_or_default())));
+            return Err(usage(format!(
+                "port {} is published twice",
+                twice.map_or(0, |(_, (_, port))| *port)
+            )));
         }
         if let Some(workdir) = self.workdir.as_ref().filter(|path| !path.starts_with('/')) {
             return Err(usage(format!("the working directory '{workdir}' is not absolute")));
@@ -317,7 +322,7 @@ mod tests {
         golden("-v data:/srv:ro -p 8080:80 web", |r| {
             r.spec.mounts =
                 vec![VolumeMount { volume: "data".parse().unwrap(), path: "/srv".into(), read_only: true }];
-            r.spec.publish = vec![PublishedPort { port: 8080, container_port: 80 }];
+            r.spec.publish = vec![PublishedPort::tcp(8080, 80)];
         });
         golden("-w /srv -u 1000:100 --entrypoint /bin/x --hostname h --read-only web", |r| {
             r.spec.workdir = Some("/srv".into());
@@ -413,7 +418,7 @@ mod tests {
             ("--pids-limit 0 web", "not a number of processes"),
             ("-v /etc:/etc web", "only named volumes"),
             ("-v a:/x -v b:/x/y web", "overlap"),
-            ("-p 80 web", "pair of ports"),
+            ("-p 80 web", "not a published port"),
             ("-p 80:80 -p 80:81 web", "port 80 is published twice"),
             ("-w srv web", "not absolute"),
             ("-e =x web", "not a variable"),
