@@ -5,6 +5,7 @@ use crate::state::PublishedPorts;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,7 +15,8 @@ use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
 use wherry_net::discovery;
 use wherry_net::firewall::{self, Ports, Published};
-use wherry_net::setup::{self, StaticAddress};
+use wherry_net::setup::{self, StaticAddress, Uplink};
+use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
 use wherry_protocol::PublicKey;
 use wherry_protocol::message::PublishedPort;
 use wherry_sys::landlock::{Kept, confine_thread};
@@ -210,9 +212,14 @@ async fn run(arguments: &Arguments, place: Place) -> Result<(), BoardError> {
             .map_err(|source| BoardError::Io { what: "cannot set the host name".into(), source })?;
         // Closed before the first interface is up.
         firewall::protect(Ports::Broker, &[]).map_err(|error| BoardError::Network(error.to_string()))?;
-        bring_up(config.network.clone())?;
     }
     let guarded = place.machine;
+    let clock = guarded.then(|| Arc::new(clock(&place, &config)));
+    if let Some(clock) = &clock {
+        clock.lift();
+        let (clock, uplink) = (Arc::clone(clock), bring_up(config.network.clone())?);
+        tokio::spawn(async move { clock.run(uplink).await });
+    }
     let setup = Setup {
         secret: long_term_key(&place.data.join("key"), config.secret_key.clone())?,
         location: config.location.clone(),
@@ -235,7 +242,30 @@ async fn run(arguments: &Arguments, place: Place) -> Result<(), BoardError> {
     let result = service.run(listeners, asked_to_stop()?).await;
     finder.abort();
     heartbeat.abort();
+    if let Some(clock) = clock {
+        clock.remember();
+    }
     Ok(result?)
+}
+
+type Clock = Keeper<fn(Adjustment) -> std::io::Result<()>>;
+
+/// The clock of the board is never earlier than it was before the board was switched off.
+fn clock(place: &Place, config: &Config) -> Clock {
+    Keeper {
+        servers: Servers::of(config.ntp.clone()),
+        schedule: Schedule::BOARD,
+        floor: Floor::within(&place.data),
+        adjust: adjust_clock,
+    }
+}
+
+fn adjust_clock(adjustment: Adjustment) -> std::io::Result<()> {
+    let done = match adjustment {
+        Adjustment::Step(nanos) => wherry_sys::clock::step(nanos),
+        Adjustment::Slew(nanos) => wherry_sys::clock::slew(nanos),
+    };
+    done.map_err(std::io::Error::other)
 }
 
 /// Opens the firewall for published ports as they come and go.
@@ -263,15 +293,15 @@ fn read_config(place: &Place) -> Result<Config, BoardError> {
     }
 }
 
-fn bring_up(network: Option<StaticNetwork>) -> Result<(), BoardError> {
+fn bring_up(network: Option<StaticNetwork>) -> Result<watch::Receiver<Option<Uplink>>, BoardError> {
     let fixed = network.map(|StaticNetwork { interface, address, prefix, gateway }| StaticAddress {
         interface,
         address,
         prefix,
         gateway,
     });
-    // The address is of no interest here: the listeners take whatever comes to the board.
-    setup::bring_up(fixed).map(drop).map_err(|error| BoardError::Network(error.to_string()))
+    // The address is of no interest to the listeners, which take whatever comes to the board.
+    setup::bring_up(fixed).map_err(|error| BoardError::Network(error.to_string()))
 }
 
 /// Answers boards that look for their broker. One that listens on a single address is found by that address.

@@ -61,6 +61,8 @@ struct RawConfig {
     token: Vec<RawToken>,
     network: Option<RawNetwork>,
     #[serde(default)]
+    ntp: Vec<Ipv4Addr>,
+    #[serde(default)]
     test_image: bool,
 }
 
@@ -93,6 +95,8 @@ pub struct Config {
     pub tokens: Vec<ConfiguredToken>,
     /// The board's fixed address; DHCP if absent.
     pub network: Option<StaticNetwork>,
+    /// Time servers; those that DHCP names, or else the public pool, if absent.
+    pub ntp: Vec<Ipv4Addr>,
     /// This is an image for tests.
     pub test_image: bool,
 }
@@ -139,6 +143,7 @@ impl Config {
             secret_key: raw.secret_key.map(|text| secret_key(&text)).transpose()?,
             tokens: raw.token.into_iter().map(token).collect::<Result<_, _>>()?,
             network: raw.network.map(network).transpose()?,
+            ntp: raw.ntp,
             test_image: raw.test_image,
         })
     }
@@ -154,6 +159,7 @@ impl Default for Config {
             secret_key: None,
             tokens: Vec::new(),
             network: None,
+            ntp: Vec::new(),
             test_image: false,
         }
     }

@@ -8,7 +8,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RawSocket, RxToken, TxTok
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress,
+    ArpOperation, ArpPacket, DhcpOption, EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress,
 };
 use smoltcp::wire::{IpCidr, IpProtocol, Ipv4Packet, UdpPacket};
 use std::net::Ipv4Addr;
@@ -21,6 +21,12 @@ const CLIENT_PORT: u16 = 68;
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// How long an answer to a renewal is listened for; servers answer within milliseconds, and the next try comes anyway.
 const ANSWER_WINDOW: Duration = Duration::from_secs(10);
+/// Largest answer that is read: what fits an Ethernet frame.
+const ANSWER_BYTES: usize = 1500;
+/// Subnet mask, router, name servers, time servers (RFC 2132 §3.3, §3.5, §3.8, §8.3).
+const ASKED_FOR: [u8; 4] = [1, 3, 6, NTP_SERVERS];
+/// Time servers' option.
+const NTP_SERVERS: u8 = 42;
 /// Pause after the interface could not be used.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -35,6 +41,8 @@ pub struct Lease {
     pub gateway: Option<Ipv4Addr>,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
+    /// Time servers.
+    pub ntp: Vec<Ipv4Addr>,
 }
 
 /// What happens to an interface's address.
@@ -87,8 +95,13 @@ impl Client {
         let mut device = Filtered::open(&self.interface)?;
         let config = Config::new(HardwareAddress::Ethernet(self.mac));
         let mut interface = Interface::new(config, &mut device, Instant::now());
+        let mut answer = [0; ANSWER_BYTES];
         let mut sockets = SocketSet::new(Vec::new());
-        let handle = sockets.add(dhcpv4::Socket::new());
+        let mut socket = dhcpv4::Socket::new();
+        socket.set_parameter_request_list(&ASKED_FOR);
+        // Options that smoltcp does not know are read from the whole answer.
+        socket.set_receive_packet_buffer(&mut answer);
+        let handle = sockets.add(socket);
         loop {
             self.converse(&mut device, &mut interface, &mut sockets, handle, events)?;
             drop(device);
@@ -144,6 +157,7 @@ fn report(
                 prefix: config.address.prefix_len(),
                 gateway: config.router,
                 dns: config.dns_servers.iter().copied().collect(),
+                ntp: config.packet.map(|packet| time_servers(packet.options())).unwrap_or_default(),
             };
             interface.update_ip_addrs(|addresses| {
                 addresses.clear();
@@ -161,6 +175,13 @@ fn report(
     let bound = matches!(event, DhcpEvent::Bound(_));
     events.blocking_send(event).ok();
     bound
+}
+
+/// Addresses one after the other (RFC 2132 §8.3).
+fn time_servers<'a>(mut options: impl Iterator<Item = DhcpOption<'a>>) -> Vec<Ipv4Addr> {
+    let option = options.find(|option| option.kind == NTP_SERVERS);
+    let addresses = option.map(|option| option.data.chunks_exact(4)).into_iter().flatten();
+    addresses.filter_map(|octets| <[u8; 4]>::try_from(octets).ok().map(Ipv4Addr::from)).collect()
 }
 
 /// A raw socket that lets in only what a DHCP client may hear.

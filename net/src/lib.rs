@@ -19,3 +19,4 @@ pub mod link;
 pub mod netlink;
 pub mod nft;
 pub mod setup;
+pub mod sntp;

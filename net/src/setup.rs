@@ -59,7 +59,7 @@ pub fn observe() -> Result<watch::Receiver<Option<Uplink>>, LinkError> {
         loop {
             match links.first_address().await {
                 Ok(Some((interface, address, prefix))) => {
-                    let lease = Lease { address, prefix, gateway: None, dns: Vec::new() };
+                    let lease = Lease { address, prefix, gateway: None, dns: Vec::new(), ntp: Vec::new() };
                     uplink.send_replace(Some(Uplink { interface, lease }));
                     // The watch must stay alive.
                     std::future::pending::<()>().await;
@@ -128,8 +128,13 @@ async fn set_static(
         .find(wanted)
         .ok_or_else(|| LinkError::Missing(fixed.interface.clone().unwrap_or_default()))?;
     links.up(ethernet).await?;
-    let lease =
-        Lease { address: fixed.address, prefix: fixed.prefix, gateway: fixed.gateway, dns: Vec::new() };
+    let lease = Lease {
+        address: fixed.address,
+        prefix: fixed.prefix,
+        gateway: fixed.gateway,
+        dns: Vec::new(),
+        ntp: Vec::new(),
+    };
     settle(links, ethernet, &lease).await?;
     uplink.send_replace(Some(Uplink { interface: ethernet.name.clone(), lease }));
     Ok(ethernet.name.clone())

@@ -47,6 +47,8 @@ struct RawConfig {
     token: String,
     network: Option<RawNetwork>,
     #[serde(default)]
+    ntp: Vec<Ipv4Addr>,
+    #[serde(default)]
     test_image: bool,
 }
 
@@ -69,6 +71,8 @@ pub struct Config {
     pub token: Token,
     /// Static network of the board; DHCP if absent.
     pub network: Option<StaticNetwork>,
+    /// Time servers; those that DHCP names, or else the public pool, if absent.
+    pub ntp: Vec<Ipv4Addr>,
     /// This is an image for tests: crash requests may be honoured (with `wherry.test=1` on the kernel command line).
     pub test_image: bool,
 }
@@ -136,6 +140,7 @@ impl Config {
             broker: raw.broker.as_deref().map(parse_broker).transpose()?,
             token,
             network: raw.network.map(parse_network).transpose()?,
+            ntp: raw.ntp,
             test_image: raw.test_image,
         })
     }
@@ -216,13 +221,14 @@ mod tests {
     #[test]
     fn a_full_configuration() {
         let config = parse(
-            "hostname = \"node1\"\nbroker = \"192.168.50.2:3000\"\ntest_image = true\n[network]\ninterface = \"eth1\"\n\
+            "hostname = \"node1\"\nbroker = \"192.168.50.2:3000\"\nntp = [\"192.168.50.1\"]\ntest_image = true\n[network]\ninterface = \"eth1\"\n\
              address = \"192.168.50.3/24\"\ngateway = \"192.168.50.1\"\n",
         )
         .unwrap();
         let broker = config.broker.unwrap();
         assert_eq!(broker.session, "192.168.50.2:3000".parse().unwrap());
         assert_eq!(broker.enrolment, "192.168.50.2:3001".parse().unwrap());
+        assert_eq!(config.ntp, [Ipv4Addr::new(192, 168, 50, 1)]);
         let network = config.network.unwrap();
         assert_eq!((network.interface.as_deref(), network.prefix), (Some("eth1"), 24));
     }

@@ -21,6 +21,7 @@ use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
 use wherry_net::discovery;
 use wherry_net::setup::{self, StaticAddress, Uplink};
+use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
 use wherry_protocol::{OsRandom, PublicKey, WireError};
 
 /// Environment variable with the log filter, as in `debug` or `wherry_node::session=trace`.
@@ -107,7 +108,12 @@ async fn serve(environment: &Environment) -> Result<(), ServeError> {
     }
     // The firewall closes before the interface has an address.
     let network = Network::new(NetConfig::NODE)?;
+    let clock = clock(environment, &dirs, &config);
     let uplink = bring_up(environment.mode, &config)?;
+    if let Some(clock) = &clock {
+        let (clock, uplink) = (Arc::clone(clock), uplink.clone());
+        tokio::spawn(async move { clock.run(uplink).await });
+    }
     let (happenings, queue) = mpsc::unbounded_channel();
     let memory = facts::memory_bytes() / DEFAULT_MEMORY_SHARE;
     let cgroups = Cgroups::open(dirs.cgroup.clone(), memory)
@@ -138,7 +144,34 @@ async fn serve(environment: &Environment) -> Result<(), ServeError> {
     }));
     let parts = agent::Parts { config, data: dirs.data.clone(), executor, adopted, inputs, sessions };
     agent::run(parts, asked_to_stop()?).await;
+    if let Some(clock) = clock {
+        clock.remember();
+    }
     Ok(())
+}
+
+type Clock = Keeper<fn(Adjustment) -> io::Result<()>>;
+
+/// On a board the clock is ours to keep; it is never earlier than it was before the board was switched off.
+fn clock(environment: &Environment, dirs: &Dirs, config: &Config) -> Option<Arc<Clock>> {
+    let keeper: Clock = Keeper {
+        servers: Servers::of(config.ntp.clone()),
+        schedule: Schedule::BOARD,
+        floor: Floor::within(&dirs.data),
+        adjust: adjust_clock,
+    };
+    (environment.mode != Mode::Process).then(|| {
+        keeper.lift();
+        Arc::new(keeper)
+    })
+}
+
+fn adjust_clock(adjustment: Adjustment) -> io::Result<()> {
+    let done = match adjustment {
+        Adjustment::Step(nanos) => wherry_sys::clock::step(nanos),
+        Adjustment::Slew(nanos) => wherry_sys::clock::slew(nanos),
+    };
+    done.map_err(io::Error::other)
 }
 
 fn check_data(data: Data) -> Result<(), ServeError> {

@@ -46,6 +46,7 @@ fn uplink() -> Uplink {
         prefix: 24,
         gateway: Some(address(ROUTER)),
         dns: vec![address(ROUTER)],
+        ntp: vec![],
     };
     Uplink { interface: "eth0".into(), lease }
 }

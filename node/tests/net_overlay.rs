@@ -7,7 +7,7 @@ mod netns;
 use netns::{Space, isolated, run, wait_for_carrier};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Runtime;
 use wherry_net::dhcp::Lease;
 use wherry_net::setup::Uplink;
@@ -32,7 +32,7 @@ fn underlay(index: u8) -> Ipv4Addr {
 }
 
 fn uplink(index: u8) -> Uplink {
-    let lease = Lease { address: underlay(index), prefix: 24, gateway: None, dns: vec![] };
+    let lease = Lease { address: underlay(index), prefix: 24, gateway: None, dns: vec![], ntp: vec![] };
     Uplink { interface: "eth0".into(), lease }
 }
 
@@ -316,4 +316,24 @@ fn a_board_that_gets_another_address_gets_other_tunnels() {
         one.runtime.block_on(one.network.apply(&wanted, std::slice::from_ref(&one.container))).unwrap();
         transfer(&one, &two, 80, 1000);
     });
+}
+
+#[test]
+#[ignore = "changes the machine's clock: tests/overlay.rs runs it in a guest"]
+fn a_board_s_clock_is_set_and_led() {
+    let here = std::env::current_exe().unwrap();
+    assert_eq!(here, std::path::Path::new("/net_overlay"), "a guest's clock, nobody else's");
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let before = now();
+    wherry_sys::clock::step(1_000_000_500_000_000).unwrap();
+    assert!((1_000_000.0..1_000_100.0).contains(&(now() - before)));
+    wherry_sys::clock::step(-1_000_000_500_000_000).unwrap();
+    assert!((0.0..100.0).contains(&(now() - before)));
+    // Half a second is made up at 0.05 %, so after a second it is a little more than nothing.
+    wherry_sys::clock::slew(500_000_000).unwrap();
+    let (start, began) = (std::time::Instant::now(), now());
+    std::thread::sleep(Duration::from_secs(4));
+    let gained = now() - began - start.elapsed().as_secs_f64();
+    assert!((0.000_5..0.1).contains(&gained), "gained {gained} s");
+    assert!(wherry_sys::clock::step(i64::MIN).is_err(), "before 1970");
 }

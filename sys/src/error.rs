@@ -34,12 +34,14 @@ macro_rules! errors {
 }
 
 errors! {
+    Adjtimex "adjtimex",
     Bpf "bpf",
     CapBoundingDrop "prctl(PR_CAPBSET_DROP)",
     CapGet "capget",
     CapSet "capset",
     Chdir "chdir",
     ClockGettime "clock_gettime",
+    ClockSettime "clock_settime",
     Clone "clone",
     Clone3 "clone3",
     CloseRange "close_range",

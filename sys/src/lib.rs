@@ -8,6 +8,7 @@
 pub mod bpf;
 pub mod capability;
 pub mod child;
+pub mod clock;
 mod error;
 pub mod fd;
 pub mod fdpass;
