@@ -5,6 +5,7 @@
 //! 10.N.0.1        board N's bridge, wherry0        gre-M         tunnel to board M
 //! wv12            board's end of container c12     02:57:0a:N:x:y   MAC of 10.N.x.y
 //! wherry-wg       WireGuard, below all tunnels     10.0.255.N    board N's address on it: the end of its tunnels
+//! wherry-wg1      the same, with another key
 //! ```
 use std::net::Ipv4Addr;
 use wherry_protocol::{ContainerId, NodeIndex};
@@ -20,10 +21,10 @@ pub const CONTAINER_INTERFACE: &str = "eth0";
 pub const TUNNEL_PREFIX: &str = "gre-";
 /// Beginning of the names of the board's ends of veth pairs; the container's number follows.
 pub const PORT_PREFIX: &str = "wv";
-/// The WireGuard device below all tunnels.
-pub const WIREGUARD: &str = "wherry-wg";
-/// Its UDP port on every board.
-pub const WIREGUARD_PORT: u16 = 51820;
+/// The WireGuard devices below all tunnels, one for each plane: packets go through one of them while the other gets a new key.
+pub const WIREGUARD: [&str; 2] = ["wherry-wg", "wherry-wg1"];
+/// Their UDP ports on every board.
+pub const WIREGUARD_PORTS: [u16; 2] = [51820, 51821];
 /// What WireGuard adds over IPv4: 20 bytes of IPv4, 8 of UDP, 16 of header and 16 of authentication tag (the WireGuard
 /// paper, section 5.4.6).
 pub const WIREGUARD_OVERHEAD_BYTES: u32 = 60;

@@ -103,6 +103,8 @@ impl Agent {
                 | Output::Signal { .. }
                 | Output::Wake(_)
                 | Output::Remove(_)
+                | Output::Rekey(_)
+                | Output::Plane(_)
                 | Output::ApplyNetwork { .. }) => self.executor.perform(order, &self.inputs),
             }
         }

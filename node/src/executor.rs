@@ -10,8 +10,8 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use wherry_net::address::gateway;
-use wherry_protocol::message::{ContainerDesired, Drops, NetworkDesired};
-use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, PublicKey, WireError};
+use wherry_protocol::message::{ContainerDesired, Drops, NetworkDesired, WireguardKeys};
+use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, WireError};
 
 /// What the agent's orders act on. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -55,6 +55,8 @@ impl Names {
 enum NetworkOrder {
     Index(NodeIndex),
     Apply(NetworkDesired, Vec<LocalContainer>),
+    Rekey(u8),
+    Plane(u8),
 }
 
 impl Executor {
@@ -77,10 +79,10 @@ impl Executor {
         Self { runtime, network, prober, blobs, names, network_orders, numbered }
     }
 
-    /// The board's WireGuard key, if the kernel can do that and GRE.
+    /// The board's WireGuard keys, if the kernel can do that and GRE.
     #[must_use]
-    pub fn overlay(&self) -> Option<PublicKey> {
-        self.network.facts().overlay
+    pub fn overlay(&self) -> Option<WireguardKeys> {
+        self.network.keys()
     }
 
     /// Packets that the board's rules have dropped.
@@ -114,6 +116,12 @@ impl Executor {
             }
             Output::ApplyNetwork { network, containers } => {
                 self.network_orders.send(NetworkOrder::Apply(network, containers)).ok();
+            }
+            Output::Rekey(plane) => {
+                self.network_orders.send(NetworkOrder::Rekey(plane)).ok();
+            }
+            Output::Plane(plane) => {
+                self.network_orders.send(NetworkOrder::Plane(plane)).ok();
             }
             Output::Start(desired) => self.background(inputs, |executor| executor.start(*desired)),
             Output::Remove(container) => self.background(inputs, move |executor| executor.remove(container)),
@@ -239,6 +247,16 @@ impl Keeper {
                         server.spawn(self.names.clone().serve(index));
                     }
                     self.numbered.send_replace(Some(index));
+                }
+                NetworkOrder::Rekey(plane) => match self.network.rekey(plane).await {
+                    Ok(Some(keys)) if inputs.send(Input::Rekeyed(keys)).await.is_err() => return,
+                    Ok(_) => {}
+                    Err(error) => tracing::error!("there is no new key for the tunnels: {error}"),
+                },
+                NetworkOrder::Plane(plane) => {
+                    if let Err(error) = self.network.set_plane(plane).await {
+                        tracing::error!("tunnels do not change their way: {error}");
+                    }
                 }
                 NetworkOrder::Apply(desired, containers) => {
                     let error = self.apply(&desired, &containers).await;

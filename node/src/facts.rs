@@ -3,8 +3,7 @@ use nix::sys::statvfs::statvfs;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use wherry_protocol::PublicKey;
-use wherry_protocol::message::{Drops, NodeFacts, NodeLoad};
+use wherry_protocol::message::{Drops, NodeFacts, NodeLoad, WireguardKeys};
 
 /// The name and version of this software.
 pub const SOFTWARE: &str = concat!("wherry-node ", env!("CARGO_PKG_VERSION"));
@@ -15,7 +14,7 @@ pub struct Abilities {
     /// Address on the private network.
     pub underlay: Ipv4Addr,
     /// The kernel can do GRE and WireGuard: with this public key.
-    pub overlay: Option<PublicKey>,
+    pub overlay: Option<WireguardKeys>,
     /// cgroup limits are enforced.
     pub limits: bool,
 }
@@ -34,7 +33,7 @@ pub fn facts(hostname: &str, abilities: Abilities) -> NodeFacts {
         underlay: abilities.underlay,
         overlay: abilities.overlay.is_some(),
         limits: abilities.limits,
-        wireguard: abilities.overlay.map(|key| key.0),
+        wireguard: abilities.overlay,
     }
 }
 

@@ -4,7 +4,7 @@ use crate::net::LocalContainer;
 use std::collections::BTreeMap;
 use wherry_protocol::message::{
     Condition, ContainerDesired, ContainerReport, ContainerState, ExitStatus, FromNode, NetworkDesired,
-    NodeDesired, ToNode, Want,
+    NodeDesired, ToNode, Want, WireguardKeys,
 };
 use wherry_protocol::{ContainerId, ContainerRef, NodeIndex, WireError};
 
@@ -76,6 +76,8 @@ pub enum Input {
         /// Why not.
         error: Option<String>,
     },
+    /// The board's WireGuard keys are these now.
+    Rekeyed(WireguardKeys),
     /// Time went by; see [`State::poll_at`].
     Tick,
 }
@@ -105,6 +107,10 @@ pub enum Output {
         /// The containers that belong here.
         containers: Vec<LocalContainer>,
     },
+    /// A new key for this WireGuard device.
+    Rekey(u8),
+    /// Send through this one.
+    Plane(u8),
     /// Tell the broker, if it is there.
     Report(FromNode),
 }
@@ -173,6 +179,8 @@ struct Entry {
 pub struct State {
     index: Option<NodeIndex>,
     containers: BTreeMap<ContainerId, Entry>,
+    /// The WireGuard device that packets go through.
+    plane: u8,
 }
 
 impl State {
@@ -203,6 +211,7 @@ impl State {
             Input::NetworkApplied { revision, error } => {
                 out.push(Output::Report(FromNode::Network { revision, error }));
             }
+            Input::Rekeyed(keys) => out.push(Output::Report(FromNode::Keys(keys))),
             Input::Tick => {
                 for entry in self.containers.values_mut() {
                     settle(now, entry, out);
@@ -311,6 +320,8 @@ impl State {
                 None => out.push(Output::Report(FromNode::Removed(gone(id)))),
             },
             ToNode::Network(network) => out.push(self.apply_network(network)),
+            ToNode::Rekey(plane) => out.push(Output::Rekey(plane)),
+            ToNode::Plane(plane) => self.choose_plane(plane, out),
         }
     }
 
@@ -329,7 +340,14 @@ impl State {
         for container in wanted.into_values() {
             self.desire(now, container, out);
         }
+        self.choose_plane(desired.plane, out);
         out.push(self.apply_network(network));
+    }
+
+    fn choose_plane(&mut self, plane: u8, out: &mut Vec<Output>) {
+        if std::mem::replace(&mut self.plane, plane) != plane {
+            out.push(Output::Plane(plane));
+        }
     }
 
     fn apply_network(&self, network: NetworkDesired) -> Output {
@@ -701,6 +719,7 @@ mod tests {
             index: NodeIndex(1),
             containers,
             network: NetworkDesired::default(),
+            plane: 0,
         }))
     }
 
@@ -835,7 +854,12 @@ mod tests {
                     pending.push(Input::Exited { container, status: ExitStatus::Signal(9), finished_ms: now })
                 }
                 Output::Remove(container) => pending.push(Input::Removed(container)),
-                Output::Wake(_) | Output::SetIndex(_) | Output::ApplyNetwork { .. } | Output::Report(_) => {}
+                Output::Wake(_)
+                | Output::SetIndex(_)
+                | Output::ApplyNetwork { .. }
+                | Output::Rekey(_)
+                | Output::Plane(_)
+                | Output::Report(_) => {}
             }
         }
     }

@@ -7,6 +7,8 @@ mod netns;
 use netns::{Space, isolated, run, wait_for_carrier};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Runtime;
 use wherry_net::dhcp::Lease;
@@ -43,7 +45,7 @@ impl Board {
         space.run("ip link set eth0 up");
         let config = NetConfig { reconcile: Duration::from_millis(200) };
         let network = space.enter(|| Network::new(config)).unwrap();
-        let key = network.facts().overlay.expect("this kernel has no GRE or no WireGuard");
+        let keys = network.keys().expect("this kernel has no GRE or no WireGuard");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let container = LocalContainer {
             id: ContainerId(index.into()),
@@ -59,7 +61,7 @@ impl Board {
             network.attach(local, cell.fd()).await.unwrap();
         });
         cell.enter(|| wait_for_carrier("eth0"));
-        let peer = Peer { index: NodeIndex(index), underlay: underlay(index), wireguard: Some(key.0) };
+        let peer = Peer { index: NodeIndex(index), underlay: underlay(index), wireguard: Some(keys) };
         Self { space, network, runtime, container, cell, peer }
     }
 
@@ -167,7 +169,7 @@ fn containers_of_two_boards_reach_each_other_as_allowed() {
         // A service that starts anew finds the board's key in the device.
         let config = NetConfig { reconcile: Duration::from_secs(3600) };
         let again = one.space.enter(|| Network::new(config)).unwrap();
-        assert_eq!(again.facts().overlay.map(|key| key.0), one.peer.wireguard);
+        assert_eq!(again.keys(), one.peer.wireguard);
         drop(again);
         one.apply(&[], &[]);
         assert!(!one.space.run("ip link").contains("gre-2"), "a tunnel that nobody needs is gone");
@@ -246,7 +248,7 @@ fn nothing_between_the_boards_can_be_read_or_forged() {
         two.space.run("ip route del 10.0.255.1/32");
         two.space.run(&format!("ip addr del {posing}"));
         // And one with another key.
-        let other = Peer { wireguard: Some([9; 32]), ..two.peer.clone() };
+        let other = Peer { wireguard: Some([[9; 32]; 2]), ..two.peer.clone() };
         one.apply(&[&other], &[connection]);
         two.apply(&[&one.peer], &[connection]);
         two.cell.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", to).unwrap());
@@ -266,7 +268,7 @@ fn nothing_between_the_boards_can_be_read_or_forged() {
 fn a_tunnel_carries_its_own_board_s_addresses_only() {
     isolated(|| {
         let (one, two) = two_boards();
-        let board_three = Peer { index: NodeIndex(3), underlay: underlay(3), wireguard: Some([3; 32]) };
+        let board_three = Peer { index: NodeIndex(3), underlay: underlay(3), wireguard: Some([[3; 32]; 2]) };
         let third = LocalContainer {
             id: ContainerId(3),
             address: Ipv4Addr::new(10, 3, 0, 2),
@@ -315,6 +317,81 @@ fn a_board_that_gets_another_address_gets_other_tunnels() {
         };
         one.runtime.block_on(one.network.apply(&wanted, std::slice::from_ref(&one.container))).unwrap();
         transfer(&one, &two, 80, 1000);
+    });
+}
+
+/// Segments that were sent again within this container, since ever.
+fn repeated(board: &Board) -> u64 {
+    let counters = board.cell.run("cat /proc/self/net/snmp");
+    let rows: Vec<Vec<&str>> = counters
+        .lines()
+        .filter(|line| line.starts_with("Tcp:"))
+        .map(|line| line.split(' ').collect())
+        .collect();
+    let column = rows[0].iter().position(|name| *name == "RetransSegs").unwrap();
+    rows[1][column].parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs a kernel with GRE, as the boards have: tests/overlay.rs runs it in a guest"]
+fn keys_change_under_a_stream_that_does_not_notice() {
+    isolated(|| {
+        let (mut one, mut two) = two_boards();
+        let connection = allow(&one.container, &two.container, Transport::Tcp, 80);
+        one.apply(&[&two.peer], &[connection]);
+        two.apply(&[&one.peer], &[connection]);
+        let listener = two.cell.enter(|| TcpListener::bind("0.0.0.0:80").unwrap());
+        let mut client = one.dial(&two, 80).expect("the connection");
+        let mut server = listener.accept().unwrap().0;
+        let ended = Arc::new(AtomicBool::new(false));
+        let sending = {
+            let ended = Arc::clone(&ended);
+            std::thread::spawn(move || {
+                let mut sent = 0_u64;
+                while !ended.load(Ordering::Relaxed) {
+                    client.write_all(&[7; 4096]).unwrap();
+                    sent += 4096;
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                sent
+            })
+        };
+        let receiving = std::thread::spawn(move || std::io::copy(&mut server, &mut std::io::sink()).unwrap());
+        let way = |board: &Board, to: &str| board.space.run(&format!("ip route get {to}"));
+        std::thread::sleep(Duration::from_secs(1));
+        let before = repeated(&one) + repeated(&two);
+        // Each plane in its turn, twice.
+        for plane in [1, 0, 1, 0] {
+            let old = one.peer.clone();
+            for board in [&mut one, &mut two] {
+                let keys = board.runtime.block_on(board.network.rekey(plane)).unwrap();
+                board.peer.wireguard = keys;
+            }
+            let (kept, new) = (usize::from(1 - plane), usize::from(plane));
+            let (was, is) = (old.wireguard.unwrap(), one.peer.wireguard.unwrap());
+            assert!(was[kept] == is[kept] && was[new] != is[new], "one of them is new");
+            // Before they know each other's new keys the way is the old one, whatever they are told.
+            for board in [&one, &two] {
+                board.runtime.block_on(board.network.set_plane(plane)).unwrap();
+            }
+            let devices = ["wherry-wg ", "wherry-wg1"];
+            assert!(way(&one, "10.0.255.2").contains(&format!("dev {}", devices[kept])));
+            one.apply(&[&two.peer], &[connection]);
+            two.apply(&[&one.peer], &[connection]);
+            let changed = |board: &Board, to| way(board, to).contains(&format!("dev {}", devices[new]));
+            let deadline = std::time::Instant::now() + Duration::from_secs(30);
+            while !(changed(&one, "10.0.255.2") && changed(&two, "10.0.255.1")) {
+                assert!(std::time::Instant::now() < deadline, "they do not find each other on plane {plane}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let after = repeated(&one) + repeated(&two);
+        ended.store(true, Ordering::Relaxed);
+        let sent = sending.join().unwrap();
+        assert_eq!(receiving.join().unwrap(), sent);
+        assert_eq!(after - before, 0, "segments had to be sent again");
+        println!("{sent} bytes went through four changes of keys, no segment twice");
     });
 }
 

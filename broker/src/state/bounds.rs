@@ -11,6 +11,10 @@ pub(crate) const AUTO_REMOVE_MS: u64 = 10_000;
 pub(crate) const NODE_SILENCE_MS: u64 = 30_000;
 /// Time for boards to apply a network revision, in milliseconds: it takes one a few.
 pub(crate) const NETWORK_MS: u64 = 15_000;
+/// Time between new keys for the boards' tunnels, in milliseconds.
+pub(crate) const REKEY_MS: u64 = 3_600_000;
+/// From new keys until boards send with them, in milliseconds: they reach all boards, and the boards one another, in seconds.
+pub(crate) const REKEY_SETTLE_MS: u64 = 60_000;
 /// Time until a board that could not apply its network is asked again, in milliseconds.
 pub(crate) const NETWORK_RETRY_MS: u64 = 10_000;
 /// Time for a board to stop or remove a container beyond the grace that was asked for, in milliseconds: unmounting on a
@@ -56,7 +60,7 @@ pub(crate) const EXPECTED_MEMORY_BYTES: u64 = 32 * 1024 * 1024;
 /// TCP ports of the broker that users cannot publish: sessions, enrolment, layers, discovery, volumes.
 pub(crate) const RESERVED_PORTS: [u16; 5] = [2020, 2021, 1025, 1026, 2049];
 /// UDP ports of any board that users cannot publish: DNS for its containers, DHCP, NTP, discovery, WireGuard.
-pub(crate) const RESERVED_UDP_PORTS: [u16; 6] = [53, 67, 68, 123, 1026, 51820];
+pub(crate) const RESERVED_UDP_PORTS: [u16; 7] = [53, 67, 68, 123, 1026, 51820, 51821];
 /// Networks of one published port.
 pub(crate) const MAX_ALLOWED_NETWORKS: usize = 32;
 /// Longest text of a board's facts that is kept, in bytes.

@@ -15,6 +15,7 @@ mod ask;
 mod bounds;
 mod containers;
 mod images;
+mod keys;
 mod legal;
 mod live;
 mod names;
@@ -32,6 +33,7 @@ pub use access::{Reach, authorise};
 pub use tables::LoadError;
 
 use crate::record::{Change, Key, Record};
+use bounds::REKEY_MS;
 use nodes::Connected;
 use std::collections::{BTreeMap, BTreeSet};
 use tables::Tables;
@@ -242,6 +244,8 @@ enum Timer {
     Silence(NodeIndex),
     Unnamed(AccountId, Digest),
     Network(NodeIndex),
+    Rekey,
+    Plane,
 }
 
 /// The broker's memory.
@@ -253,6 +257,8 @@ pub struct Broker {
     tables: Tables,
     sessions: BTreeMap<SessionId, Session>,
     connected: BTreeMap<NodeIndex, Connected>,
+    /// Which of the boards' two WireGuard devices tunnels go through; the other gets new keys next.
+    plane: u8,
     /// What each board's network should be, as last computed.
     networks: BTreeMap<NodeIndex, NetworkDesired>,
     /// The revision that each board has applied.
@@ -287,6 +293,7 @@ impl Broker {
             tables,
             sessions: BTreeMap::new(),
             connected: BTreeMap::new(),
+            plane: 0,
             networks: BTreeMap::new(),
             applied: BTreeMap::new(),
             waiters: BTreeMap::new(),
@@ -320,6 +327,7 @@ impl Broker {
             self.schedule_auto_remove(id);
         }
         self.schedule_unnamed_blobs();
+        self.set_timer(self.after(REKEY_MS), Timer::Rekey);
     }
 
     /// Takes one input and says what is to be done about it.
@@ -442,6 +450,8 @@ impl Broker {
                 Timer::Silence(index) => self.silence_due(index),
                 Timer::Unnamed(account, digest) => self.unnamed_due(account, digest, at),
                 Timer::Network(board) => self.network_due(board),
+                Timer::Rekey => self.rekey_due(),
+                Timer::Plane => self.plane_due(),
             }
         }
     }

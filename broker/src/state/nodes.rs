@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{
     ContainerReport, ContainerState, Event, ExitStatus, FromNode, NodeDesired, NodeFacts, NodeHello,
-    NodeLoad, Routed, RoutedRequest, ToNode,
+    NodeLoad, Routed, RoutedRequest, ToNode, WireguardKeys,
 };
 use wherry_protocol::{AccountId, ContainerId, ErrorCode, Generation, NodeIndex, WireError};
 
@@ -39,7 +39,7 @@ fn progress(state: &ContainerState) -> u8 {
 }
 
 /// What other boards' tunnels to a board depend on.
-fn outer_end(facts: &NodeFacts) -> (Ipv4Addr, bool, Option<[u8; 32]>) {
+fn outer_end(facts: &NodeFacts) -> (Ipv4Addr, bool, Option<WireguardKeys>) {
     (facts.underlay, facts.overlay, facts.wireguard)
 }
 
@@ -124,7 +124,7 @@ impl Broker {
         let network = self.network_of(index);
         self.networks.insert(index, network.clone());
         let containers = self.tables.containers_on(index).filter_map(|(id, c)| self.desired(id, c)).collect();
-        self.tell_node(index, ToNode::Sync(NodeDesired { index, containers, network }));
+        self.tell_node(index, ToNode::Sync(NodeDesired { index, containers, network, plane: self.plane }));
         // The board removes by itself what is not in the list; asked, it also says so about what it does not have.
         let leaving: Vec<ContainerId> =
             self.tables.containers_on(index).filter(|(_, c)| !c.is_present()).map(|(id, _)| id).collect();
@@ -150,6 +150,7 @@ impl Broker {
             FromNode::Condition { container, condition } => {
                 self.condition_report(index, container, condition)
             }
+            FromNode::Keys(keys) => self.keys_report(index, keys),
             FromNode::Network { revision, error } => self.network_report(index, revision, error.as_deref()),
         }
     }

@@ -277,7 +277,7 @@ pub(crate) fn facts(number: u8) -> NodeFacts {
         underlay: Ipv4Addr::new(192, 168, 50, number),
         overlay: true,
         limits: true,
-        wireguard: Some([number; 32]),
+        wireguard: Some([[number; 32]; 2]),
     }
 }
 
@@ -370,6 +370,7 @@ async fn answer(order: ToNode, containers: &Containers) -> Vec<FromNode> {
             reports.push(FromNode::Network { revision: desired.network.revision, error: None });
             reports
         }
+        ToNode::Rekey(_) | ToNode::Plane(_) => Vec::new(),
         ToNode::Container(desired) => settle(&mut have, &desired).into_iter().collect(),
         ToNode::Remove(id) => {
             have.remove(&id);

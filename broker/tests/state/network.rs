@@ -29,7 +29,7 @@ fn a_connection_is_open_when_both_boards_say_so() {
         let desired = network(&orders).unwrap();
         assert_eq!(desired.revision, 1);
         let underlay = std::net::Ipv4Addr::new(192, 168, 50, other);
-        let wireguard = Some([other; 32]);
+        let wireguard = Some(keys(other));
         assert_eq!(desired.peers, [Peer { index: NodeIndex(peer), underlay, wireguard }]);
         assert_eq!(desired.connections[0].from_address, probe.address);
         assert_eq!(desired.connections[0].to_address, web.address);
@@ -217,7 +217,7 @@ fn a_board_s_new_key_is_told_to_its_peers_and_one_without_has_none() {
     world.ask(user.session, Request::Connect(link(&probe, &web)));
     world.applied(one, 1);
     world.applied(two, 1);
-    for wireguard in [Some([0xaa; 32]), None, Some([0xbb; 32])] {
+    for wireguard in [Some(keys(0xaa)), None, Some(keys(0xbb))] {
         let session = world.open(101).unwrap();
         let hello = NodeHello {
             facts: NodeFacts { wireguard, ..facts(101) },
@@ -262,4 +262,50 @@ fn nonsense_connections_are_refused() {
     assert_eq!(world.refused(&user, Request::Connect(zero)).code, ErrorCode::Invalid);
     let other = world.user(11);
     assert_eq!(world.refused(&other, Request::Connect(link(&probe, &web))).code, ErrorCode::NotFound);
+}
+
+#[test]
+fn tunnels_get_new_keys_every_hour_on_the_way_that_nobody_uses() {
+    let (mut world, user, [one, two], [web, probe]) = world();
+    let orders = |out: &[wherry_broker::state::Output], board| -> Vec<ToNode> {
+        let all = told(out, board).into_iter();
+        all.filter(|order| matches!(order, ToNode::Rekey(_) | ToNode::Plane(_))).collect()
+    };
+    // Boards say something now and then, or they count as gone.
+    let pass = |world: &mut World, minutes: u64| {
+        let mut seen = (Vec::new(), Vec::new());
+        for _ in 0..minutes * 4 {
+            for board in [one, two] {
+                world.report(board, FromNode::Load(load()));
+            }
+            let out = world.wait(15_000);
+            seen.0.extend(orders(&out, one));
+            seen.1.extend(orders(&out, two));
+        }
+        seen
+    };
+    assert!(pass(&mut world, 62).0.is_empty(), "there are no tunnels");
+    world.ask(user.session, Request::Connect(link(&probe, &web)));
+    world.applied(one, 1);
+    world.applied(two, 1);
+    let first = pass(&mut world, 58);
+    assert_eq!(first.0, [ToNode::Rekey(1)]);
+    assert_eq!(first.1, first.0);
+    let new = [keys(100)[0], [9; 32]];
+    let out = world.report(one, FromNode::Keys(new));
+    let told_two = told(&out, two);
+    assert_eq!(network(&told_two).unwrap().peers[0].wireguard, Some(new), "its peers hear of it");
+    let settled = pass(&mut world, 2);
+    assert_eq!(settled.0, [ToNode::Plane(1)]);
+    let second = pass(&mut world, 58);
+    assert_eq!(second.0, [ToNode::Rekey(0)], "the other way round");
+    assert_eq!(pass(&mut world, 2).0, [ToNode::Plane(0)]);
+    // Who is away would not hear of a new key: its peers keep theirs.
+    world.step(wherry_broker::state::Input::Closed(two.session));
+    let mut alone = Vec::new();
+    for _ in 0..300 {
+        world.report(one, FromNode::Load(load()));
+        alone.extend(orders(&world.wait(15_000), one));
+    }
+    assert_eq!(alone, []);
 }

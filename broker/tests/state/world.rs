@@ -293,6 +293,11 @@ pub(crate) fn descriptor(bytes: &[u8], media: Media) -> Descriptor {
     Descriptor { digest: Digest::of(bytes), size: bytes.len() as u64, media }
 }
 
+/// Keys of both planes.
+pub(crate) fn keys(number: u8) -> WireguardKeys {
+    [[number; 32], [number ^ 0xff; 32]]
+}
+
 pub(crate) fn facts(number: u8) -> NodeFacts {
     NodeFacts {
         hostname: format!("host{number}"),
@@ -305,7 +310,7 @@ pub(crate) fn facts(number: u8) -> NodeFacts {
         underlay: Ipv4Addr::new(192, 168, 50, number),
         overlay: true,
         limits: true,
-        wireguard: Some([number; 32]),
+        wireguard: Some(keys(number)),
     }
 }
 

@@ -698,7 +698,7 @@ fn nodes(containers: usize) -> Vec<NodeInfo> {
         underlay: Ipv4Addr::new(192, 168, 50, 11),
         overlay: true,
         limits: true,
-        wireguard: Some([7; 32]),
+        wireguard: Some([[7; 32]; 2]),
     };
     let load = NodeLoad {
         memory_available_bytes: 700 << 20,

@@ -1,7 +1,7 @@
 //! The rules of the board itself: what may reach it, what passes through it, and who may call himself what.
 use super::{DNS, TABLE, addresses, lan_of, only_internet};
 use crate::address::{
-    BRIDGE, OVERLAY, PORT_PREFIX, Prefix, TUNNEL_PREFIX, WIREGUARD, WIREGUARD_PORT, gateway, mac, port_name,
+    BRIDGE, OVERLAY, PORT_PREFIX, Prefix, TUNNEL_PREFIX, WIREGUARD, WIREGUARD_PORTS, gateway, mac, port_name,
     subnet, tunnel_end, tunnel_name,
 };
 use crate::nft::{
@@ -134,7 +134,8 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     // Before what belongs to a known flow: connection tracking does not ask by which interface a packet came, and whoever
     // is on the same network can write a tunnel's addresses on plain GRE.
     let gre = || Rule::new().when(Match::Protocol(Protocol::Gre));
-    rules.push(gre().input(WIREGUARD).lookup(&[Key::Source], "tunnel_ends").accept());
+    let sealed = |device| gre().input(device).lookup(&[Key::Source], "tunnel_ends").accept();
+    rules.extend(WIREGUARD.map(sealed));
     rules.push(gre().drop(DropReason::Unencrypted));
     // The DNS server on the board is the one thing of it that containers may talk to.
     if let Some(gateway) = of.index.map(gateway) {
@@ -144,9 +145,9 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     rules.push(Rule::new().state(States::ESTABLISHED_RELATED).accept());
     rules.push(Rule::new().input(BRIDGE).drop(DropReason::PrivateNetwork));
     rules.push(Rule::new().input(&tunnels()).drop(DropReason::PrivateNetwork));
-    rules.push(Rule::new().input(WIREGUARD).drop(DropReason::PrivateNetwork));
-    let from_peers = Rule::new().lookup(&[Key::Source], "peers");
-    rules.push(from_peers.port(Transport::Udp, WIREGUARD_PORT).accept());
+    rules.extend(WIREGUARD.map(|device| Rule::new().input(device).drop(DropReason::PrivateNetwork)));
+    let from_peers = || Rule::new().lookup(&[Key::Source], "peers");
+    rules.extend(WIREGUARD_PORTS.map(|port| from_peers().port(Transport::Udp, port).accept()));
     rules.extend(offered(of.ports));
     if of.ports == Ports::Broker {
         let opened = of.published.iter().flat_map(|published| {

@@ -8,7 +8,7 @@ use super::network::LocalContainer;
 use super::observe::{mtu_of, observe};
 use super::plan::{Desired, Facts, NetOp, desired, plan, tunnel_mtu};
 use super::route::RouteSocket;
-use super::underlay::Underlay;
+use super::underlay::{Underlay, Wish};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::stat::fstat;
@@ -19,8 +19,8 @@ use wherry_net::address::{CONTAINER_INTERFACE, Prefix, gateway, port_name, tunne
 use wherry_net::firewall::{self, Ports, Published};
 use wherry_net::nft::{Family, NftError, NftSocket, RulesGeneration, Ruleset};
 use wherry_net::setup::Uplink;
-use wherry_protocol::message::{Drops, Egress, NetworkDesired, PublishedPort};
-use wherry_protocol::{ContainerId, NodeIndex, PublicKey};
+use wherry_protocol::message::{Drops, Egress, NetworkDesired, PublishedPort, WireguardKeys};
+use wherry_protocol::{ContainerId, NodeIndex};
 
 /// Ethernet's, until the interface to the outside is known.
 const DEFAULT_MTU: u32 = 1500;
@@ -129,9 +129,25 @@ impl Board {
         Ok(board)
     }
 
-    /// The board's WireGuard key, if there can be tunnels.
-    pub(super) fn key(&self) -> Option<PublicKey> {
-        self.underlay.as_ref().map(Underlay::key)
+    /// The board's WireGuard keys, if there can be tunnels.
+    pub(super) fn keys(&self) -> Option<WireguardKeys> {
+        self.underlay.as_ref().map(Underlay::keys)
+    }
+
+    /// A new key for one plane. It holds at once, or from the moment on that the devices may be touched.
+    pub(super) fn rekey(&mut self, plane: u8) -> Result<Option<WireguardKeys>, NetError> {
+        if let Some(underlay) = &mut self.underlay {
+            underlay.rekey(plane);
+        }
+        self.converge()?;
+        Ok(self.keys())
+    }
+
+    pub(super) fn set_plane(&mut self, plane: u8) -> Result<(), NetError> {
+        if let Some(underlay) = &mut self.underlay {
+            underlay.set_plane(plane);
+        }
+        self.converge()
     }
 
     pub(super) fn set_uplink(&mut self, uplink: Option<Uplink>) -> Result<(), NetError> {
@@ -295,7 +311,8 @@ impl Board {
         self.mtu = uplink.unwrap_or(self.mtu);
         // Below the tunnels, so before them. A former life's stays until it is known what it should be.
         if let Some(underlay) = self.underlay.as_mut().filter(|_| !self.adopted && self.uplink.is_some()) {
-            let made = underlay.ensure(&mut self.route, &links, (index, self.mtu), &self.wanted.peers);
+            let wish = Wish { index, uplink: self.mtu, peers: &self.wanted.peers };
+            let made = underlay.ensure(&mut self.route, &links, wish);
             made.map_err(kernel("set up WireGuard"))?;
         }
         let mut desired = self.desired(index);

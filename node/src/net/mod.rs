@@ -25,4 +25,4 @@ mod wireguard;
 pub use apply::{ApplyError, StepError};
 pub use error::NetError;
 pub use inside::InsideError;
-pub use network::{LocalContainer, NetConfig, NetFacts, Network};
+pub use network::{LocalContainer, NetConfig, Network};

@@ -5,13 +5,16 @@ use super::tunnel;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{oneshot, watch};
 use wherry_net::setup::Uplink;
-use wherry_protocol::message::{ContainerDesired, Drops, Egress, NetworkDesired, PublishedOn, PublishedPort};
-use wherry_protocol::{ContainerId, NodeIndex, PublicKey};
+use wherry_protocol::message::{
+    ContainerDesired, Drops, Egress, NetworkDesired, PublishedOn, PublishedPort, WireguardKeys,
+};
+use wherry_protocol::{ContainerId, NodeIndex};
 
 /// What does not change while the service runs.
 #[derive(Debug, Clone, Copy)]
@@ -52,13 +55,6 @@ impl LocalContainer {
     }
 }
 
-/// What the kernel can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NetFacts {
-    /// The board's WireGuard key, if it can make tunnels to other boards.
-    pub overlay: Option<PublicKey>,
-}
-
 type Job = Box<dyn FnOnce(&mut Board) + Send>;
 
 /// The network of a board. Cheap to clone; all clones are the same network. Its devices and rules stay when the last one
@@ -66,7 +62,7 @@ type Job = Box<dyn FnOnce(&mut Board) + Send>;
 #[derive(Debug, Clone)]
 pub struct Network {
     jobs: Sender<Job>,
-    facts: NetFacts,
+    keys: Arc<watch::Sender<Option<WireguardKeys>>>,
     drops: watch::Receiver<Drops>,
 }
 
@@ -83,21 +79,40 @@ impl Network {
         // A new thread inherits the namespace of the one that makes it.
         let thread = std::thread::Builder::new().name("wherry-net".into()).spawn(move || {
             let board = Board::open();
-            let facts = board.as_ref().map(|board| NetFacts { overlay: board.key() });
-            let told = opened.send(facts.map_err(Clone::clone));
+            let known = board.as_ref().map(|board| board.keys()).map_err(Clone::clone);
+            let told = opened.send(known);
             if let (Ok(board), Ok(())) = (board, told) {
                 work(board, &queue, config.reconcile, &counted);
             }
         });
         thread.map_err(|_| NetError::Stopped)?;
-        let facts = result.recv().map_err(|_| NetError::Stopped)??;
-        Ok(Self { jobs, facts, drops })
+        let (keys, _) = watch::channel(result.recv().map_err(|_| NetError::Stopped)??);
+        Ok(Self { jobs, keys: Arc::new(keys), drops })
     }
 
-    /// What the kernel can do.
+    /// The board's WireGuard keys, if it can make tunnels to other boards.
     #[must_use]
-    pub fn facts(&self) -> NetFacts {
-        self.facts
+    pub fn keys(&self) -> Option<WireguardKeys> {
+        *self.keys.borrow()
+    }
+
+    /// Makes a new key for one of the two devices below the tunnels; what goes through the other one is not touched. Gives all
+    /// keys, or `None` where there can be no tunnels.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub async fn rekey(&self, plane: u8) -> Result<Option<WireguardKeys>, NetError> {
+        let keys = self.call(move |board| board.rekey(plane)).await??;
+        self.keys.send_replace(keys);
+        Ok(keys)
+    }
+
+    /// Sends to other boards through this device, to each from the moment on that it has answered there.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub async fn set_plane(&self, plane: u8) -> Result<(), NetError> {
+        self.call(move |board| board.set_plane(plane)).await?
     }
 
     /// Packets that the board's own rules had dropped when the kernel was last looked at.

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wherry_net::netlink::{Attributes, Message, Socket, append, messages};
 use wherry_protocol::{PublicKey, SecretKey};
 
@@ -51,6 +52,8 @@ pub(crate) struct Device {
     pub(crate) port: u16,
     /// `None`: not as we would make one.
     pub(crate) peers: BTreeMap<PublicKey, Option<WireguardPeer4>>,
+    /// When a session was last agreed on with those that have one.
+    pub(crate) handshakes: BTreeMap<PublicKey, SystemTime>,
 }
 
 impl WireguardSocket {
@@ -154,7 +157,10 @@ impl Device {
                     self.secret = Some(SecretKey::from_bytes(bytes));
                 }
                 WireguardAttribute::ListenPort(port) => self.port = port,
-                WireguardAttribute::Peers(peers) => self.peers.extend(peers.iter().filter_map(seen)),
+                WireguardAttribute::Peers(peers) => {
+                    self.peers.extend(peers.iter().filter_map(seen));
+                    self.handshakes.extend(peers.iter().filter_map(handshake));
+                }
                 _ => {}
             }
         }
@@ -176,6 +182,24 @@ fn seen(peer: &WireguardPeer) -> Option<(PublicKey, Option<WireguardPeer4>)> {
         _ => None,
     };
     Some((key?, peer))
+}
+
+/// All zeroes is never.
+fn handshake(peer: &WireguardPeer) -> Option<(PublicKey, SystemTime)> {
+    let (mut key, mut last) = (None, None);
+    for attribute in &peer.0 {
+        match attribute {
+            WireguardPeerAttribute::PublicKey(bytes) => key = Some(PublicKey(*bytes)),
+            WireguardPeerAttribute::LastHandshake(time) => last = since_1970(time.seconds, time.nano_seconds),
+            _ => {}
+        }
+    }
+    Some((key?, last?))
+}
+
+fn since_1970(seconds: i64, nanos: i64) -> Option<SystemTime> {
+    let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
+    (!since.is_zero()).then(|| UNIX_EPOCH.checked_add(since)).flatten()
 }
 
 /// The address, if it is no network.

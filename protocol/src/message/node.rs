@@ -28,7 +28,11 @@ pub struct NodeHello {
     pub inventory: Vec<ContainerReport>,
 }
 
-/// What does not change while a board is up.
+/// One public key for each plane. Boards have two WireGuard devices side by side, so that one can have a new key while
+/// packets go through the other.
+pub type WireguardKeys = [[u8; 32]; 2];
+
+/// What does not change while a board is up, but for keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
     /// Host name.
@@ -51,8 +55,8 @@ pub struct NodeFacts {
     pub overlay: bool,
     /// Whether cgroup limits are enforced.
     pub limits: bool,
-    /// Its WireGuard public key, new with each boot; `None` without `overlay`.
-    pub wireguard: Option<[u8; 32]>,
+    /// Its WireGuard public keys, one for each plane, new with each boot; `None` without `overlay`.
+    pub wireguard: Option<WireguardKeys>,
 }
 
 /// What changes all the time; kept in memory only.
@@ -97,6 +101,8 @@ pub enum FromNode {
         /// How it is.
         condition: Condition,
     },
+    /// Its keys are these now, as [`ToNode::Rekey`] asked.
+    Keys(WireguardKeys),
 }
 
 /// To the node, on the control stream.
@@ -110,6 +116,10 @@ pub enum ToNode {
     Remove(ContainerId),
     /// The network should be as said.
     Network(NetworkDesired),
+    /// A new key for this plane (0 or 1), which no board sends through. Answered by [`FromNode::Keys`].
+    Rekey(u8),
+    /// Send through this plane, to each board from the moment on that it has answered there.
+    Plane(u8),
 }
 
 /// All that a node should have.
@@ -121,6 +131,8 @@ pub struct NodeDesired {
     pub containers: Vec<ContainerDesired>,
     /// Peers and connections.
     pub network: NetworkDesired,
+    /// As [`ToNode::Plane`] says.
+    pub plane: u8,
 }
 
 /// One container as it should be.
@@ -180,8 +192,8 @@ pub struct Peer {
     pub index: NodeIndex,
     /// Its address on the private network.
     pub underlay: Ipv4Addr,
-    /// Its WireGuard public key. There is no tunnel to a board without one.
-    pub wireguard: Option<[u8; 32]>,
+    /// Its WireGuard public keys. There is no tunnel to a board without.
+    pub wireguard: Option<WireguardKeys>,
 }
 
 /// Transport protocol.

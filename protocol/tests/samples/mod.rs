@@ -74,8 +74,8 @@ listed! {
     }
     Event { Container, ContainerRemoved, Node, Lost }
     NodeCall { Control, FetchBlob }
-    FromNode { Load, Container, Removed, Network, Condition }
-    ToNode { Sync, Container, Remove, Network }
+    FromNode { Load, Container, Removed, Network, Condition, Keys }
+    ToNode { Sync, Container, Remove, Network, Rekey, Plane }
     Want { Running, Stopped }
     Transport { Tcp, Udp }
     PublishedOn { Broker, Node }
@@ -236,7 +236,7 @@ fn facts() -> NodeFacts {
         underlay: Ipv4Addr::new(192, 168, 50, 3),
         overlay: true,
         limits: false,
-        wireguard: Some([0x44; 32]),
+        wireguard: Some([[0x44; 32], [0x45; 32]]),
     }
 }
 
@@ -259,7 +259,7 @@ fn network() -> NetworkDesired {
     let underlay = Ipv4Addr::new(192, 168, 50, 4);
     let peers = vec![
         Peer { index: NodeIndex(2), underlay, wireguard: None },
-        Peer { index: NodeIndex(3), underlay, wireguard: Some([0x33; 32]) },
+        Peer { index: NodeIndex(3), underlay, wireguard: Some([[0x33; 32], [0x34; 32]]) },
     ];
     let names = vec![Called {
         container: ContainerId(2),
@@ -419,6 +419,8 @@ fn requests() -> Vec<Row> {
         row(Request::Remove { container: selector(), force: true }),
         row(Request::Signal { container: selector(), signal: 15 }),
         row(Request::Connect(connect())),
+        row(PublishedOn::Broker),
+        row(PublishedOn::Node),
         row(Party::Container(selector())),
         row(Party::Labelled { key: "k".into(), value: "v".into() }),
         row(Request::Disconnect(connect())),
@@ -513,7 +515,7 @@ fn events() -> Vec<Row> {
 
 fn node() -> Vec<Row> {
     let stopped = Want::Stopped { signal: 15, grace_seconds: 10 };
-    let sync = NodeDesired { index: NodeIndex(2), containers: vec![desired()], network: network() };
+    let sync = NodeDesired { index: NodeIndex(2), containers: vec![desired()], network: network(), plane: 1 };
     let exec_request = RoutedRequest::Exec { container: container(), spec: exec() };
     vec![
         row(NodeCall::Control(Box::new(NodeHello {
@@ -526,11 +528,14 @@ fn node() -> Vec<Row> {
         row(FromNode::Container(report())),
         row(FromNode::Removed(container())),
         row(FromNode::Network { revision: 9, error: Some("no".into()) }),
+        row(FromNode::Keys([[1; 32], [2; 32]])),
         row(FromNode::Condition { container: container(), condition: condition() }),
         row(ToNode::Sync(sync)),
         row(ToNode::Container(Box::new(ContainerDesired { spec: spec(), want: stopped, ..desired() }))),
         row(ToNode::Remove(ContainerId(300))),
         row(ToNode::Network(network())),
+        row(ToNode::Rekey(1)),
+        row(ToNode::Plane(1)),
         row(Want::Running),
         row(stopped),
         row(Transport::Tcp),

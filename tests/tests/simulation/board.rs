@@ -35,6 +35,10 @@ pub(crate) struct Board {
     pub(crate) cut_until_ms: u64,
     /// Changes of the network are made one after the other: when the last one will be.
     network_ms: u64,
+    /// Of both planes; new with each boot.
+    pub(crate) keys: WireguardKeys,
+    /// The plane that packets go through.
+    pub(crate) plane: u8,
 }
 
 /// What the kernel will have done, and when, in milliseconds from now.
@@ -62,6 +66,8 @@ impl Board {
             session: None,
             cut_until_ms: 0,
             network_ms: 0,
+            keys: [[1; 32]; 2],
+            plane: 0,
         }
     }
 
@@ -80,7 +86,7 @@ impl Board {
             underlay: Ipv4Addr::new(172, 16, high, low),
             overlay: true,
             limits: true,
-            wireguard: Some([self.boot.to_le_bytes()[0]; 32]),
+            wireguard: Some(self.keys),
         }
     }
 
@@ -111,6 +117,12 @@ impl Board {
                         .push(Later::Service(dice.between(1, 50), Input::Condition { container, condition }));
                 }
                 Output::Remove(container) => later.push(Later::Gone(dice.between(5, 200), container)),
+                Output::Rekey(plane) => {
+                    assert_ne!(plane, self.plane, "a new key for the way that packets go");
+                    self.keys[usize::from(plane)][31] += 1;
+                    later.push(Later::Service(dice.between(1, 20), Input::Rekeyed(self.keys)));
+                }
+                Output::Plane(plane) => self.plane = plane,
                 Output::ApplyNetwork { network, .. } => {
                     self.network_ms = self.network_ms.max(now_ms) + dice.between(5, 60);
                     let delay = self.network_ms - now_ms;

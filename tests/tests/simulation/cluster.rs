@@ -436,6 +436,8 @@ impl Cluster {
                 self.cut(board, false);
                 let this = &mut self.boards[board];
                 this.boot += 1;
+                this.keys = [[this.boot.to_le_bytes()[0]; 32]; 2];
+                this.plane = 0;
                 this.kernel = crate::board::Kernel::default();
                 this.session = None;
                 this.begin_again(self.now_ms, &mut self.dice);
