@@ -26,6 +26,8 @@ const USUAL: usize = 0;
 pub(super) struct Underlay {
     socket: WireguardSocket,
     secrets: [SecretKey; 2],
+    /// When each got its key: sessions from before are as good as gone.
+    since: [SystemTime; 2],
     /// Through which of the devices packets should go.
     plane: usize,
 }
@@ -51,7 +53,7 @@ impl Underlay {
         let mut former = |name| Ok(socket.device(name)?.and_then(|device| device.secret));
         let former: [Option<SecretKey>; 2] = [former(WIREGUARD[0])?, former(WIREGUARD[1])?];
         let secrets = former.map(|secret| secret.unwrap_or_else(new_key));
-        Ok(Self { socket, secrets, plane: USUAL })
+        Ok(Self { socket, secrets, since: [SystemTime::UNIX_EPOCH; 2], plane: USUAL })
     }
 
     pub(super) fn keys(&self) -> WireguardKeys {
@@ -60,8 +62,9 @@ impl Underlay {
 
     /// A new key for a plane; what is none is ignored.
     pub(super) fn rekey(&mut self, plane: u8) {
-        if let Some(secret) = self.secrets.get_mut(usize::from(plane)) {
-            *secret = new_key();
+        let plane = usize::from(plane);
+        if let (Some(secret), Some(since)) = (self.secrets.get_mut(plane), self.since.get_mut(plane)) {
+            (*secret, *since) = (new_key(), SystemTime::now());
         }
     }
 
@@ -98,13 +101,16 @@ impl Underlay {
         wish: Wish<'_>,
         plane: usize,
     ) -> Result<BTreeMap<PublicKey, SystemTime>, Errno> {
-        let (Some(name), Some(port), Some(secret)) =
-            (WIREGUARD.get(plane), WIREGUARD_PORTS.get(plane), self.secrets.get(plane))
-        else {
+        let (Some(name), Some(port), Some(secret), Some(since)) = (
+            WIREGUARD.get(plane),
+            WIREGUARD_PORTS.get(plane),
+            self.secrets.get(plane),
+            self.since.get(plane),
+        ) else {
             return Err(Errno::EINVAL);
         };
         let mtu = underlay_mtu(wish.uplink);
-        let device = match self.socket.device(name)? {
+        let mut device = match self.socket.device(name)? {
             Some(device) => device,
             None => create(route, links, name, mtu)?,
         };
@@ -119,6 +125,10 @@ impl Underlay {
         }
         if mtu_of(links, name).is_some_and(|seen| seen != mtu) {
             route.set_link(name, vec![LinkAttribute::Mtu(mtu)])?;
+        }
+        // Unless the clock was set back since then.
+        if *since <= SystemTime::now() {
+            device.handshakes.retain(|_, last| *last >= *since);
         }
         Ok(device.handshakes)
     }
