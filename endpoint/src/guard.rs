@@ -38,8 +38,8 @@ struct Shared {
     refused: Option<(u64, Refusal)>,
     /// Why the body broke off.
     body: Option<Refusal>,
-    /// The answer to an upgrade.
-    opaque: Option<bool>,
+    /// The answer to the upgrade that this request asks for.
+    opaque: Option<(u64, bool)>,
     waker: Option<Waker>,
 }
 
@@ -67,10 +67,10 @@ impl Link {
         self.with(|shared| shared.body)
     }
 
-    /// Whether the upgrade that was asked for is done.
+    /// Whether the upgrade is done that the present request asks for, if it does.
     pub(crate) fn decide(&self, opaque: bool) {
         let waker = self.with(|shared| {
-            shared.opaque = Some(opaque);
+            shared.opaque = Some((shared.begun, opaque));
             shared.waker.take()
         });
         if let Some(waker) = waker {
@@ -163,7 +163,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
                 Step::Held => {
                     let decided = self.link.with(|shared| {
                         shared.waker = Some(context.waker().clone());
-                        shared.opaque.take()
+                        // The answer to an earlier request may come while this one waits behind it.
+                        shared.opaque.filter(|(number, _)| *number == self.heads).map(|(_, opaque)| opaque)
                     });
                     let Some(opaque) = decided else { return Poll::Pending };
                     self.framing.decide(opaque);
