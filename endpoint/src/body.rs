@@ -117,7 +117,13 @@ impl ClientBody {
         }
         let sent = Sent { at: Instant::now(), bytes: 0, done: false, refusal: None };
         let progress = Arc::new(Progress(Mutex::new(sent)));
-        let upload = Upload { inner, left: limit, patience: Patience::new(stall), progress: Arc::clone(&progress), link };
+        let upload = Upload {
+            inner,
+            left: limit,
+            patience: Patience::new(stall),
+            progress: Arc::clone(&progress),
+            link,
+        };
         (Self(Some(upload)), Some(progress))
     }
 }
@@ -136,7 +142,8 @@ impl Upload {
         let mut frame = match next {
             Ok(frame) => frame,
             Err(error) => {
-                let refusal = self.link.as_ref().and_then(|link| link.body_refusal()).unwrap_or(Refusal::Malformed);
+                let refusal =
+                    self.link.as_ref().and_then(|link| link.body_refusal()).unwrap_or(Refusal::Malformed);
                 self.refuse(refusal);
                 return Poll::Ready(Some(Err(BodyError::Broken(error))));
             }
@@ -201,7 +208,8 @@ impl Stalls {
 /// A response body on its way to the client.
 pub(crate) struct ReplyBody {
     source: Source,
-    ticket: Ticket,
+    /// `None` where the request goes on without a body.
+    ticket: Option<Ticket>,
     stalls: Option<(Arc<Stalls>, u64)>,
 }
 
@@ -211,11 +219,16 @@ enum Source {
 }
 
 impl ReplyBody {
+    /// No body, and the request is not over.
+    pub(crate) fn empty() -> Self {
+        Self { source: Source::Text(None), ticket: None, stalls: None }
+    }
+
     /// A text of ours; nothing when it is empty.
     pub(crate) fn text(text: impl Into<Bytes>, mut ticket: Ticket) -> Self {
         ticket.access.complete = true;
         let text = text.into();
-        Self { source: Source::Text((!text.is_empty()).then_some(text)), ticket, stalls: None }
+        Self { source: Source::Text((!text.is_empty()).then_some(text)), ticket: Some(ticket), stalls: None }
     }
 
     /// A backend's body, with at most `stall` between any two pieces. Its connection serves again when all is read.
@@ -233,7 +246,11 @@ impl ReplyBody {
             });
             (stalls, number)
         });
-        let mut reply = Self { source: Source::Backend(body, Patience::new(stall), Some(lease)), ticket, stalls };
+        let mut reply = Self {
+            source: Source::Backend(body, Patience::new(stall), Some(lease)),
+            ticket: Some(ticket),
+            stalls,
+        };
         if reply.is_end_stream() {
             reply.finish();
         }
@@ -244,8 +261,10 @@ impl ReplyBody {
         if let Source::Backend(_, _, lease) = &mut self.source
             && let Some(lease) = lease.take()
         {
-            self.ticket.access.complete = true;
-            self.ticket.access.received = lease.progress.as_ref().map_or(0, |progress| progress.bytes());
+            if let Some(ticket) = &mut self.ticket {
+                ticket.access.complete = true;
+                ticket.access.received = lease.received();
+            }
             lease.release();
         }
     }
@@ -289,7 +308,9 @@ impl Body for ReplyBody {
             Poll::Ready(Some(Ok(frame))) => frame.data_ref().map(Bytes::len),
             _ => None,
         };
-        self.ticket.access.sent += data.unwrap_or(0) as u64;
+        if let Some(ticket) = &mut self.ticket {
+            ticket.access.sent += data.unwrap_or(0) as u64;
+        }
         if let Some((stalls, number)) = &self.stalls {
             stalls.with(|(_, waiting)| match data {
                 Some(_) => drop(waiting.insert(*number, Instant::now())),
@@ -320,8 +341,8 @@ impl Drop for ReplyBody {
         if self.is_end_stream() {
             self.finish();
         }
-        if let Source::Backend(_, _, Some(lease)) = &self.source {
-            self.ticket.access.received = lease.progress.as_ref().map_or(0, |progress| progress.bytes());
+        if let (Source::Backend(_, _, Some(lease)), Some(ticket)) = (&self.source, &mut self.ticket) {
+            ticket.access.received = lease.received();
         }
         if let Some((stalls, number)) = &self.stalls {
             stalls.with(|(_, waiting)| waiting.remove(number));

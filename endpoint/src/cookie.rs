@@ -47,7 +47,8 @@ impl CookieKey {
 
     /// Takes our cookie out of the request: the backend never sees it, valid or not. The first valid one counts.
     pub(crate) fn take(&self, host: &str, headers: &mut HeaderMap) -> Option<u64> {
-        let ours = |pair: &&str| pair.trim_start().split_once('=').is_some_and(|(name, _)| name.trim_end() == NAME);
+        let ours =
+            |pair: &&str| pair.trim_start().split_once('=').is_some_and(|(name, _)| name.trim_end() == NAME);
         let lines: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
         let text = |line: &HeaderValue| line.to_str().map(str::to_owned).unwrap_or_default();
         if !lines.iter().any(|line| line.as_bytes().windows(NAME.len()).any(|part| part == NAME.as_bytes())) {
@@ -112,7 +113,17 @@ mod tests {
         let other_host = key().value("b.example", 42);
         let other_key = CookieKey::new(&[8; 32]).value("a.example", 42);
         let short = &good[..good.len() - 2];
-        for bad in [&format!("43.{code}"), &other_host, &other_key, short, "", ".", "42", "42.", "99999999999999999999.x"] {
+        for bad in [
+            &format!("43.{code}"),
+            &other_host,
+            &other_key,
+            short,
+            "",
+            ".",
+            "42",
+            "42.",
+            "99999999999999999999.x",
+        ] {
             assert_eq!(take(&[&format!("wherry-backend={bad}")]), (None, vec![]), "{bad}");
         }
     }

@@ -30,12 +30,18 @@ pub(crate) enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// `seen` bytes have been looked at; lines so far.
-    Head { seen: usize, lines: usize },
+    Head {
+        seen: usize,
+        lines: usize,
+    },
     Body(u64),
     ChunkSize,
     Chunk(u64),
     ChunkEnd,
-    Trailers { bytes: usize, lines: usize },
+    Trailers {
+        bytes: usize,
+        lines: usize,
+    },
     Held,
     Opaque,
     Refused(Refusal),
@@ -137,7 +143,8 @@ impl Framing {
         }
         while let Some(at) = bytes.get(seen..).and_then(|rest| rest.iter().position(|byte| *byte == b'\n')) {
             let end = seen + at;
-            let line = bytes.get(seen..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Refusal::Malformed)?;
+            let line =
+                bytes.get(seen..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Refusal::Malformed)?;
             seen = end + 1;
             if seen > self.max_bytes {
                 break;
@@ -261,7 +268,8 @@ fn after_head(head: &[u8]) -> Result<State, Refusal> {
 /// `true` for HTTP/1.1, `false` for HTTP/1.0.
 fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     let mut parts = line.split(|byte| *byte == b' ');
-    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
     else {
         return Err(Refusal::Malformed);
     };
@@ -383,7 +391,15 @@ mod tests {
                 assert_eq!(run(head.as_bytes(), piece), (Vec::new(), end), "{fields:?}");
             }
         }
-        for line in ["GET /", "GET  / HTTP/1.1", "GET / HTTP/1.1 ", "GET / HTTP/2.0", "G(T / HTTP/1.1", "GET /\x7f HTTP/1.1", "\x16\x03"] {
+        for line in [
+            "GET /",
+            "GET  / HTTP/1.1",
+            "GET / HTTP/1.1 ",
+            "GET / HTTP/2.0",
+            "G(T / HTTP/1.1",
+            "GET /\x7f HTTP/1.1",
+            "\x16\x03",
+        ] {
             assert_eq!(run(format!("{line}\r\nHost: a\r\n\r\n").as_bytes(), 1000).1, malformed, "{line:?}");
         }
         assert_eq!(run(b"GET / HTTP/1.1\r\n\r\n", 1000).1, Step::Refuse(Refusal::BadHost));
@@ -394,8 +410,21 @@ mod tests {
         let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
         let extension = format!("3;{}\r\nabc", "x".repeat(300));
         for body in [
-            "3\nabc", "3\r\nabcX\r\n", "3\r\nabc\n", "3 \r\nabc", "0x3\r\nabc", "\r\nabc", "-1\r\n", "3;a\x00\r\nabc", "3;\nabc\r\n",
-            "fffffffffffffffff\r\n", "0\r\nX: 1\n\r\n", "0\r\nX : 1\r\n", "0\r\n\nGET", "3 ;a\r\nabc", &extension,
+            "3\nabc",
+            "3\r\nabcX\r\n",
+            "3\r\nabc\n",
+            "3 \r\nabc",
+            "0x3\r\nabc",
+            "\r\nabc",
+            "-1\r\n",
+            "3;a\x00\r\nabc",
+            "3;\nabc\r\n",
+            "fffffffffffffffff\r\n",
+            "0\r\nX: 1\n\r\n",
+            "0\r\nX : 1\r\n",
+            "0\r\n\nGET",
+            "3 ;a\r\nabc",
+            &extension,
         ] {
             for piece in [1, 1000] {
                 let (_, end) = run(format!("{head}{body}").as_bytes(), piece);

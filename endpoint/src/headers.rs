@@ -2,7 +2,8 @@
 use std::net::IpAddr;
 
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::{Request, Version};
 
@@ -69,7 +70,10 @@ pub(crate) fn set_websocket(headers: &mut HeaderMap) {
 fn is_ours(name: &str) -> bool {
     let starts = |prefix: &str| {
         name.len() >= prefix.len()
-            && name.bytes().zip(prefix.bytes()).all(|(byte, expected)| byte == expected || (byte == b'_' && expected == b'-'))
+            && name
+                .bytes()
+                .zip(prefix.bytes())
+                .all(|(byte, expected)| byte == expected || (byte == b'_' && expected == b'-'))
     };
     let is = |whole: &str| name.len() == whole.len() && starts(whole);
     // `Proxy` becomes the variable HTTP_PROXY in CGI programs (CVE-2016-5385).
@@ -252,7 +256,9 @@ mod tests {
         let is = |upgrades: &[&str], connection: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(CONNECTION, connection.parse().unwrap());
-            upgrades.iter().for_each(|upgrade| drop(headers.append(UPGRADE, upgrade.parse().unwrap())));
+            for upgrade in upgrades {
+                headers.append(UPGRADE, upgrade.parse().unwrap());
+            }
             is_websocket(&headers)
         };
         assert!(is(&["WebSocket"], "keep-alive, Upgrade"));

@@ -49,7 +49,8 @@ fn decode(raw: &str, ambiguous: &mut bool) -> String {
             continue;
         }
         let code = rest.as_str().get(..2).filter(|code| code.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        let Some((code, value)) = code.and_then(|code| Some((code, u8::from_str_radix(code, 16).ok()?))) else {
+        let Some((code, value)) = code.and_then(|code| Some((code, u8::from_str_radix(code, 16).ok()?)))
+        else {
             *ambiguous = true;
             decoded.push('%');
             continue;
@@ -94,9 +95,10 @@ mod tests {
 
     #[test]
     fn ambiguous_ones() {
-        for raw in
-            ["/a%2fb", "/a%2Fb", "/a%5cb", "/a%00", "/a;x=1", "/a%3bx", "/%252e", "/a%", "/a%zz", "/a%0d", "/a\\b", "/%ü"]
-        {
+        for raw in [
+            "/a%2fb", "/a%2Fb", "/a%5cb", "/a%00", "/a;x=1", "/a%3bx", "/%252e", "/a%", "/a%zz", "/a%0d",
+            "/a\\b", "/%ü",
+        ] {
             assert!(Path::new(raw).unwrap().ambiguous, "{raw}");
         }
         assert_eq!(Path::new("*"), None);

@@ -57,6 +57,11 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// Bytes of the request body so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.progress.as_ref().map_or(0, |progress| progress.bytes())
+    }
+
     /// The response is read to its end: the connection may serve again, unless the request is still being sent.
     pub(crate) fn release(self) {
         if self.progress.as_ref().is_none_or(|progress| progress.is_done()) {
@@ -187,9 +192,14 @@ fn new_entry(id: u64) -> Arc<Entry> {
 /// The position of the least loaded of (weight, requests in flight): the fewest per weight; among equals by lot, in proportion to
 /// their weights. `None` when there is none, or none has a weight.
 fn least_loaded(loads: impl Iterator<Item = (u32, usize)> + Clone, random: u64) -> Option<usize> {
-    let below = |one: (u32, usize), other: (u32, usize)| one.1 as u128 * u128::from(other.0) < other.1 as u128 * u128::from(one.0);
+    let below = |one: (u32, usize), other: (u32, usize)| {
+        one.1 as u128 * u128::from(other.0) < other.1 as u128 * u128::from(one.0)
+    };
     let weighed = loads.enumerate().filter(|(_, (weight, _))| *weight > 0);
-    let least = weighed.clone().map(|(_, load)| load).reduce(|best, load| if below(load, best) { load } else { best })?;
+    let least = weighed
+        .clone()
+        .map(|(_, load)| load)
+        .reduce(|best, load| if below(load, best) { load } else { best })?;
     let equals = weighed.filter(move |(_, load)| !below(least, *load));
     let total: u64 = equals.clone().map(|(_, (weight, _))| u64::from(weight)).sum();
     let mut lot = random.checked_rem(total)?;

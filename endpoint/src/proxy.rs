@@ -75,7 +75,8 @@ async fn idle<B: Backends>(endpoint: &Endpoint<B>, entry: &Entry) -> Option<Send
 }
 
 async fn connect<B: Backends>(endpoint: &Endpoint<B>, entry: &Entry) -> Option<Sender> {
-    let connected = timeout(endpoint.config.limits.connect_timeout, endpoint.backends.connect(entry.id)).await;
+    let connected =
+        timeout(endpoint.config.limits.connect_timeout, endpoint.backends.connect(entry.id)).await;
     let stream = match connected {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -154,5 +155,9 @@ async fn send<B: Backends>(
     let closed = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
     // A reset is an error of the stream's.
     let reset = std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>());
-    Err(if closed || reset { Failed::Closed(Refusal::BackendFailed) } else { Failed::Final(Refusal::BackendFailed) })
+    Err(if closed || reset {
+        Failed::Closed(Refusal::BackendFailed)
+    } else {
+        Failed::Final(Refusal::BackendFailed)
+    })
 }

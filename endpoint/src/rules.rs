@@ -58,9 +58,11 @@ impl Caller {
             Self::Anyone => true,
             Self::Container(id) => container == Some(id),
             Self::Network(network, bits) => match (network, address) {
-                (IpAddr::V4(network), IpAddr::V4(address)) => {
-                    same_prefix(u128::from(network.to_bits()) << 96, u128::from(address.to_bits()) << 96, bits.min(32))
-                }
+                (IpAddr::V4(network), IpAddr::V4(address)) => same_prefix(
+                    u128::from(network.to_bits()) << 96,
+                    u128::from(address.to_bits()) << 96,
+                    bits.min(32),
+                ),
                 (IpAddr::V6(network), IpAddr::V6(address)) => {
                     same_prefix(network.to_bits(), address.to_bits(), bits)
                 }
@@ -106,7 +108,11 @@ mod tests {
     use super::*;
 
     fn rule(methods: &[Method], path: &str, callers: &[Caller]) -> AccessRule {
-        AccessRule { methods: methods.to_vec(), path: RulePath::new(path).unwrap(), callers: callers.to_vec() }
+        AccessRule {
+            methods: methods.to_vec(),
+            path: RulePath::new(path).unwrap(),
+            callers: callers.to_vec(),
+        }
     }
 
     #[test]

@@ -226,7 +226,9 @@ mod tests {
             assert!(HostName::new(good).is_ok(), "{good}");
         }
         let long = format!("{}.org", "a".repeat(64));
-        for bad in ["", "*", "*.", "*.*.org", "a..b", ".a", "a.", "a b", "a/b", "-a.org", "a:80", "ü.de", &long] {
+        for bad in
+            ["", "*", "*.", "*.*.org", "a..b", ".a", "a.", "a b", "a/b", "-a.org", "a:80", "ü.de", &long]
+        {
             assert_eq!(HostName::new(bad), Err(TableError::Name(bad.to_owned())), "{bad}");
         }
     }
@@ -251,7 +253,8 @@ mod tests {
             .collect();
         let table = Table::new([host]).unwrap();
         let of = |path: &str| table.host("a").unwrap().cluster(path).unwrap().backends[0].id;
-        let expected = [("/", 1), ("/apix", 1), ("/api", 2), ("/api/v1", 2), ("/api/v2", 3), ("/api/v2/x", 3)];
+        let expected =
+            [("/", 1), ("/apix", 1), ("/api", 2), ("/api/v1", 2), ("/api/v2", 3), ("/api/v2/x", 3)];
         for (path, id) in expected {
             assert_eq!(of(path), id, "{path}");
         }
