@@ -31,23 +31,23 @@ use wherry_endpoint::{
     HostName, Limits, Listeners, Observer, Refusal, Table, serve,
 };
 
-pub type Body = BoxBody<Bytes, hyper::Error>;
+pub(crate) type Body = BoxBody<Bytes, hyper::Error>;
 
 /// A body of pieces that are made when they are asked for.
-pub fn stream(pieces: impl futures_util::Stream<Item = Bytes> + Send + Sync + 'static) -> Body {
+pub(crate) fn stream(pieces: impl futures_util::Stream<Item = Bytes> + Send + Sync + 'static) -> Body {
     BodyExt::boxed(StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))))
 }
 
-pub fn full(text: impl Into<Bytes>) -> Body {
+pub(crate) fn full(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).map_err(|never| match never {}).boxed()
 }
 
 /// Where backends listen.
 #[derive(Clone, Default)]
-pub struct Addresses(Arc<Mutex<HashMap<u64, SocketAddr>>>);
+pub(crate) struct Addresses(Arc<Mutex<HashMap<u64, SocketAddr>>>);
 
 impl Addresses {
-    pub fn set(&self, id: u64, address: SocketAddr) {
+    pub(crate) fn set(&self, id: u64, address: SocketAddr) {
         self.0.lock().unwrap().insert(id, address);
     }
 }
@@ -63,7 +63,7 @@ impl Backends for Addresses {
 }
 
 /// What a test sees of the endpoint.
-pub struct Seen {
+pub(crate) struct Seen {
     accesses: mpsc::UnboundedSender<Access>,
     refusals: Mutex<Vec<Refusal>>,
 }
@@ -79,27 +79,27 @@ impl Observer for Seen {
     }
 }
 
-pub struct World {
-    pub http: SocketAddr,
-    pub https: SocketAddr,
-    pub addresses: Addresses,
-    pub challenges: Challenges,
-    pub accesses: mpsc::UnboundedReceiver<Access>,
-    pub roots: Vec<CertificateDer<'static>>,
+pub(crate) struct World {
+    pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
+    pub(crate) addresses: Addresses,
+    pub(crate) challenges: Challenges,
+    pub(crate) accesses: mpsc::UnboundedReceiver<Access>,
+    pub(crate) roots: Vec<CertificateDer<'static>>,
     table: watch::Sender<Arc<Table>>,
     seen: Arc<Seen>,
     stop: Option<oneshot::Sender<()>>,
     served: Option<JoinHandle<std::io::Result<()>>>,
 }
 
-pub fn host(name: &str, backends: &[u64]) -> Host {
+pub(crate) fn host(name: &str, backends: &[u64]) -> Host {
     let backend = |id: &u64| Backend { id: *id, weight: 1, healthy: true };
     let cluster = Cluster { backends: backends.iter().map(backend).collect() };
     Host::new(HostName::new(name).unwrap(), Arc::new(cluster))
 }
 
 /// A self-signed certificate that is its own root.
-pub fn certificate(name: &str) -> (Arc<CertifiedKey>, CertificateDer<'static>) {
+pub(crate) fn certificate(name: &str) -> (Arc<CertifiedKey>, CertificateDer<'static>) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
     let key = ring::sign::any_supported_type(&key).unwrap();
@@ -108,11 +108,11 @@ pub fn certificate(name: &str) -> (Arc<CertifiedKey>, CertificateDer<'static>) {
 }
 
 impl World {
-    pub async fn new(hosts: Vec<Host>) -> Self {
+    pub(crate) async fn new(hosts: Vec<Host>) -> Self {
         Self::with(hosts, Limits::default(), None).await
     }
 
-    pub async fn with(hosts: Vec<Host>, limits: Limits, container: Option<u64>) -> Self {
+    pub(crate) async fn with(hosts: Vec<Host>, limits: Limits, container: Option<u64>) -> Self {
         let listen = || TcpListener::bind("127.0.0.1:0");
         let (http, https) = (listen().await.unwrap(), listen().await.unwrap());
         let (http_address, https_address) = (http.local_addr().unwrap(), https.local_addr().unwrap());
@@ -153,17 +153,17 @@ impl World {
         }
     }
 
-    pub fn table(&self, hosts: Vec<Host>) {
+    pub(crate) fn table(&self, hosts: Vec<Host>) {
         self.table.send_replace(Arc::new(Table::new(hosts).unwrap()));
     }
 
     /// Starts an ordinary backend.
-    pub async fn backend(&self, id: u64) -> JoinHandle<()> {
+    pub(crate) async fn backend(&self, id: u64) -> JoinHandle<()> {
         self.server(id, move |request| answer(id, request)).await
     }
 
     /// Starts a backend that answers so.
-    pub async fn server<F, R>(&self, id: u64, answer: F) -> JoinHandle<()>
+    pub(crate) async fn server<F, R>(&self, id: u64, answer: F) -> JoinHandle<()>
     where
         F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
@@ -193,24 +193,24 @@ impl World {
     }
 
     /// All bytes over a new connection without TLS, until the endpoint closes it.
-    pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
+    pub(crate) async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = TcpStream::connect(self.http).await.unwrap();
         stream.write_all(bytes.as_ref()).await.unwrap();
         rest(&mut stream).await
     }
 
     /// One request over a new connection of HTTP/1 without TLS.
-    pub async fn get(&self, host: &str, path: &str) -> (StatusCode, String) {
+    pub(crate) async fn get(&self, host: &str, path: &str) -> (StatusCode, String) {
         let response = self.send(get(host, path)).await;
         (response.status(), text(response).await)
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Response<Incoming> {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Response<Incoming> {
         let stream = TcpStream::connect(self.http).await.unwrap();
         http1(stream).await.send_request(request).await.unwrap()
     }
 
-    pub async fn tls(&self, name: &str, protocols: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn tls(&self, name: &str, protocols: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         self.roots.iter().for_each(|root| roots.add(root.clone()).unwrap());
         let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -222,13 +222,17 @@ impl World {
         self.tls_with(name, config).await
     }
 
-    pub async fn tls_with(&self, name: &str, config: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn tls_with(
+        &self,
+        name: &str,
+        config: ClientConfig,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(self.https).await.unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 
-    pub async fn http2(&self, name: &str) -> hyper::client::conn::http2::SendRequest<Body> {
+    pub(crate) async fn http2(&self, name: &str) -> hyper::client::conn::http2::SendRequest<Body> {
         let stream = self.tls(name, &["h2", "http/1.1"]).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
         let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
@@ -237,22 +241,22 @@ impl World {
         sender
     }
 
-    pub async fn access(&mut self) -> Access {
+    pub(crate) async fn access(&mut self) -> Access {
         within(self.accesses.recv()).await.unwrap()
     }
 
-    pub fn refusals(&self) -> Vec<Refusal> {
+    pub(crate) fn refusals(&self) -> Vec<Refusal> {
         self.seen.refusals.lock().unwrap().clone()
     }
 
     /// Asks the endpoint to end; what `serve` said.
-    pub fn stop(&mut self) -> JoinHandle<std::io::Result<()>> {
+    pub(crate) fn stop(&mut self) -> JoinHandle<std::io::Result<()>> {
         drop(self.stop.take());
         self.served.take().unwrap()
     }
 }
 
-pub async fn http1<S>(stream: S) -> hyper::client::conn::http1::SendRequest<Body>
+pub(crate) async fn http1<S>(stream: S) -> hyper::client::conn::http1::SendRequest<Body>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
@@ -261,17 +265,17 @@ where
     sender
 }
 
-pub fn get(host: &str, path: &str) -> Request<Body> {
+pub(crate) fn get(host: &str, path: &str) -> Request<Body> {
     Request::builder().uri(path).header("host", host).body(full("")).unwrap()
 }
 
-pub async fn text(response: Response<Incoming>) -> String {
+pub(crate) async fn text(response: Response<Incoming>) -> String {
     let bytes = within(response.into_body().collect()).await.unwrap().to_bytes();
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 /// What comes until the end.
-pub async fn rest(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+pub(crate) async fn rest(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut bytes = Vec::new();
     // Of a connection that is reset, what came before.
     let _ = within(stream.read_to_end(&mut bytes)).await;
@@ -279,7 +283,7 @@ pub async fn rest(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
 }
 
 /// A head, and nothing after it is read.
-pub async fn head(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+pub(crate) async fn head(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
         bytes.push(within(stream.read_u8()).await.unwrap());
@@ -288,7 +292,7 @@ pub async fn head(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
 }
 
 /// A test that waits in vain fails.
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), future).await.expect("nothing happened in 30 seconds")
 }
 
