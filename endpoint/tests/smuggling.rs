@@ -25,11 +25,11 @@ async fn recorder(world: &World, id: u64) -> Arc<Mutex<Vec<u8>>> {
                 let mut buffer = [0; 4096];
                 let mut answered = false;
                 while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-                    let mut record = record.lock().unwrap();
-                    record.extend_from_slice(&buffer[..count]);
-                    let whole =
-                        record.ends_with(b"\r\n\r\n") || !record.windows(7).any(|part| part == b"chunked");
-                    drop(record);
+                    let whole = {
+                        let mut record = record.lock().unwrap();
+                        record.extend_from_slice(&buffer[..count]);
+                        is_whole(&String::from_utf8_lossy(&record))
+                    };
                     if whole && !std::mem::replace(&mut answered, true) {
                         let reply = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
                         stream.write_all(reply).await.unwrap();
@@ -39,6 +39,15 @@ async fn recorder(world: &World, id: u64) -> Arc<Mutex<Vec<u8>>> {
         }
     });
     bytes
+}
+
+/// Whether this is a request to its end.
+fn is_whole(bytes: &str) -> bool {
+    let Some((head, body)) = bytes.split_once("\r\n\r\n") else { return false };
+    let length =
+        head.split_once("content-length: ").map(|(_, rest)| rest.lines().next().unwrap().parse().unwrap());
+    let chunked = !head.contains("chunked") || body.ends_with("0\r\n\r\n");
+    chunked && length.is_none_or(|length: usize| body.len() >= length)
 }
 
 fn taken(bytes: &Mutex<Vec<u8>>) -> String {
