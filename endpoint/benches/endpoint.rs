@@ -254,7 +254,7 @@ async fn compare() {
         }
         for number in 0..ROUNDS {
             // Nobody comes always first, or always after the same.
-            for at in (0..sides.len()).map(|at| (at + number) % sides.len()) {
+            for at in (0..names.len()).map(|at| (at + number) % names.len()) {
                 let (rate, times) = round(addresses[at], connections, ROUND).await;
                 sides[at].rates.push(rate);
                 sides[at].times.extend(times);

@@ -149,7 +149,8 @@ impl Authority {
         Self::new(whole).ok_or(Refusal::BadHost)
     }
 
-    fn new(whole: &str) -> Option<Self> {
+    /// Checks a host name with or without a port.
+    pub(crate) fn new(whole: &str) -> Option<Self> {
         let whole = whole.to_ascii_lowercase();
         let (name, port) = match whole.rsplit_once(':') {
             Some((name, port)) if !name.ends_with(':') => (name, port),

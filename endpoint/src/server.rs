@@ -37,6 +37,9 @@ use crate::tls::{Accepted, Tls, TlsAcceptor};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Idle HTTP/2 connections and idle backends are looked at so many times per limit.
 const LOOKS: u32 = 4;
+const MIN_LOOK: Duration = Duration::from_millis(10);
+/// What is ready to be sent of each HTTP/2 stream while the client's socket is full: a hundred streams make 6 MiB.
+const STREAM_SEND_BUFFER: usize = 64 * 1024;
 /// What a connection buffers of what it reads and writes: at least a head, and hyper wants 8 KiB.
 const MIN_BUFFER: usize = 8 * 1024;
 
@@ -241,7 +244,7 @@ impl<B: Backends> Endpoint<B> {
     async fn watch(&self) {
         let mut table = self.table.clone();
         let mut known = Arc::clone(&table.borrow_and_update());
-        let mut sweep = interval(self.config.limits.backend_idle_timeout.max(Duration::from_secs(1)) / LOOKS);
+        let mut sweep = interval((self.config.limits.backend_idle_timeout / LOOKS).max(MIN_LOOK));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -350,11 +353,11 @@ where
         .max_local_error_reset_streams(limits.error_resets)
         .initial_stream_window_size(limits.stream_window)
         .initial_connection_window_size(limits.stream_window.saturating_mul(4))
-        .max_send_buf_size(usize::try_from(limits.stream_window).unwrap_or(usize::MAX))
+        .max_send_buf_size(STREAM_SEND_BUFFER)
         .keep_alive_interval(limits.idle_timeout)
         .keep_alive_timeout(limits.head_timeout);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut look = interval(limits.idle_timeout.min(limits.progress_timeout) / LOOKS);
+    let mut look = interval((limits.idle_timeout.min(limits.progress_timeout) / LOOKS).max(MIN_LOOK));
     let (mut stopping, mut used) = (false, Instant::now());
     loop {
         tokio::select! {

@@ -192,7 +192,10 @@ async fn pass_on<B: Backends>(
     *inner.method_mut() = head.method;
     *inner.uri_mut() = target(host, path, &head.uri)?;
     *inner.headers_mut() = head.headers;
-    let (mut response, lease) = exchange(endpoint, cluster, wanted, inner, progress).await?;
+    let exchanged = exchange(endpoint, cluster, wanted, inner, progress.clone()).await;
+    // When there is a response, its body's end tells.
+    ticket.access.received = progress.map_or(0, |progress| progress.bytes());
+    let (mut response, lease) = exchanged?;
     ticket.access.backend = Some(lease.entry.id);
     if let Some(key) = key.filter(|_| wanted != Some(lease.entry.id))
         && let Some(cookie) = key.set(host.name.as_str(), lease.entry.id, peer.tls.is_some())

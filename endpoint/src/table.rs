@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_rustls::rustls::sign::CertifiedKey;
 
+use crate::headers::Authority;
 use crate::rules::AccessRule;
 
 /// The longest name of the DNS (RFC 1035 §2.3.4), and its longest label.
@@ -24,6 +25,9 @@ pub enum TableError {
     /// Two hosts of one name.
     #[error("host {0} is there twice")]
     DuplicateHost(HostName),
+    /// A `Host` for backends that is none.
+    #[error("{0:?} is not a host such as `inner.example` or `inner.example:8080`")]
+    RewriteHost(String),
     /// Two routes of one prefix.
     #[error("host {0} has the prefix {1} twice")]
     DuplicatePrefix(HostName, String),
@@ -165,6 +169,9 @@ impl Table {
         let mut table = Self::default();
         for mut host in hosts {
             check_routes(&host)?;
+            if let Some(inner) = host.rewrite_host.as_ref().filter(|inner| Authority::new(inner).is_none()) {
+                return Err(TableError::RewriteHost(inner.clone()));
+            }
             host.routes.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
             let name = host.name.clone();
             if table.hosts.insert(name.as_str().to_owned(), Arc::new(host)).is_some() {
@@ -272,6 +279,10 @@ mod tests {
         };
         for bad in ["", "api", "/a/../b", "//", "/%61"] {
             assert_eq!(prefixed(&[bad]), Err(TableError::Prefix(bad.to_owned())), "{bad}");
+        }
+        for bad in ["", "a b", "a/b", "a\r\nx: y"] {
+            let inner = Host { rewrite_host: Some(bad.to_owned()), ..named("a") };
+            assert!(matches!(Table::new([inner]), Err(TableError::RewriteHost(_))), "{bad}");
         }
         assert!(matches!(prefixed(&["/a", "/a/"]), Err(TableError::DuplicatePrefix(..))));
         assert!(matches!(Table::new([named("a"), named("A")]), Err(TableError::DuplicateHost(_))));

@@ -1,5 +1,5 @@
 //! Clients that ask for too much, say too little, or come to the wrong door.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 mod support;
 
 use std::sync::Arc;
@@ -140,7 +140,7 @@ async fn idle_connections_are_closed_and_busy_ones_are_not() {
     let late = two.send_request(request()).await.unwrap();
     assert_eq!(text(late).await, "late");
     while !two.is_closed() {
-        let _ = tokio::time::timeout(SHORT, two.ready()).await;
+        drop(tokio::time::timeout(SHORT, two.ready()).await);
         tokio::task::yield_now().await;
     }
 }
@@ -151,7 +151,7 @@ async fn bodies_that_stop() {
     let mut world = World::with(vec![secure("a")], limits, None).await;
     world.backend(1).await;
     let all = world.server(2, |request| async {
-        let _ = http_body_util::BodyExt::collect(request.into_body()).await;
+        drop(http_body_util::BodyExt::collect(request.into_body()).await);
         Response::new(full("all"))
     });
     let _server = all.await;
@@ -357,7 +357,7 @@ async fn tls_alpn_01() {
         if expected != &usual {
             assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"acme-tls/1".as_slice()));
             // Nothing but the end comes, whatever is said.
-            let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+            drop(stream.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await);
             assert_eq!(rest(&mut stream).await, "");
         }
     }

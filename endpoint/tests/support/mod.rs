@@ -71,7 +71,7 @@ pub(crate) struct Seen {
 impl Observer for Seen {
     fn access(&self, access: &Access) {
         // The test may be over.
-        let _ = self.accesses.send(access.clone());
+        drop(self.accesses.send(access.clone()));
     }
 
     fn refused(&self, _: SocketAddr, refusal: Refusal) {
@@ -136,7 +136,7 @@ impl World {
             addresses.clone(),
             config,
             async {
-                let _ = stopped.await;
+                drop(stopped.await);
             },
         ));
         Self {
@@ -186,7 +186,7 @@ impl World {
                         .serve_connection(TokioIo::new(stream), service)
                         .with_upgrades();
                     // The endpoint may break off.
-                    let _ = served.await;
+                    drop(served.await);
                 });
             }
         })
@@ -278,7 +278,7 @@ pub(crate) async fn text(response: Response<Incoming>) -> String {
 pub(crate) async fn rest(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut bytes = Vec::new();
     // Of a connection that is reset, what came before.
-    let _ = within(stream.read_to_end(&mut bytes)).await;
+    drop(within(stream.read_to_end(&mut bytes)).await);
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -316,8 +316,8 @@ async fn answer(id: u64, mut request: Request<Incoming>) -> Response<Body> {
             let upgrade = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
                 let (mut reads, mut writes) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
-                let _ = tokio::io::copy(&mut reads, &mut writes).await;
-                let _ = writes.shutdown().await;
+                drop(tokio::io::copy(&mut reads, &mut writes).await);
+                drop(writes.shutdown().await);
             });
             let response = Response::builder()
                 .status(101)
