@@ -93,7 +93,13 @@ impl Framing {
             State::Body(left) => State::Body(left - count),
             State::Chunk(left) if left <= count => State::ChunkEnd,
             State::Chunk(left) => State::Chunk(left - count),
-            other => other,
+            state @ (State::Head { .. }
+            | State::ChunkSize
+            | State::ChunkEnd
+            | State::Trailers { .. }
+            | State::Held
+            | State::Opaque
+            | State::Refused(_)) => state,
         };
     }
 
@@ -115,8 +121,8 @@ impl Framing {
         let step = match self.state {
             State::Held => Ok(Step::Held),
             State::Refused(refusal) => Err(refusal),
-            _ if bytes.is_empty() => Ok(Step::More),
             State::Head { seen, lines } => self.head(bytes, seen, lines),
+            State::Body(_) | State::Chunk(_) | State::Opaque if bytes.is_empty() => Ok(Step::More),
             State::Body(_) | State::Chunk(_) | State::Opaque => {
                 let count = self.plain().min(bytes.len() as u64);
                 self.passed(count);
@@ -128,7 +134,7 @@ impl Framing {
                     self.state = State::ChunkSize;
                     Ok(Step::Pass(2))
                 }
-                [b'\r'] => Ok(Step::More),
+                [] | [b'\r'] => Ok(Step::More),
                 _ => Err(Refusal::Malformed),
             },
             State::Trailers { bytes: before, lines } => self.trailer(bytes, before, lines),

@@ -94,7 +94,8 @@ async fn slow_heads_are_ended_while_others_are_served() {
     }
     let mut silent = TcpStream::connect(world.http).await.unwrap();
     assert_eq!(world.get("a", "/x").await.0, StatusCode::OK);
-    assert_eq!(world.access().await.status, Some(200));
+    // On a slow machine some of the others are over already.
+    while world.access().await.status != Some(200) {}
     // A byte now and then does not help.
     let mut dripping = slow.pop().unwrap();
     let drip = async {

@@ -319,6 +319,26 @@ async fn a_backend_that_is_down_is_passed_over() {
 }
 
 #[tokio::test]
+async fn connections_to_backends_are_kept() {
+    let limits = Limits { backend_idle_timeout: Duration::from_millis(200), ..Limits::default() };
+    let world = World::with(vec![host("a", &[1])], limits, None).await;
+    world.backend(1).await;
+    let ask = async || {
+        for path in ["/x", "/204", "/304"] {
+            world.get("a", path).await;
+        }
+        let request = Request::post("/echo").header("host", "a").body(full("body")).unwrap();
+        assert_eq!(text(world.send(request).await).await, "body");
+    };
+    ask().await;
+    ask().await;
+    assert_eq!(world.addresses.asked(), 1);
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    ask().await;
+    assert_eq!(world.addresses.asked(), 2);
+}
+
+#[tokio::test]
 async fn a_backend_that_starts_anew() {
     let world = World::new(vec![host("a", &[1])]).await;
     let mut sender = http1(TcpStream::connect(world.http).await.unwrap()).await;

@@ -209,6 +209,26 @@ async fn bodies_are_framed_anew() {
 }
 
 #[tokio::test]
+async fn bytes_one_by_one() {
+    let world = World::new(vec![host("a", &[1])]).await;
+    world.backend(1).await;
+    let mut stream = tokio::net::TcpStream::connect(world.http).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let requests = "\r\nPOST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\nX: y\r\n\r\n\
+                    POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\ndefGET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    for byte in requests.bytes() {
+        stream.write_all(&[byte]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let replies = support::rest(&mut stream).await;
+    assert_eq!(replies.matches("HTTP/1.1 200").count(), 3, "{replies}");
+    // In chunks as they came.
+    let joined =
+        ["\r\n1\r\n", "\r\n2\r\n"].iter().fold(replies.clone(), |text, chunk| text.replace(chunk, ""));
+    assert!(joined.contains("abc") && replies.contains("def") && replies.ends_with("1 /x"), "{replies}");
+}
+
+#[tokio::test]
 async fn good_requests_before_a_bad_one_are_answered() {
     let world = World::new(vec![host("a", &[1])]).await;
     world.backend(1).await;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,11 +45,18 @@ pub(crate) fn full(text: impl Into<Bytes>) -> Body {
 
 /// Where backends listen.
 #[derive(Clone, Default)]
-pub(crate) struct Addresses(Arc<Mutex<HashMap<u64, SocketAddr>>>);
+pub(crate) struct Addresses(Arc<Mutex<HashMap<u64, SocketAddr>>>, Arc<AtomicUsize>);
 
 impl Addresses {
     pub(crate) fn set(&self, id: u64, address: SocketAddr) {
         self.0.lock().unwrap().insert(id, address);
+    }
+}
+
+impl Addresses {
+    /// Connections that were asked for.
+    pub(crate) fn asked(&self) -> usize {
+        self.1.load(Ordering::SeqCst)
     }
 }
 
@@ -58,6 +66,7 @@ impl Backends for Addresses {
     async fn connect(&self, backend: u64) -> Result<TcpStream, ConnectError> {
         let address = self.0.lock().unwrap().get(&backend).copied();
         let address = address.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
+        self.1.fetch_add(1, Ordering::SeqCst);
         Ok(TcpStream::connect(address).await?)
     }
 }
