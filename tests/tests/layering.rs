@@ -22,7 +22,7 @@ struct Rule {
     never: &'static [&'static str],
 }
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     // Usable on any machine, in a fuzzer, in a simulation: no runtime, no system calls.
     Rule { name: "wherry-protocol", may_use: &[], never: &["tokio", "nix", "rustix", "socket2"] },
     Rule { name: "wherry-images", may_use: &["wherry-protocol"], never: &["tokio", "nix"] },
@@ -39,6 +39,8 @@ const RULES: [Rule; 9] = [
         never: &["wherry-sys"],
     },
     Rule { name: "wherry-qemu", may_use: &[], never: &["nix"] },
+    // Knows HTTP and nothing of containers.
+    Rule { name: "wherry-endpoint", may_use: &[], never: &["nix", "smoltcp"] },
 ];
 
 /// What the programs on boards share.

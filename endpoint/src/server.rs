@@ -1,0 +1,417 @@
+//! Listeners and connections.
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::body::Stalls;
+use crate::challenge::Challenges;
+use crate::cookie::CookieKey;
+use crate::guard::{Guard, Link};
+use crate::limits::Limits;
+use crate::observe::Observer;
+use crate::pool::Pool;
+use crate::refusal::Refusal;
+use crate::service::handle;
+use crate::stall::WriteStall;
+use crate::table::Table;
+use crate::ticket::InFlight;
+use crate::tls::{Accepted, Tls, TlsAcceptor};
+
+/// After an error of `accept`, which is most often a want of descriptors: others must close first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Idle HTTP/2 connections and idle backends are looked at so many times per limit.
+const LOOKS: u32 = 4;
+const MIN_LOOK: Duration = Duration::from_millis(10);
+/// What is ready to be sent of each HTTP/2 stream while the client's socket is full: a hundred streams make 6 MiB.
+const STREAM_SEND_BUFFER: usize = 64 * 1024;
+/// What a connection buffers of what it reads and writes: at least a head, and hyper wants 8 KiB.
+const MIN_BUFFER: usize = 8 * 1024;
+
+/// A backend cannot be reached.
+#[derive(Debug, thiserror::Error)]
+#[error("the backend cannot be reached")]
+pub struct ConnectError(#[from] pub io::Error);
+
+/// Reaches backends.
+pub trait Backends: Send + Sync + 'static {
+    /// A connection to a backend.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// Opens a connection. The endpoint bounds the time.
+    fn connect(&self, backend: u64) -> impl Future<Output = Result<Self::Stream, ConnectError>> + Send;
+}
+
+/// The container that an address belongs to. Asked once per connection; must not block.
+pub type Identify = Arc<dyn Fn(SocketAddr) -> Option<u64> + Send + Sync>;
+
+/// What stays the same as long as the endpoint runs.
+#[derive(Clone)]
+pub struct Config {
+    /// The bounds.
+    pub limits: Limits,
+    /// Of sticky cookies.
+    pub cookie_key: CookieKey,
+    /// Answers for ACME.
+    pub challenges: Challenges,
+    /// For access rules.
+    pub identify: Identify,
+    /// Hears of every request.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Config").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// Where clients come in.
+#[derive(Debug)]
+pub struct Listeners {
+    /// HTTP/1.1 as it is; port 80.
+    pub http: TcpListener,
+    /// TLS; port 443. Redirects name the default port.
+    pub https: Option<TcpListener>,
+}
+
+/// Everything that connections share.
+pub(crate) struct Endpoint<B> {
+    pub(crate) backends: B,
+    pub(crate) config: Config,
+    pub(crate) table: watch::Receiver<Arc<Table>>,
+    pub(crate) pool: Arc<Pool>,
+    /// No new requests.
+    pub(crate) stop: CancellationToken,
+    /// No requests at all.
+    pub(crate) kill: CancellationToken,
+    pub(crate) client_tasks: TaskTracker,
+    pub(crate) backend_tasks: TaskTracker,
+    /// Requests in flight by host.
+    hosts: Mutex<HashMap<String, Arc<AtomicUsize>>>,
+    connections: Arc<AtomicUsize>,
+    clients: Mutex<HashMap<IpAddr, Arc<AtomicUsize>>>,
+}
+
+/// One client's connection.
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    pub(crate) container: Option<u64>,
+    pub(crate) tls: Option<Tls>,
+    /// To the guard of HTTP/1.
+    pub(crate) link: Option<Arc<Link>>,
+    /// Of HTTP/2.
+    pub(crate) stalls: Option<Arc<Stalls>>,
+    /// Its requests in flight.
+    pub(crate) busy: Arc<AtomicUsize>,
+    /// Counts for the limits until the connection and its tunnel are gone.
+    _counted: (InFlight, InFlight),
+}
+
+/// Serves until `shutdown`, then lets requests in flight finish for [`Limits::drain`]. A table that is sent counts for every
+/// request that comes after; those in flight, and connections, are left alone.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub async fn serve<B: Backends>(
+    listeners: Listeners,
+    table: watch::Receiver<Arc<Table>>,
+    backends: B,
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let tls = TlsAcceptor::new(table.clone(), config.challenges.clone())?;
+    let endpoint = Arc::new(Endpoint {
+        backends,
+        pool: Arc::new(Pool::new(&config.limits)),
+        config,
+        table,
+        stop: CancellationToken::new(),
+        kill: CancellationToken::new(),
+        client_tasks: TaskTracker::new(),
+        backend_tasks: TaskTracker::new(),
+        hosts: Mutex::default(),
+        connections: Arc::default(),
+        clients: Mutex::default(),
+    });
+    // Nothing outlives us, even when we are dropped.
+    let _kill = endpoint.kill.clone().drop_guard();
+    let https = async {
+        match &listeners.https {
+            Some(listener) => accept(&endpoint, listener, Some(Arc::new(tls))).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = shutdown => {}
+        () = accept(&endpoint, &listeners.http, None) => {}
+        () = https => {}
+        () = endpoint.watch() => {}
+    }
+    drop(listeners);
+    endpoint.stop.cancel();
+    endpoint.client_tasks.close();
+    if timeout(endpoint.config.limits.drain, endpoint.client_tasks.wait()).await.is_err() {
+        tracing::warn!(
+            connections = endpoint.client_tasks.len(),
+            "requests did not finish in time and are cut off"
+        );
+    }
+    endpoint.kill.cancel();
+    endpoint.client_tasks.wait().await;
+    endpoint.backend_tasks.close();
+    endpoint.backend_tasks.wait().await;
+    Ok(())
+}
+
+async fn accept<B: Backends>(
+    endpoint: &Arc<Endpoint<B>>,
+    listener: &TcpListener,
+    tls: Option<Arc<TlsAcceptor>>,
+) {
+    loop {
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let counted = match endpoint.admit(address.ip()) {
+            Ok(counted) => counted,
+            Err(refusal) => {
+                endpoint.config.observer.refused(address, refusal);
+                continue;
+            }
+        };
+        let (endpoint, tls) = (Arc::clone(endpoint), tls.clone());
+        let kill = endpoint.kill.clone();
+        endpoint.client_tasks.clone().spawn(kill.run_until_cancelled_owned(async move {
+            connection(endpoint, stream, address, tls, counted).await;
+        }));
+    }
+}
+
+/// What one customer has: an IPv4 address, or the first half of an IPv6 address.
+fn customer(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
+impl<B: Backends> Endpoint<B> {
+    fn admit(&self, address: IpAddr) -> Result<(InFlight, InFlight), Refusal> {
+        let limits = &self.config.limits;
+        let all = InFlight::below(limits.connections, &self.connections).ok_or(Refusal::Connections)?;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of clients that left are kept no longer than they are few.
+        if clients.len() >= 2 * limits.connections.max(16) {
+            clients.retain(|_, count| count.load(Ordering::Relaxed) > 0);
+        }
+        let count = clients.entry(customer(address)).or_default();
+        let one = InFlight::below(limits.connections_per_client, count).ok_or(Refusal::ClientConnections)?;
+        Ok((all, one))
+    }
+
+    /// Counts a request of a host.
+    pub(crate) fn enter(&self, host: &str) -> Result<InFlight, Refusal> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = match hosts.get(host) {
+            Some(count) => count,
+            None => hosts.entry(host.to_owned()).or_default(),
+        };
+        InFlight::below(self.config.limits.requests_per_host, count).ok_or(Refusal::HostBusy)
+    }
+
+    /// Forgets what the table does not name any more. Never ends.
+    async fn watch(&self) {
+        let mut table = self.table.clone();
+        let mut known = Arc::clone(&table.borrow_and_update());
+        let mut sweep = interval((self.config.limits.backend_idle_timeout / LOOKS).max(MIN_LOOK));
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Ok(()) = table.changed() => {
+                    let new = Arc::clone(&table.borrow_and_update());
+                    self.pool.renewed(&known, &new);
+                    known = new;
+                }
+                _ = sweep.tick() => {}
+            }
+            self.pool.sweep(&known);
+            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            hosts.retain(|name, count| known.host(name).is_some() || count.load(Ordering::Relaxed) > 0);
+        }
+    }
+}
+
+async fn connection<B: Backends>(
+    endpoint: Arc<Endpoint<B>>,
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<Arc<TlsAcceptor>>,
+    counted: (InFlight, InFlight),
+) {
+    let limits = &endpoint.config.limits;
+    // Otherwise small responses wait for the acknowledgement of their first half.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY");
+    }
+    let mut peer = Peer {
+        address,
+        container: (endpoint.config.identify)(address),
+        tls: None,
+        link: None,
+        stalls: None,
+        busy: Arc::default(),
+        _counted: counted,
+    };
+    let Some(tls) = tls else {
+        return serve_http1(&endpoint, WriteStall::new(stream, limits.progress_timeout), peer).await;
+    };
+    let handshake =
+        endpoint.stop.run_until_cancelled(timeout(limits.handshake_timeout, tls.accept(stream))).await;
+    match handshake {
+        Some(Ok(Ok(Accepted::Client(stream, tls)))) => {
+            let stream = WriteStall::new(stream, limits.progress_timeout);
+            let http2 = tls.http2;
+            peer.tls = Some(tls);
+            if http2 {
+                serve_http2(&endpoint, stream, peer).await;
+            } else {
+                serve_http1(&endpoint, stream, peer).await;
+            }
+        }
+        Some(Ok(Ok(Accepted::Challenge))) | None => {}
+        Some(Ok(Err(refusal))) => endpoint.config.observer.refused(address, refusal),
+        Some(Err(_)) => endpoint.config.observer.refused(address, Refusal::Handshake),
+    }
+}
+
+async fn serve_http1<B: Backends, S>(endpoint: &Arc<Endpoint<B>>, stream: S, mut peer: Peer)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let limits = &endpoint.config.limits;
+    let link = Arc::new(Link::default());
+    let guard = Guard::new(stream, limits, Arc::clone(&link));
+    peer.link = Some(link);
+    let peer = Arc::new(peer);
+    let service = service_fn(|request| handle(Arc::clone(endpoint), Arc::clone(&peer), request));
+    let mut builder = http1::Builder::new();
+    // The guard keeps the times and counts, and more strictly.
+    builder.header_read_timeout(None).max_headers(limits.head_fields + 1);
+    builder.max_buf_size(limits.head_bytes.max(MIN_BUFFER) * 2);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(guard), service).with_upgrades());
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = endpoint.stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke off");
+    }
+}
+
+async fn serve_http2<B: Backends, S>(endpoint: &Arc<Endpoint<B>>, stream: S, mut peer: Peer)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let limits = &endpoint.config.limits;
+    let stalls = Arc::new(Stalls::default());
+    peer.stalls = Some(Arc::clone(&stalls));
+    let peer = Arc::new(peer);
+    let busy = Arc::clone(&peer.busy);
+    // Streams are tasks of their own, and end with the endpoint.
+    let shared = (Arc::clone(endpoint), peer);
+    let service = service_fn(move |request| handle(Arc::clone(&shared.0), Arc::clone(&shared.1), request));
+    let mut builder = http2::Builder::new(Tracked(endpoint.client_tasks.clone(), endpoint.kill.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(limits.pending_resets)
+        .max_local_error_reset_streams(limits.error_resets)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.stream_window.saturating_mul(4))
+        .max_send_buf_size(STREAM_SEND_BUFFER)
+        .keep_alive_interval(limits.idle_timeout)
+        .keep_alive_timeout(limits.head_timeout);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut look = interval((limits.idle_timeout.min(limits.progress_timeout) / LOOKS).max(MIN_LOOK));
+    let (mut stopping, mut used) = (false, Instant::now());
+    loop {
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection broke off");
+                }
+                return;
+            }
+            () = endpoint.stop.cancelled(), if !stopping => {
+                connection.as_mut().graceful_shutdown();
+                stopping = true;
+            }
+            _ = look.tick() => {
+                if busy.load(Ordering::Relaxed) > 0 {
+                    used = Instant::now();
+                }
+                // Also a client that never said anything, or never to the end of a head.
+                let idle = used.elapsed() >= limits.idle_timeout;
+                if idle && stopping || stalls.any_since(limits.progress_timeout) {
+                    return;
+                }
+                if idle {
+                    connection.as_mut().graceful_shutdown();
+                    stopping = true;
+                }
+            }
+        }
+    }
+}
+
+/// Runs the streams of HTTP/2 connections.
+#[derive(Clone)]
+struct Tracked(TaskTracker, CancellationToken);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn(self.1.clone().run_until_cancelled_owned(stream));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn customers() {
+        let of = |address: &str| customer(address.parse().unwrap()).to_string();
+        assert_eq!(of("192.0.2.1"), "192.0.2.1");
+        assert_eq!(of("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
+}
