@@ -1,9 +1,11 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
 use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
-use crate::serve::{Listeners, Pulse, ServeError, ServeLimits, Service, Setup, make_private_directory};
-use crate::state::PublishedPorts;
+use crate::serve::{
+    Listeners, Pulse, ServeError, ServeLimits, Service, Setup, WebSetup, make_private_directory,
+};
+use crate::state::{PublishedPorts, Web};
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +16,20 @@ use wherry_init::control::{ControlError, Endpoint, ToSupervisor};
 use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
 use wherry_net::discovery;
+use wherry_net::dns::Upstream;
 use wherry_net::firewall::{self, Ports, Published};
 use wherry_net::setup::{self, StaticAddress, Uplink};
 use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
 use wherry_protocol::PublicKey;
-use wherry_protocol::message::PublishedPort;
+use wherry_protocol::message::{PublishedPort, Transport};
 use wherry_sys::landlock::{Kept, confine_thread};
 
 /// Time between heartbeats to the supervisor.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Environment variable with the log filter, as in `debug` or `wherry_broker::serve=trace`.
 const LOG_ENV: &str = "WHERRY_LOG";
+/// The web endpoint's ports on a board.
+const WEB_PORTS: [u16; 2] = [80, 443];
 /// Where the kernel is told the board's name.
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
@@ -32,7 +37,9 @@ const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 #[derive(Debug, thiserror::Error)]
 pub enum BoardError {
     /// The command line makes no sense.
-    #[error("{0}; the usage is `serve [--root DIR] [--listen ADDRESS:PORT] [--enrol-listen ADDRESS:PORT]`")]
+    #[error(
+        "{0}; the usage is `serve [--root DIR] [--listen ADDRESS:PORT] [--enrol-listen ADDRESS:PORT] [--http-port PORT] [--https-port PORT] [--name-server ADDRESS:PORT]`"
+    )]
     Usage(String),
     /// The configuration or the key.
     #[error(transparent)]
@@ -75,6 +82,12 @@ pub struct Arguments {
     pub listen: SocketAddr,
     /// Enrolment port.
     pub enrol_listen: SocketAddr,
+    /// The web endpoint's port for HTTP.
+    pub http_port: u16,
+    /// And for TLS.
+    pub https_port: u16,
+    /// Whom to ask about names; else whom the network says.
+    pub name_server: Option<SocketAddr>,
 }
 
 impl Default for Arguments {
@@ -83,6 +96,9 @@ impl Default for Arguments {
             root: None,
             listen: (Ipv4Addr::UNSPECIFIED, 2020).into(),
             enrol_listen: (Ipv4Addr::UNSPECIFIED, 2021).into(),
+            http_port: 80,
+            https_port: 443,
+            name_server: None,
         }
     }
 }
@@ -102,6 +118,9 @@ impl Arguments {
                 "--root" => arguments.root = Some(value.into()),
                 "--listen" => arguments.listen = address(&option, &value)?,
                 "--enrol-listen" => arguments.enrol_listen = address(&option, &value)?,
+                "--http-port" => arguments.http_port = port(&option, &value)?,
+                "--https-port" => arguments.https_port = port(&option, &value)?,
+                "--name-server" => arguments.name_server = Some(address(&option, &value)?),
                 _ => return Err(BoardError::Usage(format!("{option} is unknown"))),
             }
         }
@@ -114,6 +133,11 @@ fn address(option: &str, value: &OsString) -> Result<SocketAddr, BoardError> {
     value.to_str().and_then(|text| text.parse().ok()).ok_or_else(wrong)
 }
 
+fn port(option: &str, value: &OsString) -> Result<u16, BoardError> {
+    let wrong = || BoardError::Usage(format!("{option}: {} is no port", value.to_string_lossy()));
+    value.to_str().and_then(|text| text.parse().ok()).filter(|port| *port != 0).ok_or_else(wrong)
+}
+
 /// Runs the service until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -122,6 +146,8 @@ pub fn serve(words: impl IntoIterator<Item = OsString>) -> Result<(), BoardError
     let arguments = Arguments::parse(words)?;
     log_to_console();
     let place = Place::decide(arguments.root.as_deref(), Environment::inherited().as_ref())?;
+    // Not one of the broker's own files: read before it is out of reach.
+    let resolvers = arguments.name_server.map_or_else(system_resolvers, |server| Upstream::at(vec![server]));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     // Before there are other threads: only those that are started afterwards are confined too.
     confine(&place)?;
@@ -130,7 +156,7 @@ pub fn serve(words: impl IntoIterator<Item = OsString>) -> Result<(), BoardError
         .enable_all()
         .build()
         .map_err(|source| BoardError::Io { what: "cannot start the runtime".into(), source })?;
-    let result = runtime.block_on(run(&arguments, place));
+    let result = runtime.block_on(run(&arguments, place, resolvers));
     // Threads that wait for a slow disk must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -205,7 +231,7 @@ fn confine(place: &Place) -> Result<(), BoardError> {
     }
 }
 
-async fn run(arguments: &Arguments, place: Place) -> Result<(), BoardError> {
+async fn run(arguments: &Arguments, place: Place, resolvers: Upstream) -> Result<(), BoardError> {
     let config = read_config(&place)?;
     if place.machine {
         std::fs::write(HOST_NAME, config.hostname.as_str())
@@ -215,9 +241,13 @@ async fn run(arguments: &Arguments, place: Place) -> Result<(), BoardError> {
     }
     let guarded = place.machine;
     let clock = guarded.then(|| Arc::new(clock(&place, &config)));
+    let (ask, resolvers) = watch::channel(resolvers);
     if let Some(clock) = &clock {
         clock.lift();
         let (clock, uplink) = (Arc::clone(clock), bring_up(config.network.clone())?);
+        if arguments.name_server.is_none() {
+            tokio::spawn(follow_name_servers(uplink.clone(), ask));
+        }
         tokio::spawn(async move { clock.run(uplink).await });
     }
     let setup = Setup {
@@ -226,6 +256,7 @@ async fn run(arguments: &Arguments, place: Place) -> Result<(), BoardError> {
         data: place.data,
         tokens: config.tokens.clone(),
         publish_address: arguments.listen.ip(),
+        web: WebSetup { http: arguments.http_port, https: arguments.https_port, resolvers },
         limits: ServeLimits::default(),
     };
     let service = Service::open(setup)?;
@@ -235,7 +266,7 @@ async fn run(arguments: &Arguments, place: Place) -> Result<(), BoardError> {
     };
     let heartbeat = tokio::spawn(heartbeat(service.pulse()));
     if guarded {
-        tokio::spawn(follow_published(service.published()));
+        tokio::spawn(follow_published(service.published(), service.web()));
     }
     let finder = tokio::spawn(be_found(service.key(), arguments.clone()));
     announce(&service, &listeners);
@@ -268,21 +299,54 @@ fn adjust_clock(adjustment: Adjustment) -> std::io::Result<()> {
     done.map_err(std::io::Error::other)
 }
 
-/// Opens the firewall for published ports as they come and go.
-async fn follow_published(mut published: watch::Receiver<PublishedPorts>) {
+/// The name servers are those that the board's network names.
+async fn follow_name_servers(mut uplink: watch::Receiver<Option<Uplink>>, ask: watch::Sender<Upstream>) {
+    loop {
+        let servers = uplink.borrow_and_update().as_ref().map(|uplink| Upstream::of(&uplink.lease.dns));
+        ask.send_replace(servers.unwrap_or_default());
+        if uplink.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Those of the machine on which the broker is one process among others (resolv.conf(5)).
+fn system_resolvers() -> Upstream {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let named = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    let addresses = named.filter_map(|address| address.trim().parse::<IpAddr>().ok());
+    Upstream::at(addresses.map(|address| SocketAddr::new(address, 53)).collect())
+}
+
+/// Opens the firewall for published ports and for the web endpoint as they come and go.
+async fn follow_published(
+    mut published: watch::Receiver<PublishedPorts>,
+    mut web: watch::Receiver<Arc<Web>>,
+) {
     loop {
         let open = |port: &PublishedPort| {
             let (transport, allow) = (port.transport, port.allow.clone());
             Published { transport, port: port.port, allow, to: None }
         };
-        let ports: Vec<Published> = published.borrow_and_update().values().map(open).collect();
+        let mut ports: Vec<Published> = published.borrow_and_update().values().map(open).collect();
+        if !web.borrow_and_update().hosts.is_empty() {
+            ports.extend(WEB_PORTS.map(web_port));
+        }
         if let Err(error) = firewall::protect(Ports::Broker, &ports) {
             tracing::error!("the firewall does not follow the published ports: {error}");
         }
-        if published.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = published.changed() => changed,
+            changed = web.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }
+}
+
+fn web_port(port: u16) -> Published {
+    Published { transport: Transport::Tcp, port, allow: Vec::new(), to: None }
 }
 
 fn read_config(place: &Place) -> Result<Config, BoardError> {

@@ -3,7 +3,7 @@
 //! Inputs that have piled up while the disk was busy are decided together and written by one commit.
 use crate::record::Change;
 use crate::sessions::Sessions;
-use crate::state::{Answer, Broker, Fresh, Input, Output, PublishedPorts, RequestId, SessionId, Time};
+use crate::state::{Answer, Broker, Fresh, Input, Output, PublishedPorts, RequestId, SessionId, Time, Web};
 use crate::store::{Store, StoreError};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,6 +41,7 @@ pub(crate) struct Core {
     next: Arc<AtomicU64>,
     events: broadcast::Sender<Arc<Seen>>,
     published: watch::Receiver<PublishedPorts>,
+    web: watch::Receiver<Arc<Web>>,
 }
 
 /// What the thread works with.
@@ -81,12 +82,14 @@ impl Core {
         let (messages, receiver) = mpsc::channel(QUEUE);
         let (events, _) = broadcast::channel(EVENTS);
         let (publish, published) = watch::channel(parts.broker.published_ports());
+        let (serve_web, web) = watch::channel(parts.broker.web());
         let (failed, failure) = oneshot::channel();
         let worker = Worker {
             parts,
             clock,
             events: events.clone(),
             publish,
+            serve_web,
             answers: HashMap::new(),
             queue: Vec::new(),
         };
@@ -96,7 +99,7 @@ impl Core {
                 drop(failed.send(error));
             }
         })?;
-        let core = Self { messages, next: Arc::new(AtomicU64::new(1)), events, published };
+        let core = Self { messages, next: Arc::new(AtomicU64::new(1)), events, published, web };
         Ok((core, failure))
     }
 
@@ -157,6 +160,10 @@ impl Core {
         self.events.subscribe()
     }
 
+    pub(crate) fn web(&self) -> watch::Receiver<Arc<Web>> {
+        self.web.clone()
+    }
+
     pub(crate) fn published(&self) -> watch::Receiver<PublishedPorts> {
         self.published.clone()
     }
@@ -188,6 +195,7 @@ struct Worker {
     clock: Clock,
     events: broadcast::Sender<Arc<Seen>>,
     publish: watch::Sender<PublishedPorts>,
+    serve_web: watch::Sender<Arc<Web>>,
     answers: HashMap<RequestId, oneshot::Sender<Answer>>,
     queue: Vec<Message>,
 }
@@ -272,6 +280,7 @@ impl Worker {
             Output::Event { account, event } => drop(self.events.send(Arc::new(Seen { account, event }))),
             Output::Close(session) => self.parts.sessions.close(session),
             Output::Publish(ports) => drop(self.publish.send(ports)),
+            Output::Web(web) => drop(self.serve_web.send(web)),
         }
     }
 }

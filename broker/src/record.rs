@@ -4,11 +4,13 @@
 //! knows (loads, sessions, who waits for what) is in memory only and costs no write.
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{
-    Connection, ContainerSpec, ContainerState, Descriptor, ImageManifest, ImageName, NodeFacts, Transport,
+    AcmeSettings, Connection, ContainerSpec, ContainerState, Descriptor, EndpointOptions, ImageManifest,
+    ImageName, NodeFacts, Transport,
 };
-use wherry_protocol::{AccountId, ContainerId, Digest, Generation, Name, NodeIndex, PublicKey, Role};
+use wherry_protocol::{AccountId, ContainerId, Digest, Generation, Name, NodeIndex, Prefix, PublicKey, Role};
 
 /// Which record. Its bytes are the key in the store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,6 +39,18 @@ pub enum Key {
     Clean(ContainerId),
     /// A rule about labels.
     Rule(Box<Rule>),
+    /// A domain that somebody has proven to have.
+    Domain(String),
+    /// A domain whose proof is awaited, and from whom.
+    Claim(String, AccountId),
+    /// A name of the web endpoint.
+    Endpoint(String),
+    /// The certificate of a name.
+    Certificate(String),
+    /// Whom the broker asks for certificates.
+    Acme,
+    /// Its account there.
+    AcmeAccount,
 }
 
 /// The content of one record.
@@ -66,6 +80,18 @@ pub enum Record {
     Clean(Generation),
     /// For [`Key::Rule`].
     Rule,
+    /// For [`Key::Domain`].
+    Domain(Domain),
+    /// For [`Key::Claim`].
+    Claim(Claim),
+    /// For [`Key::Endpoint`].
+    Endpoint(Box<Endpoint>),
+    /// For [`Key::Certificate`].
+    Certificate(Box<Certificate>),
+    /// For [`Key::Acme`].
+    Acme(Box<AcmeSettings>),
+    /// For [`Key::AcmeAccount`].
+    AcmeAccount(AcmeAccount),
 }
 
 /// A record with its version, as it is on disk.
@@ -285,6 +311,118 @@ pub struct Rule {
     pub port: u16,
     /// With this protocol.
     pub transport: Transport,
+}
+
+/// A domain that an account has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Whose it is.
+    pub account: AccountId,
+    /// Whether everybody may serve names in it.
+    pub shared: bool,
+    /// An admin's word stands for the proof.
+    pub vouched: bool,
+    /// Since when, Unix seconds.
+    pub since_seconds: u64,
+}
+
+/// A domain whose proof is awaited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// What the TXT record must say, but for its beginning.
+    pub token: [u8; 16],
+    /// Until when, Unix seconds.
+    pub expires_seconds: u64,
+}
+
+/// A name of the web endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Whose it is.
+    pub account: AccountId,
+    /// Where requests go.
+    pub routes: Vec<Route>,
+    /// How.
+    pub options: EndpointOptions,
+    /// Who may ask for what.
+    pub rules: Option<Vec<RouteRule>>,
+    /// Whether the broker gets its certificate by ACME.
+    pub acme: bool,
+    /// When it was first asked for, Unix seconds.
+    pub created_seconds: u64,
+}
+
+/// Requests below a path go to containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The path.
+    pub prefix: String,
+    /// Whom.
+    pub to: Member,
+    /// Their port.
+    pub port: u16,
+}
+
+/// Requests that some callers may make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRule {
+    /// Any if there are none.
+    pub methods: Vec<String>,
+    /// As it was given.
+    pub path: String,
+    /// One of these.
+    pub callers: Vec<CallerMember>,
+}
+
+/// Who makes a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CallerMember {
+    /// Anybody.
+    Anyone,
+    /// Whose address is in this network.
+    Network(Prefix),
+    /// The account's containers.
+    Containers(Member),
+}
+
+/// A chain of certificates with its key.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// As PEM, the name's own first.
+    pub chain: Vec<u8>,
+    /// As PEM.
+    pub key: Vec<u8>,
+    /// Whether it came by ACME.
+    pub acme: bool,
+    /// Unix seconds.
+    pub not_before: u64,
+    /// Unix seconds.
+    pub not_after: u64,
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate")
+            .field("acme", &self.acme)
+            .field("not_before", &self.not_before)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An account with a certificate authority.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcmeAccount {
+    /// Where.
+    pub directory: String,
+    /// With its key.
+    pub credentials: Vec<u8>,
+}
+
+impl fmt::Debug for AcmeAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AcmeAccount").field("directory", &self.directory).finish_non_exhaustive()
+    }
 }
 
 impl Link {

@@ -6,7 +6,7 @@
 //! join       a one-time token becomes a stored location
 //! store      the stored locations: address, keys, role
 //! location   a connected cluster: everything that can be asked of it
-//! node, image, container, process, tunnel      what it consists of
+//! node, image, container, process, tunnel, web      what it consists of
 //! snapshot   an image made of a container
 //! upload     single blobs for the broker
 //! registry   images in registries                (OCI distribution-spec)
@@ -54,6 +54,7 @@ pub mod ssh;
 pub mod store;
 pub mod tunnel;
 mod upload;
+pub mod web;
 
 pub use address::Address;
 pub use container::{Changes, Container, Events, party, selector};
@@ -70,3 +71,4 @@ pub use seed::{ClusterSeed, SeedOptions, StaticNetwork};
 pub use snapshot::SnapshotNotes;
 pub use store::{Config, StoreError, StoredLocation};
 pub use tunnel::{DatagramTunnel, Proxy, Tunnel, TunnelEvent};
+pub use web::AccessLog;

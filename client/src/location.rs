@@ -260,6 +260,14 @@ fn repeatable(request: &Request) -> bool {
         | Request::Wake(_)
         | Request::Changes { .. }
         | Request::LabelNode { .. }
+        | Request::PublishEndpoint(_)
+        | Request::Endpoints { .. }
+        | Request::AccessLog { .. }
+        | Request::Domains
+        | Request::PrepareDomain(_)
+        | Request::ClaimDomain { .. }
+        | Request::ShareDomain { .. }
+        | Request::ConfigureAcme(_)
         | Request::Events => true,
         Request::RemoveImage(_)
         | Request::Run(_)
@@ -272,6 +280,8 @@ fn repeatable(request: &Request) -> bool {
         | Request::CreateToken { .. }
         | Request::RemoveAccount(_)
         | Request::StartClean(_)
+        | Request::RemoveEndpoint(_)
+        | Request::ReleaseDomain(_)
         | Request::CrashNode(_) => false,
     }
 }

@@ -5,6 +5,7 @@
 //! byte before hyper sees it (`framing.rs`), and what a backend receives is framed anew by us, so that both always agree on where
 //! a request ends.
 mod body;
+mod certificate;
 mod challenge;
 mod cookie;
 mod framing;
@@ -25,12 +26,16 @@ mod ticket;
 mod tls;
 mod tunnel;
 
+pub use certificate::{Age, CertificateError, StoredCertificate};
 pub use challenge::Challenges;
 pub use cookie::CookieKey;
+pub use hyper::Method;
 pub use limits::Limits;
 pub use observe::{Access, Counters, Encryption, Observer};
 pub use refusal::Refusal;
 pub use rules::{AccessRule, Caller, RulePath};
 pub use server::{Backends, Config, ConnectError, Identify, Listeners, serve};
-pub use table::{Backend, Cluster, Host, HostName, Route, Table, TableError};
+pub use table::{
+    Backend, Cluster, Host, HostName, Route, Table, TableError, check_prefix, check_rewrite_host,
+};
 pub use tokio_rustls::rustls::sign::CertifiedKey;

@@ -169,9 +169,7 @@ impl Table {
         let mut table = Self::default();
         for mut host in hosts {
             check_routes(&host)?;
-            if let Some(inner) = host.rewrite_host.as_ref().filter(|inner| Authority::new(inner).is_none()) {
-                return Err(TableError::RewriteHost(inner.clone()));
-            }
+            host.rewrite_host.as_deref().map_or(Ok(()), check_rewrite_host)?;
             host.routes.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
             let name = host.name.clone();
             if table.hosts.insert(name.as_str().to_owned(), Arc::new(host)).is_some() {
@@ -201,13 +199,30 @@ impl Table {
     }
 }
 
+/// Whether a route may have this prefix.
+///
+/// # Errors
+/// When it is no absolute, normal path.
+pub fn check_prefix(prefix: &str) -> Result<(), TableError> {
+    let normal = crate::path::Path::new(prefix);
+    if normal.as_ref().is_none_or(|path| path.normal != prefix) || prefix.contains('%') {
+        return Err(TableError::Prefix(prefix.to_owned()));
+    }
+    Ok(())
+}
+
+/// Whether backends may see this `Host`.
+///
+/// # Errors
+/// When it is no host with or without a port.
+pub fn check_rewrite_host(host: &str) -> Result<(), TableError> {
+    Authority::new(host).map(|_| ()).ok_or_else(|| TableError::RewriteHost(host.to_owned()))
+}
+
 fn check_routes(host: &Host) -> Result<(), TableError> {
     let mut seen = std::collections::HashSet::new();
     for Route { prefix, .. } in &host.routes {
-        let normal = crate::path::Path::new(prefix);
-        if normal.as_ref().is_none_or(|path| path.normal != *prefix) || prefix.contains('%') {
-            return Err(TableError::Prefix(prefix.clone()));
-        }
+        check_prefix(prefix)?;
         if !seen.insert(prefix.strip_suffix('/').unwrap_or(prefix)) {
             return Err(TableError::DuplicatePrefix(host.name.clone(), prefix.clone()));
         }

@@ -4,6 +4,7 @@
 //! link       finds the Ethernet interfaces, brings them up, sets addresses and routes   (rtnetlink)
 //! dhcp       DHCPv4 client                                                             (RFC 2131, smoltcp)
 //! setup      what the configuration says, made so and kept so
+//! dns        asking the name servers of the board's network
 //! discovery  a node asks its LAN for its broker, udp/1026
 //! firewall   rules for boards and containers, computed from connections (pure)
 //! nft        rules as text and as netlink messages, without the nft program
@@ -14,6 +15,7 @@
 pub mod address;
 pub mod dhcp;
 pub mod discovery;
+pub mod dns;
 pub mod firewall;
 pub mod link;
 pub mod netlink;

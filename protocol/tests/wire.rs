@@ -84,7 +84,7 @@ fn every_truncation_of_every_sample_is_refused_without_panic() {
 
 #[test]
 fn a_variant_from_a_newer_peer_is_refused_not_misread() {
-    for number in 40..=127u8 {
+    for number in 49..=127u8 {
         assert!(postcard::from_bytes::<Request>(&[number]).is_err());
         assert!(postcard::from_bytes::<Reply>(&[number]).is_err());
         assert!(postcard::from_bytes::<Frame>(&[number]).is_err());

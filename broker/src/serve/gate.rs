@@ -22,6 +22,9 @@ pub struct ServeLimits {
     pub user_streams: usize,
     /// Streams that one account may have to boards at once (exec, logs, tunnels).
     pub routes_per_account: usize,
+    /// Connections from the web endpoint to the containers of one account, apart from those streams: who is busy on the web
+    /// can still be looked after.
+    pub web_routes_per_account: usize,
     /// Blobs being received at once; each holds a thread and a megabyte.
     pub uploads: usize,
     /// Connections to one published port at once.
@@ -42,6 +45,7 @@ impl Default for ServeLimits {
             sessions: 4096,
             user_streams: 128,
             routes_per_account: 256,
+            web_routes_per_account: 256,
             uploads: 16,
             visitors_per_port: 256,
             request_seconds: 10,

@@ -173,9 +173,10 @@ impl Drop for Opening<'_> {
 async fn who(shared: &Shared, session: SessionId, key: PublicKey) -> Result<(AccountId, Role), WireError> {
     match shared.core.ask(|request| Input::Open { request, session, key }).await {
         Some(Answer::Session(known)) => known,
-        Some(Answer::Reply(_) | Answer::Route { .. } | Answer::Enrol(_) | Answer::Blob(_)) | None => {
-            Err(WireError::new(ErrorCode::Busy, "the broker is shutting down: try again in a moment"))
-        }
+        Some(
+            Answer::Reply(_) | Answer::Route { .. } | Answer::Enrol(_) | Answer::Blob(_) | Answer::Lookup(_),
+        )
+        | None => Err(WireError::new(ErrorCode::Busy, "the broker is shutting down: try again in a moment")),
     }
 }
 
@@ -228,11 +229,16 @@ async fn claim(shared: &Shared, tcp: TcpStream, mut pass: Pass) -> Result<(), Se
 async fn ask_enrol(shared: &Shared, key: PublicKey, claim: EnrolRequest) -> EnrolReply {
     match shared.core.ask(|request| Input::Enrol { request, key, claim }).await {
         Some(Answer::Enrol(reply)) => reply,
-        Some(Answer::Reply(_) | Answer::Route { .. } | Answer::Session(_) | Answer::Blob(_)) | None => {
-            EnrolReply::Refused(WireError::new(
-                ErrorCode::Busy,
-                "the broker is shutting down: try again in a moment",
-            ))
-        }
+        Some(
+            Answer::Reply(_)
+            | Answer::Route { .. }
+            | Answer::Session(_)
+            | Answer::Blob(_)
+            | Answer::Lookup(_),
+        )
+        | None => EnrolReply::Refused(WireError::new(
+            ErrorCode::Busy,
+            "the broker is shutting down: try again in a moment",
+        )),
     }
 }

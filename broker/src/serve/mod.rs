@@ -5,6 +5,7 @@
 //! user      requests of people             node      control and blobs of boards
 //! upload    blobs coming in                route     streams spliced to boards
 //! publish   broker ports that lead to containers
+//! web       the web endpoint
 //! ```
 mod gate;
 mod listen;
@@ -13,12 +14,14 @@ mod publish;
 mod route;
 mod upload;
 mod user;
+mod web;
 
 pub use gate::ServeLimits;
+pub use web::WebSetup;
 
 use crate::core::{Clock, Core, Parts};
 use crate::sessions::Sessions;
-use crate::state::{Broker, Identity, Input, LoadError, PublishedPorts, Time};
+use crate::state::{Broker, Identity, Input, LoadError, PublishedPorts, Time, Web};
 use crate::store::{Store, StoreError};
 use gate::Gate;
 use std::future::Future;
@@ -29,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use web::WebShared;
 use wherry_images::store::BlobStore;
 use wherry_protocol::io::ServerKeys;
 use wherry_protocol::token::TokenSecret;
@@ -95,6 +99,8 @@ pub struct Setup {
     pub tokens: Vec<ConfiguredToken>,
     /// Address on which published ports listen.
     pub publish_address: IpAddr,
+    /// The web endpoint.
+    pub web: WebSetup,
     /// Bounds of the listeners.
     pub limits: ServeLimits,
 }
@@ -120,6 +126,8 @@ pub(crate) struct Shared {
     pub(crate) open_sessions: Arc<Semaphore>,
     pub(crate) uploads: Semaphore,
     pub(crate) routes: route::Routes,
+    pub(crate) web_routes: route::Routes,
+    pub(crate) web: WebShared,
     pub(crate) limits: Arc<ServeLimits>,
     pub(crate) publish_address: IpAddr,
     pub(crate) end: CancellationToken,
@@ -162,6 +170,7 @@ impl Service {
         let (core, failure) =
             started.map_err(|source| ServeError::Io { what: "cannot start a thread".into(), source })?;
         let limits = Arc::new(setup.limits);
+        let web = WebShared::new(setup.web, &setup.secret);
         let shared = Shared {
             core,
             blobs,
@@ -172,6 +181,8 @@ impl Service {
             open_sessions: Arc::new(Semaphore::new(limits.sessions)),
             uploads: Semaphore::new(limits.uploads),
             routes: route::Routes::new(limits.routes_per_account),
+            web_routes: route::Routes::new(limits.web_routes_per_account),
+            web,
             limits,
             publish_address: setup.publish_address,
             end: CancellationToken::new(),
@@ -189,6 +200,12 @@ impl Service {
     #[must_use]
     pub fn published(&self) -> tokio::sync::watch::Receiver<PublishedPorts> {
         self.shared.core.published()
+    }
+
+    /// Whether the ports of the web endpoint are open, as that changes.
+    #[must_use]
+    pub fn web(&self) -> tokio::sync::watch::Receiver<Arc<Web>> {
+        self.shared.core.web()
     }
 
     /// The broker's identity.
@@ -217,6 +234,7 @@ impl Service {
         tasks.spawn(listen::sessions(Arc::clone(&shared), listeners.sessions));
         tasks.spawn(listen::enrolment(Arc::clone(&shared), listeners.enrolment));
         tasks.spawn(publish::run(Arc::clone(&shared)));
+        tasks.spawn(web::run(Arc::clone(&shared)));
         let result = tokio::select! {
             () = shutdown => Ok(()),
             failed = &mut failure => Err(failed.map_or(ServeError::StateLost, ServeError::Store)),

@@ -122,7 +122,14 @@ async fn fetch(
     let size = match allowed {
         Some(Answer::Blob(Ok(size))) => size,
         Some(Answer::Blob(Err(error))) => return finish(stream, Reply::Error(error)).await,
-        Some(Answer::Reply(_) | Answer::Route { .. } | Answer::Session(_) | Answer::Enrol(_)) | None => {
+        Some(
+            Answer::Reply(_)
+            | Answer::Route { .. }
+            | Answer::Session(_)
+            | Answer::Enrol(_)
+            | Answer::Lookup(_),
+        )
+        | None => {
             return Ok(());
         }
     };

@@ -8,7 +8,7 @@ mod tcp;
 mod udp;
 
 use super::{Shared, route};
-use crate::state::{Answer, Input, PublishedPorts};
+use crate::state::{Answer, Input, PublishedPorts, RequestId};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -90,17 +90,25 @@ async fn serve(shared: &Arc<Shared>, at: SocketAddr, port: &PublishedPort) -> st
     Ok(())
 }
 
-/// A stream to the container behind a published port, and its place among its account's.
-async fn open(shared: &Shared, port: (Transport, u16)) -> Result<(Stream, route::Place), SessionError> {
-    let answer = shared.core.ask(|request| Input::Visit { request, port }).await;
+/// A stream to the container that `visit` is about, and its place among its account's.
+pub(super) async fn open(
+    shared: &Shared,
+    routes: &route::Routes,
+    visit: impl FnOnce(RequestId) -> Input,
+) -> Result<(Stream, route::Place), SessionError> {
+    let answer = shared.core.ask(visit).await;
     let (session, routed) = match answer {
         Some(Answer::Route { session, routed }) => (session, routed),
         Some(Answer::Reply(Reply::Error(error))) => return Err(SessionError::Refused(error)),
-        Some(Answer::Reply(_) | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_)) | None => {
+        Some(
+            Answer::Reply(_) | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_) | Answer::Lookup(_),
+        )
+        | None => {
             return Err(SessionError::Closed);
         }
     };
-    let (mut stream, place) = route::open(shared, session, &routed).await.map_err(SessionError::Refused)?;
+    let (mut stream, place) =
+        route::open(shared, routes, session, &routed).await.map_err(SessionError::Refused)?;
     match recv::<Reply>(&mut stream, Limits::DEFAULT.message_bytes).await? {
         Some(Reply::Done) => Ok((stream, place)),
         Some(Reply::Error(error)) => Err(SessionError::Refused(error)),

@@ -66,15 +66,14 @@ impl Drop for Place {
 /// A stream to a board that has been told what is wanted of it.
 pub(crate) async fn open(
     shared: &Shared,
+    routes: &Routes,
     session: SessionId,
     routed: &Routed,
 ) -> Result<(Stream, Place), WireError> {
     let gone = || WireError::new(ErrorCode::NodeUnreachable, "the node has just left: try again in a moment");
-    let place = shared.routes.enter(routed.account).ok_or_else(|| {
-        let text = format!(
-            "this account has {} streams to containers open, the limit: close some",
-            shared.routes.limit
-        );
+    let place = routes.enter(routed.account).ok_or_else(|| {
+        let text =
+            format!("this account has {} streams to containers open, the limit: close some", routes.limit);
         WireError::new(ErrorCode::Busy, text)
     })?;
     let mux = shared.sessions.mux(session).ok_or_else(gone)?;
@@ -101,7 +100,7 @@ pub(crate) async fn splice(
     session: SessionId,
     routed: Routed,
 ) -> Result<(), SessionError> {
-    let (board, _place) = match open(shared, session, &routed).await {
+    let (board, _place) = match open(shared, &shared.routes, session, &routed).await {
         Ok(opened) => opened,
         Err(error) => return finish(user, Reply::Error(error)).await,
     };

@@ -29,7 +29,11 @@ pub(crate) async fn receive(
 ) -> Result<(), SessionError> {
     let reply = match shared.core.request(request, user.session, Request::PutBlob(blob.clone())).await {
         Answer::Reply(reply) => reply,
-        Answer::Route { .. } | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_) => return Ok(()),
+        Answer::Route { .. }
+        | Answer::Session(_)
+        | Answer::Enrol(_)
+        | Answer::Blob(_)
+        | Answer::Lookup(_) => return Ok(()),
     };
     if reply != Reply::Done {
         return finish(stream, reply).await;
@@ -50,7 +54,14 @@ pub(crate) async fn receive(
         shared.core.ask_as(request, |request| Input::Stored { request, session: user.session, blob });
     match stored.await {
         Some(Answer::Reply(reply)) => finish(stream, reply).await,
-        Some(Answer::Route { .. } | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_)) | None => Ok(()),
+        Some(
+            Answer::Route { .. }
+            | Answer::Session(_)
+            | Answer::Enrol(_)
+            | Answer::Blob(_)
+            | Answer::Lookup(_),
+        )
+        | None => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A user's session: every stream is one request.
 use super::listen::Session;
-use super::{Shared, node, publish, route, upload};
+use super::{Shared, node, publish, route, upload, web};
 use crate::core::Seen;
 use crate::state::{Answer, Input, RequestId, SessionId};
 use futures_util::AsyncWriteExt as _;
@@ -113,6 +113,8 @@ async fn answer(shared: &Shared, user: User, stream: Stream, body: Request) -> R
         Request::PutBlob(blob) => upload::receive(shared, user, request, stream, blob).await,
         Request::ReadBlob(digest) => read_blob(shared, user, request, stream, digest).await,
         Request::Events => events(shared, user, request, stream).await,
+        Request::AccessLog { host, follow } => web::log(shared, user, request, stream, (host, follow)).await,
+        Request::ClaimDomain { .. } => web::claim(shared, user, request, stream, body).await,
         Request::Run(run) => {
             if let Err(error) = publish::try_ports(shared, &run.spec.publish).await {
                 return finish(stream, Reply::Error(error)).await;
@@ -133,7 +135,7 @@ async fn simple(
     match shared.core.request(request, user.session, body).await {
         Answer::Reply(reply) => finish(stream, reply).await,
         Answer::Route { session, routed } => route::splice(shared, stream, session, routed).await,
-        Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_) => {
+        Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_) | Answer::Lookup(_) => {
             finish(stream, Reply::Error(WireError::new(ErrorCode::Internal, "the broker gave no answer")))
                 .await
         }
@@ -150,7 +152,11 @@ async fn read_blob(
     match shared.core.request(request, user.session, Request::ReadBlob(digest)).await {
         Answer::Reply(Reply::Blob { size }) => node::hand_out(shared, stream, digest, size).await,
         Answer::Reply(other) => finish(stream, other).await,
-        Answer::Route { .. } | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_) => Ok(()),
+        Answer::Route { .. }
+        | Answer::Session(_)
+        | Answer::Enrol(_)
+        | Answer::Blob(_)
+        | Answer::Lookup(_) => Ok(()),
     }
 }
 
@@ -165,7 +171,11 @@ async fn events(
     match shared.core.request(request, user.session, Request::Events).await {
         Answer::Reply(Reply::Done) => send(&mut stream, &Reply::Done).await?,
         Answer::Reply(other) => return finish(stream, other).await,
-        Answer::Route { .. } | Answer::Session(_) | Answer::Enrol(_) | Answer::Blob(_) => return Ok(()),
+        Answer::Route { .. }
+        | Answer::Session(_)
+        | Answer::Enrol(_)
+        | Answer::Blob(_)
+        | Answer::Lookup(_) => return Ok(()),
     }
     loop {
         match events.recv().await {

@@ -51,15 +51,27 @@ fn rule(request: &Request) -> Rule {
         | Request::Exec { .. }
         | Request::Attach(_)
         | Request::Logs { .. }
-        | Request::Tunnel { .. } => OWN,
+        | Request::Tunnel { .. }
+        | Request::PublishEndpoint(_)
+        | Request::Endpoints { all_accounts: false }
+        | Request::AccessLog { .. }
+        | Request::Domains
+        | Request::PrepareDomain(_)
+        | Request::ClaimDomain { vouched: false, .. }
+        | Request::ShareDomain { .. } => OWN,
         Request::Inspect(_)
         | Request::Wait { .. }
         | Request::Stop { .. }
         | Request::Pause { .. }
         | Request::Stats(_)
         | Request::Remove { .. }
+        | Request::RemoveEndpoint(_)
+        | Request::ReleaseDomain(_)
         | Request::Events => ADMIN_ANY,
         Request::Containers { all_accounts: true }
+        | Request::Endpoints { all_accounts: true }
+        | Request::ClaimDomain { vouched: true, .. }
+        | Request::ConfigureAcme(_)
         | Request::CreateToken { .. }
         | Request::Accounts
         | Request::RemoveAccount(_)

@@ -180,6 +180,8 @@ impl Broker {
 
     fn remove_belongings(&mut self, id: AccountId) {
         self.forget_rules_of_account(id);
+        self.forget_endpoints_of(id);
+        self.forget_domains_of(id);
         let containers: Vec<ContainerId> = self
             .tables
             .containers()

@@ -55,6 +55,16 @@ impl Broker {
             }
             Request::Accounts => Ok(Some(self.accounts())),
             Request::RemoveAccount(id) => self.remove_account(id).map(Some),
+            Request::PublishEndpoint(spec) => self.publish_endpoint(&asker, *spec).map(Some),
+            Request::RemoveEndpoint(host) => self.remove_endpoint(&asker, &host).map(Some),
+            Request::Endpoints { all_accounts } => Ok(Some(self.endpoints(account, all_accounts))),
+            Request::AccessLog { host, .. } => self.access_log(account, host.as_deref()),
+            Request::Domains => Ok(Some(self.domains(account))),
+            Request::PrepareDomain(domain) => self.prepare_domain(&asker, &domain, fresh).map(Some),
+            Request::ClaimDomain { domain, vouched } => self.claim_domain(&asker, &domain, vouched),
+            Request::ShareDomain { domain, shared } => self.share_domain(&asker, &domain, shared).map(Some),
+            Request::ReleaseDomain(domain) => self.release_domain(&asker, &domain).map(Some),
+            Request::ConfigureAcme(settings) => self.configure_acme(settings.map(|s| *s)).map(Some),
             Request::Signal { .. }
             | Request::Exec { .. }
             | Request::Attach(_)
@@ -149,6 +159,16 @@ impl Broker {
             | Request::CreateToken { .. }
             | Request::Accounts
             | Request::RemoveAccount(_)
+            | Request::PublishEndpoint(_)
+            | Request::RemoveEndpoint(_)
+            | Request::Endpoints { .. }
+            | Request::AccessLog { .. }
+            | Request::Domains
+            | Request::PrepareDomain(_)
+            | Request::ClaimDomain { .. }
+            | Request::ShareDomain { .. }
+            | Request::ReleaseDomain(_)
+            | Request::ConfigureAcme(_)
             | Request::Events => Err(error(ErrorCode::Internal, "this request is not for a board")),
         }
     }

@@ -65,3 +65,23 @@ pub(crate) const RESERVED_UDP_PORTS: [u16; 7] = [53, 67, 68, 123, 1026, 51820, 5
 pub(crate) const MAX_ALLOWED_NETWORKS: usize = 32;
 /// Longest text of a board's facts that is kept, in bytes.
 pub(crate) const MAX_FACT_BYTES: usize = 128;
+/// Names on the web endpoint of one account.
+pub(crate) const MAX_ENDPOINTS: usize = 64;
+/// Routes of one name.
+pub(crate) const MAX_ROUTES: usize = 32;
+/// Access rules of one name.
+pub(crate) const MAX_ENDPOINT_RULES: usize = 64;
+/// Methods of one access rule.
+pub(crate) const MAX_METHODS: usize = 16;
+/// Callers of one access rule.
+pub(crate) const MAX_CALLERS: usize = 32;
+/// A certificate chain, a key or a bundle of authorities, in bytes of PEM: a chain of four takes about 8 KiB.
+pub(crate) const MAX_PEM_BYTES: usize = 64 * 1024;
+/// Ports of the web endpoint: nobody publishes them while a name is served.
+pub(crate) const WEB_PORTS: [u16; 2] = [80, 443];
+/// Domains of one account.
+pub(crate) const MAX_DOMAINS: usize = 64;
+/// Domains of one account whose proof is awaited.
+pub(crate) const MAX_CLAIMS: usize = 16;
+/// Time for a proof, in seconds: names servers and their caches need hours to show a new record.
+pub(crate) const CLAIM_SECONDS: u64 = 6 * 3600;

@@ -1,7 +1,7 @@
 //! The life of containers, from `run` to the moment when nothing is left of one.
 use super::access::Reach;
 use super::ask::Now;
-use super::bounds::{AUTO_REMOVE_MS, MAX_DESIRED_BYTES, SETTLE_MS};
+use super::bounds::{AUTO_REMOVE_MS, MAX_DESIRED_BYTES, SETTLE_MS, WEB_PORTS};
 use super::legal::{Action, Verdict, legal, situation};
 use super::placement::{self, Candidate, Choice, Need};
 use super::waiting::{Until, Waiter};
@@ -278,6 +278,16 @@ impl Broker {
     fn check_ports(&self, spec: &ContainerSpec) -> Result<(), WireError> {
         let on_broker = |port: &&PublishedPort| port.on == PublishedOn::Broker;
         let taken = |port: &&PublishedPort| self.published.contains_key(&port.key());
+        let web = |port: &&PublishedPort| port.transport == Transport::Tcp && WEB_PORTS.contains(&port.port);
+        if self.tables.endpoints.len() > 0
+            && let Some(port) = spec.publish.iter().filter(on_broker).find(web)
+        {
+            let text = format!(
+                "port {} of the broker is the web endpoint's: publish a name there with `wherry endpoint publish`, or choose another port",
+                port.port
+            );
+            return Err(error(ErrorCode::AlreadyExists, text));
+        }
         match spec.publish.iter().filter(on_broker).find(taken) {
             Some(taken) => {
                 let text = format!("port {} of the broker is published already: choose another", taken.port);
@@ -315,7 +325,7 @@ impl Broker {
         }
     }
 
-    fn visit_container(
+    pub(super) fn visit_container(
         &mut self,
         request: RequestId,
         id: ContainerId,

@@ -8,12 +8,15 @@
 //! network     connections, per board     nodes      sessions of boards, their reports
 //! waiting     answers that come later    views      what people are shown
 //! live        what changes while a container runs; labels of boards
+//! web         names of the web endpoint
+//! domains     who may serve names in them
 //! ```
 mod access;
 mod accounts;
 mod ask;
 mod bounds;
 mod containers;
+mod domains;
 mod images;
 mod keys;
 mod legal;
@@ -28,14 +31,18 @@ mod spec;
 mod tables;
 mod views;
 mod waiting;
+mod web;
 
 pub use access::{Reach, authorise};
+pub use domains::record_name;
 pub use tables::LoadError;
+pub use web::{Web, WebBackend, WebCaller, WebHost, WebRoute, WebRule};
 
-use crate::record::{Change, Key, Record};
+use crate::record::{AcmeAccount, Certificate, Change, Key, Record};
 use bounds::REKEY_MS;
 use nodes::Connected;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use tables::Tables;
 use waiting::Waiter;
 use wherry_protocol::message::{
@@ -155,6 +162,35 @@ pub enum Input {
         /// The broker's port.
         port: (Transport, u16),
     },
+    /// Somebody asks for what a container serves on the web. Answered by [`Answer::Route`] or an error.
+    VisitWeb {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which container.
+        container: ContainerId,
+        /// On which port.
+        port: u16,
+    },
+    /// What the TXT records of a domain say, after [`Answer::Lookup`]. Answered by a second [`Answer::Reply`].
+    LookedUp {
+        /// The request that wanted to know.
+        request: RequestId,
+        /// Whose session.
+        session: SessionId,
+        /// Which domain.
+        domain: String,
+        /// The records, or why they are not known.
+        found: Result<Vec<Vec<u8>>, String>,
+    },
+    /// There is an account with the certificate authority.
+    AcmeAccount(AcmeAccount),
+    /// A certificate by ACME for this name, or why there is none.
+    Certified {
+        /// Which name.
+        host: String,
+        /// The certificate.
+        result: Result<Box<Certificate>, String>,
+    },
     /// Whether anybody is there. Answered by [`Reply::Done`].
     Ping {
         /// Whom to answer.
@@ -182,6 +218,8 @@ pub enum Answer {
     Enrol(EnrolReply),
     /// To [`Input::Fetch`]: the size in bytes if it may have it.
     Blob(Result<u64, WireError>),
+    /// Look up what the TXT records of this domain say, see [`record_name`].
+    Lookup(String),
 }
 
 /// What is to be done, in this order.
@@ -216,6 +254,8 @@ pub enum Output {
     Close(SessionId),
     /// The ports that should lead to containers, all of them.
     Publish(PublishedPorts),
+    /// What should be served on the web, all of it.
+    Web(Arc<Web>),
 }
 
 /// Facts about this broker that do not change while it runs.
@@ -276,6 +316,11 @@ pub struct Broker {
     conditions: BTreeMap<ContainerId, Condition>,
     timers: BTreeSet<(u64, Timer)>,
     publish_changed: bool,
+    web: Arc<Web>,
+    /// Something happened that what is served on the web may depend on.
+    web_changed: bool,
+    /// Why there is no certificate by ACME, by name.
+    certificate_problems: BTreeMap<String, String>,
     out: Vec<Output>,
 }
 
@@ -305,6 +350,9 @@ impl Broker {
             conditions: BTreeMap::new(),
             timers: BTreeSet::new(),
             publish_changed: false,
+            web: Arc::default(),
+            web_changed: false,
+            certificate_problems: BTreeMap::new(),
             out: Vec::new(),
         };
         broker.resume();
@@ -327,6 +375,7 @@ impl Broker {
             self.schedule_auto_remove(id);
         }
         self.schedule_unnamed_blobs();
+        self.renew_web();
         self.set_timer(self.after(REKEY_MS), Timer::Rekey);
     }
 
@@ -352,6 +401,14 @@ impl Broker {
                 self.answer(request, Answer::Blob(size));
             }
             Input::Visit { request, port } => self.visit(request, port),
+            Input::VisitWeb { request, container, port } => self.visit_web(request, container, port),
+            Input::LookedUp { request, session, domain, found } => {
+                self.looked_up(request, session, &domain, &found);
+            }
+            Input::AcmeAccount(account) => self.acme_account(account),
+            Input::Certified { host, result } => {
+                self.certified(&host, result.map(|certificate| *certificate))
+            }
             Input::Ping { request } => self.reply(request, Reply::Done),
             Input::Tick => {}
         }
@@ -395,6 +452,9 @@ impl Broker {
         if std::mem::take(&mut self.publish_changed) {
             self.out.push(Output::Publish(self.published_ports()));
         }
+        if std::mem::take(&mut self.web_changed) && self.renew_web() {
+            self.out.push(Output::Web(self.web()));
+        }
         let mut out = std::mem::take(&mut self.out);
         let changes = self.tables.take_changes();
         if !changes.is_empty() {
@@ -416,6 +476,8 @@ impl Broker {
     }
 
     fn event(&mut self, account: Option<AccountId>, event: Event) {
+        // Containers and boards do not change without an event.
+        self.web_changed |= self.tables.endpoints.len() > 0;
         self.out.push(Output::Event { account, event });
     }
 

@@ -13,7 +13,7 @@ use wherry_protocol::message::{ConnectRequest, Party, RuleInfo};
 use wherry_protocol::{AccountId, ContainerId, ErrorCode, NodeIndex, WireError};
 
 impl Member {
-    fn matches(&self, id: ContainerId, container: &Container) -> bool {
+    pub(super) fn matches(&self, id: ContainerId, container: &Container) -> bool {
         match self {
             Self::Container(only) => *only == id,
             Self::Labelled { key, value } => {
@@ -37,7 +37,7 @@ impl Broker {
         Ok(Rule { account: asker.account, from, to, port: wanted.port, transport: wanted.transport })
     }
 
-    fn member(&self, asker: &Asker, party: &Party) -> Result<Member, WireError> {
+    pub(super) fn member(&self, asker: &Asker, party: &Party) -> Result<Member, WireError> {
         match party {
             Party::Container(selector) => self.find(asker, selector).map(|(id, _)| Member::Container(id)),
             Party::Labelled { key, value } => {

@@ -1,9 +1,13 @@
 //! All records in memory, with the indices that follow from them, and the list of what has to be written.
 use crate::record::{
-    Account, Change, Container, Hold, Image, Key, Link, Member, Meta, Node, PendingToken, Record, Rule, Table,
+    Account, AcmeAccount, Certificate, Change, Claim, Container, Domain, Endpoint, Hold, Image, Key, Link,
+    Member, Meta, Node, PendingToken, Record, Rule, Table,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use wherry_protocol::message::{ContainerSpec, ContainerState, ImageManifest, ImageName, Setting};
+use std::sync::Arc;
+use wherry_protocol::message::{
+    AcmeSettings, ContainerSpec, ContainerState, ImageManifest, ImageName, Setting,
+};
 use wherry_protocol::{AccountId, ContainerId, Digest, Generation, NodeIndex, PublicKey};
 
 /// Why a set of records is not a broker's state.
@@ -36,6 +40,13 @@ pub(crate) struct Tables {
     pub(crate) labels: Table<NodeIndex, BTreeMap<String, String>>,
     pub(crate) clean: Table<ContainerId, Generation>,
     pub(crate) rules: Table<Rule, ()>,
+    pub(crate) domains: Table<String, Domain>,
+    pub(crate) claims: Table<(String, AccountId), Claim>,
+    pub(crate) endpoints: Table<String, Endpoint>,
+    pub(crate) certificates: Table<String, Arc<Certificate>>,
+    // There is one at most of these two.
+    pub(crate) acme: Table<(), Arc<AcmeSettings>>,
+    pub(crate) acme_account: Table<(), Arc<AcmeAccount>>,
     // Derived from the above.
     keys: BTreeMap<PublicKey, AccountId>,
     on_node: BTreeMap<NodeIndex, BTreeSet<ContainerId>>,
@@ -70,6 +81,14 @@ impl Tables {
             (Key::NodeLabels(index), Record::NodeLabels(labels)) => self.labels.load(index, labels),
             (Key::Clean(id), Record::Clean(since)) => self.clean.load(id, since),
             (Key::Rule(rule), Record::Rule) => self.rules.load(*rule, ()),
+            (Key::Domain(name), Record::Domain(domain)) => self.domains.load(name, domain),
+            (Key::Claim(name, account), Record::Claim(claim)) => self.claims.load((name, account), claim),
+            (Key::Endpoint(host), Record::Endpoint(endpoint)) => self.endpoints.load(host, *endpoint),
+            (Key::Certificate(host), Record::Certificate(certificate)) => {
+                self.certificates.load(host, Arc::new(*certificate));
+            }
+            (Key::Acme, Record::Acme(settings)) => self.acme.load((), Arc::new(*settings)),
+            (Key::AcmeAccount, Record::AcmeAccount(account)) => self.acme_account.load((), Arc::new(account)),
             (key, _) => return Err(LoadError::Kind(key)),
         }
         Ok(())
@@ -111,6 +130,7 @@ impl Tables {
                 return Err(LoadError::Dangling(Key::Rule(Box::new(rule.clone()))));
             }
         }
+        self.check_web()?;
         for (link, ()) in self.links.iter() {
             let present = |id| self.containers.get(id).is_some_and(Container::is_present);
             if !present(&link.from) || !present(&link.to) {
@@ -121,6 +141,23 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    fn check_web(&self) -> Result<(), LoadError> {
+        let domain = |(name, domain): (&String, &Domain)| (Key::Domain(name.clone()), domain.account);
+        let claim =
+            |((name, account), _): (&(String, AccountId), _)| (Key::Claim(name.clone(), *account), *account);
+        let endpoint = |(host, e): (&String, &Endpoint)| (Key::Endpoint(host.clone()), e.account);
+        let owned = self.domains.iter().map(domain).chain(self.claims.iter().map(claim));
+        for (key, account) in owned.chain(self.endpoints.iter().map(endpoint)) {
+            if !self.accounts.contains(&account) {
+                return Err(LoadError::Dangling(key));
+            }
+        }
+        match self.certificates.iter().find(|(host, _)| !self.endpoints.contains(host)) {
+            Some((host, _)) => Err(LoadError::Dangling(Key::Certificate(host.clone()))),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn meta(&self) -> &Meta {
@@ -315,6 +352,12 @@ impl Tables {
         keys.extend(self.labels.take_touched().into_iter().map(Key::NodeLabels));
         keys.extend(self.clean.take_touched().into_iter().map(Key::Clean));
         keys.extend(self.rules.take_touched().into_iter().map(|rule| Key::Rule(Box::new(rule))));
+        keys.extend(self.domains.take_touched().into_iter().map(Key::Domain));
+        keys.extend(self.claims.take_touched().into_iter().map(|(name, account)| Key::Claim(name, account)));
+        keys.extend(self.endpoints.take_touched().into_iter().map(Key::Endpoint));
+        keys.extend(self.certificates.take_touched().into_iter().map(Key::Certificate));
+        keys.extend(self.acme.take_touched().into_iter().map(|()| Key::Acme));
+        keys.extend(self.acme_account.take_touched().into_iter().map(|()| Key::AcmeAccount));
         keys
     }
 
@@ -334,6 +377,18 @@ impl Tables {
             Key::NodeLabels(index) => self.labels.get(index).cloned().map(Record::NodeLabels),
             Key::Clean(id) => self.clean.get(id).copied().map(Record::Clean),
             Key::Rule(rule) => self.rules.get(rule).map(|()| Record::Rule),
+            Key::Domain(name) => self.domains.get(name).cloned().map(Record::Domain),
+            Key::Claim(name, account) => {
+                self.claims.get(&(name.clone(), *account)).cloned().map(Record::Claim)
+            }
+            Key::Endpoint(host) => self.endpoints.get(host).cloned().map(Box::new).map(Record::Endpoint),
+            Key::Certificate(host) => {
+                self.certificates.get(host).map(|c| Record::Certificate(Box::new(Certificate::clone(c))))
+            }
+            Key::Acme => self.acme.get(&()).map(|s| Record::Acme(Box::new(AcmeSettings::clone(s)))),
+            Key::AcmeAccount => {
+                self.acme_account.get(&()).map(|a| Record::AcmeAccount(AcmeAccount::clone(a)))
+            }
         }
     }
 
@@ -354,6 +409,12 @@ impl Tables {
         keys.extend(self.labels.iter().map(|(index, _)| Key::NodeLabels(*index)));
         keys.extend(self.clean.iter().map(|(id, _)| Key::Clean(*id)));
         keys.extend(self.rules.iter().map(|(rule, ())| Key::Rule(Box::new(rule.clone()))));
+        keys.extend(self.domains.iter().map(|(name, _)| Key::Domain(name.clone())));
+        keys.extend(self.claims.iter().map(|((name, account), _)| Key::Claim(name.clone(), *account)));
+        keys.extend(self.endpoints.iter().map(|(host, _)| Key::Endpoint(host.clone())));
+        keys.extend(self.certificates.iter().map(|(host, _)| Key::Certificate(host.clone())));
+        keys.extend(self.acme.iter().map(|_| Key::Acme));
+        keys.extend(self.acme_account.iter().map(|_| Key::AcmeAccount));
         keys.into_iter().filter_map(|key| self.record(&key).map(|record| (key, record))).collect()
     }
 }

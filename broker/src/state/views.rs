@@ -29,7 +29,7 @@ impl Broker {
     }
 
     // A container's board always has a record; its own name stands in if that should ever be wrong.
-    fn board_label(&self, index: NodeIndex, container: &Container) -> Name {
+    pub(super) fn board_label(&self, index: NodeIndex, container: &Container) -> Name {
         self.tables.nodes.get(&index).map_or_else(|| container.name.clone(), |node| node.name.clone())
     }
 

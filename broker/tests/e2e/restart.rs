@@ -50,6 +50,7 @@ fn open(data: &Path) -> Result<Service, ServeError> {
         data: data.to_owned(),
         tokens: Vec::new(),
         publish_address: [127, 0, 0, 1].into(),
+        web: web_setup(),
         limits: ServeLimits::default(),
     })
 }

@@ -9,7 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
-use wherry_broker::serve::{ConfiguredToken, Listeners, ServeError, ServeLimits, Service, Setup};
+use wherry_broker::serve::{ConfiguredToken, Listeners, ServeError, ServeLimits, Service, Setup, WebSetup};
+use wherry_net::dns::Upstream;
 use wherry_protocol::io::{Incoming, Mux, SessionError, Side, Stream, connect, hello, multiplex, recv, send};
 use wherry_protocol::message::*;
 use wherry_protocol::token::TokenSecret;
@@ -68,6 +69,11 @@ pub(crate) fn tokens() -> Vec<ConfiguredToken> {
         .collect()
 }
 
+/// The usual ports, and nobody to ask.
+pub(crate) fn web_setup() -> WebSetup {
+    WebSetup { http: 80, https: 443, resolvers: tokio::sync::watch::channel(Upstream::default()).1 }
+}
+
 impl Broker {
     pub(crate) async fn start() -> Self {
         let dir = Place::Own(tempfile::tempdir().expect("a temporary directory"));
@@ -84,6 +90,7 @@ impl Broker {
             data: dir.path().to_owned(),
             tokens: tokens(),
             publish_address: ip,
+            web: web_setup(),
             limits,
         };
         let service = Service::open(setup).expect("the broker opens");

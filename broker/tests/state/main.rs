@@ -10,4 +10,5 @@ mod refusals;
 mod rules;
 mod stored;
 mod table;
+mod web;
 mod world;

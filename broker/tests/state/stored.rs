@@ -3,8 +3,8 @@ use crate::world::*;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use wherry_broker::record::{Change, Key, PendingToken, Record};
-use wherry_broker::state::Output;
+use wherry_broker::record::{AcmeAccount, Certificate, Change, Key, PendingToken, Record};
+use wherry_broker::state::{Input, Output};
 use wherry_broker::store::{Store, StoreError};
 use wherry_protocol::message::*;
 use wherry_protocol::*;
@@ -41,9 +41,41 @@ fn life() -> BTreeMap<Key, Record> {
     world.reply(&admin, Request::CreateToken { role: Role::User, lifetime_seconds: 60 });
     let set = vec![("shelf".to_owned(), "top".to_owned())];
     world.reply(&admin, Request::LabelNode { node: "n1".into(), set, remove: Vec::new() });
+    serve_a_name(&mut world, &admin);
     world.state(two, &probe, EXITED);
     world.reply(&user, Request::StartClean(id(&probe)));
     world.store
+}
+
+/// A domain that is somebody's, one that waits for its proof, and a name with a certificate by ACME.
+fn serve_a_name(world: &mut World, admin: &User) {
+    world.reply(admin, Request::ClaimDomain { domain: "example.org".into(), vouched: true });
+    world.reply(admin, Request::PrepareDomain("example.net".into()));
+    let acme = AcmeSettings {
+        directory: "https://acme.example/dir".into(),
+        contacts: vec!["ann@example.org".into()],
+        roots: vec![],
+        external_account: None,
+        terms_agreed: true,
+    };
+    world.reply(admin, Request::ConfigureAcme(Some(Box::new(acme))));
+    let web = Party::Labelled { key: "tier".into(), value: "web".into() };
+    let spec = EndpointSpec {
+        host: "www.example.org".into(),
+        routes: vec![EndpointRoute { prefix: "/".into(), to: web.clone(), port: 80 }],
+        certificate: CertificateSource::Acme,
+        options: EndpointOptions { rewrite_host: Some("inner".into()), ..EndpointOptions::default() },
+        rules: Some(vec![EndpointRule {
+            methods: vec!["GET".into()],
+            path: "/*".into(),
+            callers: vec![EndpointCaller::Anyone, EndpointCaller::Containers(web)],
+        }]),
+    };
+    world.reply(admin, Request::PublishEndpoint(Box::new(spec)));
+    world.step(Input::AcmeAccount(AcmeAccount { directory: "d".into(), credentials: vec![1, 2] }));
+    let certificate =
+        Certificate { chain: b"c".to_vec(), key: b"k".to_vec(), acme: true, not_before: 1, not_after: 2 };
+    world.step(Input::Certified { host: "www.example.org".into(), result: Ok(Box::new(certificate)) });
 }
 
 fn puts(records: &BTreeMap<Key, Record>) -> Vec<Change> {
@@ -57,7 +89,7 @@ fn what_was_committed_is_read_again() {
     let wanted = life();
     let kinds: std::collections::BTreeSet<u8> =
         wanted.keys().map(|key| postcard::to_stdvec(key).unwrap()[0]).collect();
-    assert_eq!(kinds.len(), 12, "every kind of record is there");
+    assert_eq!(kinds.len(), 18, "every kind of record is there");
     let (mut store, empty) = Store::open(&path).unwrap();
     assert!(empty.is_empty());
     assert!(matches!(Store::open(&path), Err(StoreError::InUse { .. })));
@@ -198,7 +230,7 @@ fn the_bytes_of_records_are_pinned() {
 }
 
 /// Over one record of each kind. A change means that stores in the field cannot be read any more.
-const PINNED: &str = "9f9cc32deb72";
+const PINNED: &str = "62650502fcd7";
 
 fn data(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

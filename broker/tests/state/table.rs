@@ -141,9 +141,31 @@ fn every_request() -> Vec<(&'static str, Request)> {
         ("crash node", Request::CrashNode(NodeIndex(1))),
         ("label node", Request::LabelNode { node: "n1".into(), set: vec![], remove: vec!["x".into()] }),
         ("events", Request::Events),
+        ("publish web", Request::PublishEndpoint(Box::new(endpoint()))),
+        ("remove web", Request::RemoveEndpoint("a.example".into())),
+        ("web", Request::Endpoints { all_accounts: false }),
+        ("all web", Request::Endpoints { all_accounts: true }),
+        ("access log", Request::AccessLog { host: None, follow: false }),
+        ("domains", Request::Domains),
+        ("prepare domain", Request::PrepareDomain("a.example".into())),
+        ("claim domain", Request::ClaimDomain { domain: "a.example".into(), vouched: false }),
+        ("vouch for it", Request::ClaimDomain { domain: "a.example".into(), vouched: true }),
+        ("share domain", Request::ShareDomain { domain: "a.example".into(), shared: true }),
+        ("release domain", Request::ReleaseDomain("a.example".into())),
+        ("configure acme", Request::ConfigureAcme(None)),
     ];
     all.extend(container_requests(ContainerId(1)));
     all
+}
+
+fn endpoint() -> EndpointSpec {
+    EndpointSpec {
+        host: "a.example".into(),
+        routes: vec![],
+        certificate: CertificateSource::None,
+        options: EndpointOptions::default(),
+        rules: None,
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Asks, again and again, and has the clock set.
 use super::floor::Floor;
 use super::packet::{self, Nanos, Refusal};
-use super::resolve;
 use super::select::{Adjustment, Sample, decide, select};
+use crate::dns::{self, Upstream};
 use crate::setup::Uplink;
 use std::collections::HashMap;
 use std::io;
@@ -14,8 +14,6 @@ use tokio::time::{Instant, timeout};
 
 /// NTP's port.
 const PORT: u16 = 123;
-/// DNS's.
-const DNS_PORT: u16 = 53;
 /// Where nobody says anything else: the pool's own names for devices like this.
 const POOL: [&str; 4] = ["0.pool.ntp.org", "1.pool.ntp.org", "2.pool.ntp.org", "3.pool.ntp.org"];
 /// Servers asked each time.
@@ -72,14 +70,13 @@ impl Servers {
         let named = lease.map(|lease| lease.ntp.clone()).unwrap_or_default();
         let mut found = if self.fixed.is_empty() { named } else { self.fixed.clone() };
         if found.is_empty() {
-            let resolvers: Vec<SocketAddr> = lease
-                .iter()
-                .flat_map(|lease| &lease.dns)
-                .map(|server| SocketAddr::from((*server, DNS_PORT)))
-                .collect();
-            for name in POOL.iter().filter(|_| !resolvers.is_empty()) {
-                // One of each name: they are different servers every time.
-                found.extend(resolve::addresses(name, &resolvers).await.first());
+            let resolvers = Upstream::of(lease.map_or(&[], |lease| lease.dns.as_slice()));
+            for name in POOL {
+                match dns::addresses(&resolvers, name).await {
+                    // One of each name: they are different servers every time.
+                    Ok(addresses) => found.extend(addresses.first()),
+                    Err(error) => tracing::debug!("{name}: {error}"),
+                }
             }
         }
         found.truncate(MAX_SERVERS);

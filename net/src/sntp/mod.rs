@@ -4,14 +4,12 @@
 //! packet    a question and what its answer says; pure
 //! select    several answers → one offset, or none; pure
 //! floor     the last time that was known, on the data partition
-//! resolve   names of servers, by the network's own name servers
 //! keep      asks, again and again, and has the clock set
 //! ```
 //! Boards of this class have no clock that runs while they are off: they begin in 1970, or when their firmware was made.
 mod floor;
 mod keep;
 mod packet;
-mod resolve;
 mod select;
 
 pub use floor::{EARLIEST_SECONDS, Floor};

@@ -4,6 +4,7 @@ use domain::base::iana::{Class, Opcode, Rcode, Rtype};
 use domain::base::{Message, MessageBuilder, Name, ToName as _, Ttl};
 use domain::rdata::{A, Ptr};
 use std::net::Ipv4Addr;
+use wherry_net::dns::Transport;
 
 /// How long an answer about the cluster holds: containers come and go.
 const TTL_SECONDS: u32 = 5;
@@ -11,15 +12,6 @@ const TTL_SECONDS: u32 = 5;
 const PLAIN_BYTES: usize = 512;
 /// Largest over UDP to anybody: what fits a packet of the overlay.
 const MOST_BYTES: usize = 1232;
-
-/// How a question came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    /// With a bound on the answer.
-    Udp,
-    /// Without.
-    Tcp,
-}
 
 /// What to do with a question.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! Questions in, answers out.
-use super::answer::{Transport, Verdict, answer, failure};
+use super::answer::{Verdict, answer, failure};
 use super::directory::Directory;
-use super::forward::Upstream;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -12,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
+use wherry_net::dns::{Transport, Upstream};
 
 /// The port of DNS (RFC 1035 §4.2).
 const PORT: u16 = 53;

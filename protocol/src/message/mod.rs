@@ -13,6 +13,7 @@
 mod bytes;
 mod condition;
 mod container;
+mod endpoint;
 mod network;
 mod node;
 mod session;
@@ -20,6 +21,7 @@ mod user;
 
 pub use condition::*;
 pub use container::*;
+pub use endpoint::*;
 pub use network::*;
 pub use node::*;
 pub use session::*;

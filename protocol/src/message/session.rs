@@ -5,9 +5,9 @@ use crate::token::{Role, TokenSecret};
 use serde::{Deserialize, Serialize};
 
 /// The protocol version this crate speaks.
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 /// The oldest version it still understands.
-pub const OLDEST_PROTOCOL_VERSION: u16 = 5;
+pub const OLDEST_PROTOCOL_VERSION: u16 = 6;
 
 /// First message on the first stream, from the side that dialled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

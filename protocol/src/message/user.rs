@@ -4,6 +4,7 @@ use super::container::{
     ChangesQuery, ContainerSpec, ContainerState, ContainerStats, CopySpec, Descriptor, ExecSpec,
     ImageManifest, LogQuery, ProcessInfo, PublishedPort,
 };
+use super::endpoint::{AcmeSettings, DomainInfo, EndpointInfo, EndpointSpec};
 use super::node::{NodeFacts, NodeLoad, Transport};
 use crate::error::WireError;
 use crate::id::{AccountId, ContainerId, Digest, Generation, Name, NodeIndex};
@@ -183,6 +184,46 @@ pub enum Request {
     /// A small blob of this account, such as the configuration of an image, at most
     /// [`crate::limits::MAX_READ_BLOB_BYTES`]. `Blob`, then exactly so many raw bytes.
     ReadBlob(Digest),
+    /// Serves a name on the web endpoint, or serves it otherwise from now on. `Endpoint`.
+    PublishEndpoint(Box<EndpointSpec>),
+    /// No longer serves a name. `Done`.
+    RemoveEndpoint(String),
+    /// This account's names; everybody's for an admin who asks for all. `Endpoints`.
+    Endpoints {
+        /// Also other accounts' (admin only).
+        all_accounts: bool,
+    },
+    /// Requests to this account's names, the last ones and those that come. `Done`, then
+    /// [`super::AccessLine`]s until the stream is closed, or until the last one there is.
+    AccessLog {
+        /// Of this name only.
+        host: Option<String>,
+        /// Those that come too.
+        follow: bool,
+    },
+    /// Domains that this account has, has begun to claim, or may use. `Domains`.
+    Domains,
+    /// Begins to claim a domain: gives the token that its TXT record `_wherry.<domain>` must hold within six hours.
+    /// `Domain`.
+    PrepareDomain(String),
+    /// Claims a domain: the broker looks the record up. `Domain`.
+    ClaimDomain {
+        /// Which.
+        domain: String,
+        /// Without a proof, on the asker's word (admin only).
+        vouched: bool,
+    },
+    /// Lets everybody serve names in a domain, or the account alone. `Domain`.
+    ShareDomain {
+        /// Which.
+        domain: String,
+        /// Whether everybody may.
+        shared: bool,
+    },
+    /// Gives a domain back, in which nothing is served any more (an admin: anybody's). `Done`.
+    ReleaseDomain(String),
+    /// Says whom the broker asks for certificates, or that it asks nobody (admin only). `Done`.
+    ConfigureAcme(Option<Box<AcmeSettings>>),
 }
 
 /// `repository[:tag]` as people write it, normalised: the tag is always there.
@@ -309,6 +350,14 @@ pub enum Reply {
         #[serde(with = "super::bytes")]
         config: Vec<u8>,
     },
+    /// To whatever is about one name of the web endpoint.
+    Endpoint(Box<EndpointInfo>),
+    /// To `Endpoints`.
+    Endpoints(Vec<EndpointInfo>),
+    /// To whatever is about one domain.
+    Domain(DomainInfo),
+    /// To `Domains`.
+    Domains(Vec<DomainInfo>),
 }
 
 /// Who and where.

@@ -1,5 +1,7 @@
 //! One value of every variant of every message enum.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+mod endpoint;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -64,14 +66,21 @@ listed! {
         Stop, Start, Remove, Signal, Connect, Disconnect, Connections, Exec, Attach, Logs, Tunnel, CreateToken,
         Accounts, RemoveAccount, CrashNode, Events, Rename, Stats, Processes,
         Copy, Pause, Ready, Wake, StartClean, Changes, LabelNode, ReadBlob,
+        PublishEndpoint, RemoveEndpoint, Endpoints, AccessLog, Domains, PrepareDomain, ClaimDomain, ShareDomain,
+        ReleaseDomain, ConfigureAcme,
     }
     ContainerSelector { Id, Name }
     Party { Container, Labelled }
     WaitUntil { Started, Ended }
     Reply {
         Error, Done, Status, Nodes, Missing, Blob, Image, Images, Container, Containers, Connections, Token, Accounts,
-        Stats, Processes, Base,
+        Stats, Processes, Base, Endpoint, Endpoints, Domain, Domains,
     }
+    CertificateSource { None, Given, Acme }
+    EndpointCaller { Anyone, Network, Containers }
+    CertificateInfo { None, Awaited, Present }
+    DomainState { Prepared, Claimed }
+    AccessLine { Request, Lost }
     Event { Container, ContainerRemoved, Node, Lost }
     NodeCall { Control, FetchBlob }
     FromNode { Load, Container, Removed, Network, Condition, Keys }
@@ -373,7 +382,10 @@ fn connect() -> ConnectRequest {
 
 /// The table.
 pub(crate) fn rows() -> Vec<Row> {
-    [first_stream(), requests(), replies(), events(), node(), containers()].into_iter().flatten().collect()
+    [first_stream(), requests(), replies(), events(), node(), containers(), endpoint::rows()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn first_stream() -> Vec<Row> {

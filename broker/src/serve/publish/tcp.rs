@@ -1,6 +1,7 @@
 //! Connections.
 use super::{admitted, open};
 use crate::serve::{Shared, route};
+use crate::state::Input;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
@@ -41,7 +42,8 @@ async fn visit(
     from: SocketAddr,
     port: &PublishedPort,
 ) -> Result<(), SessionError> {
-    let (stream, _place) = open(shared, port.key()).await?;
+    let (stream, _place) =
+        open(shared, &shared.routes, |request| Input::Visit { request, port: port.key() }).await?;
     let mut stream = stream.compat();
     if port.proxy {
         stream.write_all(&proxy_header(from, tcp.local_addr()?)).await?;

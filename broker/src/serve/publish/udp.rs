@@ -1,6 +1,7 @@
 //! Datagrams: each sender has a stream of its own for as long as something comes or goes.
 use super::{admitted, open};
 use crate::serve::Shared;
+use crate::state::Input;
 use futures_util::AsyncReadExt;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -69,7 +70,8 @@ async fn flow(
     port: &PublishedPort,
     mut queue: mpsc::Receiver<Vec<u8>>,
 ) -> Result<(), SessionError> {
-    let (stream, _place) = open(shared, port.key()).await?;
+    let (stream, _place) =
+        open(shared, &shared.routes, |request| Input::Visit { request, port: port.key() }).await?;
     let (mut reader, mut writer) = stream.split();
     let (heard, mut hearing) = mpsc::channel::<()>(1);
     // One future from beginning to end, for a datagram must not be left half read when something else happens first.

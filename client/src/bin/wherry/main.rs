@@ -23,6 +23,8 @@ mod ssh;
 mod terminal;
 mod usage;
 mod view;
+mod web;
+mod web_view;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use context::{CliError, Context, Globals};
@@ -117,6 +119,12 @@ enum Command {
     Tunnel(network::TunnelArgs),
     /// A SOCKS5 proxy on this computer that leads to containers by name
     Proxy(network::ProxyArgs),
+    /// Names that the broker serves on the web, ports 80 and 443.
+    #[command(subcommand)]
+    Endpoint(Box<web::EndpointCommand>),
+    /// Domains in which names may be served.
+    #[command(subcommand)]
+    Domain(web::DomainCommand),
     /// An SSH server on this computer that leads into a container, for ssh, scp, sftp, rsync and editors.
     Ssh(ssh::Ssh),
     /// Invite people and boards (admins only).
@@ -226,6 +234,8 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Connections => network::connections(&context).await,
         Command::Tunnel(args) => network::tunnel(&context, args).await,
         Command::Proxy(args) => network::proxy(&context, args).await,
+        Command::Endpoint(command) => web::endpoint(&context, *command).await,
+        Command::Domain(command) => web::domain(&context, &command).await,
         Command::Ssh(args) => ssh::ssh(&context, args).await,
         Command::Token(args) => access::token(&context, &args).await,
         Command::Accounts => access::accounts(&context).await,

@@ -1,5 +1,4 @@
-//! Questions about the world outside, to the servers that the board's own network has named.
-use super::answer::Transport;
+//! Questions to the servers that the board's own network has named, and their answers.
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -17,6 +16,15 @@ const MAX_SERVERS: usize = 4;
 const HEADER_BYTES: usize = 12;
 /// Longest UDP answer (RFC 6891 §6.2.5 leaves it to 64 KiB).
 const ANSWER_BYTES: usize = 65_535;
+
+/// How a question goes, and its answer comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// With a bound on the answer.
+    Udp,
+    /// Without.
+    Tcp,
+}
 
 /// The servers to ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +45,7 @@ impl Upstream {
     }
 
     /// The first answer that any of them gives to `question`, as it came but for its number.
-    pub(super) async fn ask(&self, question: &[u8], over: Transport) -> Option<Vec<u8>> {
+    pub async fn ask(&self, question: &[u8], over: Transport) -> Option<Vec<u8>> {
         for _ in 0..ROUNDS {
             for server in &self.0 {
                 let answered = match over {
