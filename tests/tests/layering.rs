@@ -30,7 +30,7 @@ const RULES: [Rule; 10] = [
     // PID 1 is one thread: threads of a runtime would break fork, and a panic of theirs the board.
     Rule { name: "wherry-init", may_use: &["wherry-sys"], never: &["tokio"] },
     Rule { name: "wherry-net", may_use: &["wherry-protocol"], never: &["wherry-sys"] },
-    Rule { name: "wherry-broker", may_use: BOARD, never: &["wherry-client", "wherry-qemu"] },
+    Rule { name: "wherry-broker", may_use: BROKER, never: &["wherry-client", "wherry-qemu"] },
     Rule { name: "wherry-node", may_use: BOARD, never: &["wherry-client", "wherry-qemu"] },
     // Builds on macOS too.
     Rule {
@@ -45,6 +45,10 @@ const RULES: [Rule; 10] = [
 
 /// What the programs on boards share.
 const BOARD: &[&str] = &["wherry-images", "wherry-init", "wherry-net", "wherry-protocol", "wherry-sys"];
+
+/// The broker alone serves the web.
+const BROKER: &[&str] =
+    &["wherry-endpoint", "wherry-images", "wherry-init", "wherry-net", "wherry-protocol", "wherry-sys"];
 
 /// These may use everything, and nobody them.
 const TOPS: [&str; 2] = ["wherry-tests", "xtask"];

@@ -4,8 +4,8 @@ use super::containers::{Asker, Files};
 use super::legal::Action;
 use super::waiting::{Until, Waiter};
 use super::{Broker, Fresh, RequestId, SessionId, error};
-use wherry_protocol::message::{ContainerSelector, Event, Reply, Request, RoutedRequest};
-use wherry_protocol::{ErrorCode, WireError};
+use wherry_protocol::message::{ContainerSelector, Event, Reply, Request, RoutedRequest as Routed};
+use wherry_protocol::{ErrorCode, NodeIndex, WireError};
 
 /// `None`: the answer comes later.
 pub(super) type Now = Result<Option<Reply>, WireError>;
@@ -82,57 +82,48 @@ impl Broker {
 
     /// Requests that a board answers on a stream of its own.
     pub(super) fn route(&mut self, asker: &Asker, body: Request) -> Now {
-        match &body {
+        // The body goes along whole where the request is asked again when its container has started.
+        match body.clone() {
             Request::Signal { container, signal } => {
-                let signal = super::spec::check_signal(*signal)?;
-                self.enter(asker, container, |container| RoutedRequest::Signal { container, signal })
+                let signal = super::spec::check_signal(signal)?;
+                self.enter(asker, &container, |container| Routed::Signal { container, signal })
             }
             Request::Exec { container, spec } => {
-                super::spec::check_exec(spec)?;
-                let spec = spec.clone();
-                self.enter(asker, container, |container| RoutedRequest::Exec { container, spec })
+                super::spec::check_exec(&spec)?;
+                self.enter(asker, &container, |container| Routed::Exec { container, spec })
             }
             Request::Tunnel { container, port, transport } => {
-                let (port, transport) = (super::spec::check_port(*port)?, *transport);
-                self.enter(asker, container, |container| RoutedRequest::Tunnel { container, port, transport })
+                let port = super::spec::check_port(port)?;
+                self.enter(asker, &container, |container| Routed::Tunnel { container, port, transport })
             }
             Request::Stats(container) => {
-                self.enter(asker, container, |container| RoutedRequest::Stats { container })
+                self.enter(asker, &container, |container| Routed::Stats { container })
             }
             Request::Processes(container) => {
-                self.enter(asker, container, |container| RoutedRequest::Processes { container })
+                self.enter(asker, &container, |container| Routed::Processes { container })
             }
             Request::Copy { container, copy } => {
-                super::spec::check_copy(copy)?;
-                let copy = copy.clone();
-                self.enter(asker, container, |container| RoutedRequest::Copy { container, copy })
+                super::spec::check_copy(&copy)?;
+                self.enter(asker, &container, |container| Routed::Copy { container, copy })
             }
             Request::Pause { container, paused } => {
-                let paused = *paused;
-                self.enter(asker, container, |container| RoutedRequest::Pause { container, paused })
+                self.enter(asker, &container, |container| Routed::Pause { container, paused })
             }
             Request::Changes { container, query } => {
-                let query = *query;
-                self.watch(asker, container, &body, |container| RoutedRequest::Changes { container, query })
+                self.watch(asker, &container, &body, |container| Routed::Changes { container, query })
             }
             Request::Ready { container, probe, timeout_ms } => {
                 super::spec::check_probe(probe.as_ref())?;
-                let (probe, timeout_ms) = (probe.clone(), *timeout_ms);
-                let ready = |container| RoutedRequest::Ready { container, probe, timeout_ms };
-                self.watch(asker, container, &body, ready)
+                let ready = |container| Routed::Ready { container, probe, timeout_ms };
+                self.watch(asker, &container, &body, ready)
             }
             Request::Attach(container) => {
-                self.watch(asker, container, &body, |container| RoutedRequest::Attach { container })
+                self.watch(asker, &container, &body, |container| Routed::Attach { container })
             }
             Request::Logs { container, query } => {
-                let query = *query;
-                self.watch(asker, container, &body, |container| RoutedRequest::Logs { container, query })
+                self.watch(asker, &container, &body, |container| Routed::Logs { container, query })
             }
-            Request::CrashNode(index) => {
-                let session = self.board_session(*index)?;
-                self.send_route(asker.request, session, asker.account, RoutedRequest::Crash);
-                Ok(None)
-            }
+            Request::CrashNode(index) => self.crash_node(asker, index),
             Request::Ping
             | Request::Status
             | Request::Nodes
@@ -173,11 +164,17 @@ impl Broker {
         }
     }
 
+    fn crash_node(&mut self, asker: &Asker, index: NodeIndex) -> Now {
+        let session = self.board_session(index)?;
+        self.send_route(asker.request, session, asker.account, Routed::Crash);
+        Ok(None)
+    }
+
     fn enter(
         &mut self,
         asker: &Asker,
         container: &ContainerSelector,
-        routed: impl FnOnce(wherry_protocol::ContainerRef) -> RoutedRequest,
+        routed: impl FnOnce(wherry_protocol::ContainerRef) -> Routed,
     ) -> Now {
         let (id, _) = self.find(asker, container)?;
         self.permitted(id, Action::Enter)?;
@@ -189,7 +186,7 @@ impl Broker {
         asker: &Asker,
         container: &ContainerSelector,
         body: &Request,
-        routed: impl FnOnce(wherry_protocol::ContainerRef) -> RoutedRequest,
+        routed: impl FnOnce(wherry_protocol::ContainerRef) -> Routed,
     ) -> Now {
         let (id, _) = self.find(asker, container)?;
         match self.permitted(id, Action::Watch)? {
@@ -208,7 +205,7 @@ impl Broker {
         &mut self,
         asker: &Asker,
         id: wherry_protocol::ContainerId,
-        routed: impl FnOnce(wherry_protocol::ContainerRef) -> RoutedRequest,
+        routed: impl FnOnce(wherry_protocol::ContainerRef) -> Routed,
     ) -> Now {
         let (node, container) = self.reference(id)?;
         let session = self.board_session(node)?;

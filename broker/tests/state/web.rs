@@ -77,8 +77,8 @@ fn served(out: &[Output]) -> Option<Arc<Web>> {
 }
 
 fn pair(name: &str) -> (Vec<u8>, Vec<u8>) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::new([name.to_owned()]).expect("a name");
     // The test world's clock shows January 1970.
     params.not_before = rcgen::date_time_ymd(1970, 1, 1);
     params.not_after = rcgen::date_time_ymd(1970, 3, 1);
@@ -86,7 +86,7 @@ fn pair(name: &str) -> (Vec<u8>, Vec<u8>) {
         let text = data_encoding::BASE64.encode(bytes);
         format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n").into_bytes()
     };
-    let certificate = params.self_signed(&key).unwrap();
+    let certificate = params.self_signed(&key).expect("a certificate");
     (pem("CERTIFICATE", certificate.der()), pem("PRIVATE KEY", &key.serialize_der()))
 }
 
@@ -282,8 +282,7 @@ fn containers_that_are_well_get_requests() {
 
 #[test]
 fn certificates_are_checked_before_they_count() {
-    let (mut world, ann, _) = world();
-    let root = world.admin(1);
+    let (mut world, mut ann, _) = world();
     own(&mut world, &ann, "example.org");
     let given = |chain: &[u8], key: &[u8]| {
         let certificate = CertificateSource::Given { chain: chain.to_vec(), key: key.to_vec() };
@@ -304,12 +303,17 @@ fn certificates_are_checked_before_they_count() {
     let (_, out) = world.ask(ann.session, given(&chain, &key));
     assert!(served(&out).unwrap().hosts["www.example.org"].certificate.is_some());
     world.restart();
-    let mut ann = ann;
-    let mut root = root;
     world.back(&mut ann);
-    world.back(&mut root);
     assert!(world.broker.web().hosts["www.example.org"].certificate.is_some());
-    // By ACME: only when an admin has said whom to ask.
+}
+
+/// Only when an admin has said whom to ask.
+#[test]
+fn certificates_come_by_acme() {
+    let (mut world, mut ann, _) = world();
+    let root = world.admin(1);
+    own(&mut world, &ann, "example.org");
+    let (chain, key) = pair("www.example.org");
     let acme = || {
         publish(EndpointSpec {
             certificate: CertificateSource::Acme,

@@ -177,7 +177,7 @@ impl Cluster {
                 Output::Answer { request, answer } => self.answered(request, answer),
                 Output::ToNode { session, message } => self.order(session, message),
                 Output::Close(session) => self.broker_closes(session),
-                Output::DeleteBlob(_) | Output::Event { .. } | Output::Publish(_) => {}
+                Output::DeleteBlob(_) | Output::Event { .. } | Output::Publish(_) | Output::Web(_) => {}
             }
         }
     }

@@ -173,16 +173,18 @@ pub(crate) async fn log(
     for (_, entry) in kept.iter().filter(|line| wanted(line)) {
         send(&mut stream, &AccessLine::Request(Box::new(AccessEntry::clone(entry)))).await?;
     }
-    while follow {
+    if !follow {
+        return Ok(stream.close().await?);
+    }
+    loop {
         let line = match lines.recv().await {
             Ok(line) if wanted(&line) => AccessLine::Request(Box::new(AccessEntry::clone(&line.1))),
             Ok(_) => continue,
             Err(broadcast::error::RecvError::Lagged(count)) => AccessLine::Lost(count),
-            Err(broadcast::error::RecvError::Closed) => break,
+            Err(broadcast::error::RecvError::Closed) => return Ok(stream.close().await?),
         };
         send(&mut stream, &line).await?;
     }
-    Ok(stream.close().await?)
 }
 
 /// Whether a request for `asked` is one for `host`, which may be a wildcard.

@@ -124,8 +124,9 @@ async fn listen(shared: &Arc<Shared>, tables: &watch::Receiver<Arc<Table>>) {
                 tables.mark_changed();
                 let backends = backends::ThroughBoards(Arc::clone(shared));
                 let served = wherry_endpoint::serve(listeners, tables, backends, config(shared), done).await;
-                if let Err(error) = served {
-                    tracing::error!("the web endpoint has ended: {error}");
+                match served {
+                    Ok(()) => continue,
+                    Err(error) => tracing::error!("the web endpoint has ended: {error}"),
                 }
             }
             Err(error) => tracing::error!("{error}"),
