@@ -4,4 +4,5 @@ mod enrolment;
 mod images;
 mod restart;
 mod routing;
+mod web;
 mod world;

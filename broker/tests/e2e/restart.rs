@@ -50,7 +50,7 @@ fn open(data: &Path) -> Result<Service, ServeError> {
         data: data.to_owned(),
         tokens: Vec::new(),
         publish_address: [127, 0, 0, 1].into(),
-        web: web_setup(),
+        web: web_setup().0,
         limits: ServeLimits::default(),
     })
 }

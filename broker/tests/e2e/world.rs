@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 use wherry_broker::serve::{ConfiguredToken, Listeners, ServeError, ServeLimits, Service, Setup, WebSetup};
@@ -33,6 +33,8 @@ pub(crate) struct Broker {
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), ServeError>>,
     dir: Arc<Place>,
+    /// The name servers that it asks.
+    pub(crate) names: watch::Sender<Upstream>,
 }
 
 /// Where the data is.
@@ -69,9 +71,10 @@ pub(crate) fn tokens() -> Vec<ConfiguredToken> {
         .collect()
 }
 
-/// The usual ports, and nobody to ask.
-pub(crate) fn web_setup() -> WebSetup {
-    WebSetup { http: 80, https: 443, resolvers: tokio::sync::watch::channel(Upstream::default()).1 }
+/// The usual ports, and nobody to ask until the sender says so.
+pub(crate) fn web_setup() -> (WebSetup, watch::Sender<Upstream>) {
+    let (names, resolvers) = watch::channel(Upstream::default());
+    (WebSetup { http: 80, https: 443, resolvers }, names)
 }
 
 impl Broker {
@@ -84,13 +87,14 @@ impl Broker {
         // Each broker has a loopback address of its own, so that published ports do not meet.
         static NEXT: AtomicU8 = AtomicU8::new(1);
         let ip = IpAddr::V4(Ipv4Addr::new(127, 77, 0, NEXT.fetch_add(1, Ordering::Relaxed)));
+        let (web, names) = web_setup();
         let setup = Setup {
             secret: secret.clone(),
             location: "test".parse().expect("a name"),
             data: dir.path().to_owned(),
             tokens: tokens(),
             publish_address: ip,
-            web: web_setup(),
+            web,
             limits,
         };
         let service = Service::open(setup).expect("the broker opens");
@@ -105,7 +109,7 @@ impl Broker {
         let key = service.key();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(service.run(listeners, async move { drop(stopped.await) }));
-        Self { key, sessions, enrolment, ip, secret, stop: Some(stop), task, dir }
+        Self { key, sessions, enrolment, ip, secret, stop: Some(stop), task, dir, names }
     }
 
     pub(crate) fn data(&self) -> &Path {
@@ -407,6 +411,31 @@ async fn serve(mut incoming: Incoming) {
     }
 }
 
+/// The port where containers speak HTTP; tunnels to all others echo.
+pub(crate) const HTTP: u16 = 8080;
+
+/// Answers every request with its method, its path and the container's number, until the other side has said all.
+async fn web_server(container: ContainerId, stream: Stream) {
+    use futures_util::{AsyncReadExt as _, AsyncWriteExt as _};
+    let (mut reader, mut writer) = stream.split();
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while reader.read_exact(&mut byte).await.is_ok() {
+        head.push(byte[0]);
+        if !head.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        let text = String::from_utf8_lossy(&head).into_owned();
+        let asked = text.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1");
+        let body = format!("{asked} at {container}\n");
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        if writer.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+        head.clear();
+    }
+    drop(writer.close().await);
+}
+
 /// Tunnels echo, logs say one line, exec says who asked; signals are taken.
 async fn routed(mut stream: Stream) {
     use futures_util::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -415,6 +444,7 @@ async fn routed(mut stream: Stream) {
         return;
     }
     match routed.request {
+        RoutedRequest::Tunnel { container, port: HTTP, .. } => web_server(container.id, stream).await,
         RoutedRequest::Tunnel { .. } => {
             let (reader, mut writer) = stream.split();
             drop(futures_util::io::copy(reader, &mut writer).await);

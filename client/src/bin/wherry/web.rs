@@ -175,8 +175,8 @@ fn route(text: &str) -> Result<Route, String> {
     };
     let (to, port, transport) = parse::target(target).map_err(|_| error())?;
     match transport {
-        Transport::Tcp => Ok(Route { prefix: prefix.to_owned(), to, port }),
-        Transport::Udp => Err(error()),
+        Transport::Tcp if !to.starts_with('=') => Ok(Route { prefix: prefix.to_owned(), to, port }),
+        Transport::Tcp | Transport::Udp => Err(error()),
     }
 }
 
