@@ -1,7 +1,8 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
 use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
 use crate::serve::{
-    Listeners, Pulse, ServeError, ServeLimits, Service, Setup, WebSetup, make_private_directory,
+    CERTIFICATE_PAUSE, Listeners, Pulse, ServeError, ServeLimits, Service, Setup, WebSetup,
+    make_private_directory,
 };
 use crate::state::{PublishedPorts, Web};
 use std::ffi::OsString;
@@ -256,7 +257,12 @@ async fn run(arguments: &Arguments, place: Place, resolvers: Upstream) -> Result
         data: place.data,
         tokens: config.tokens.clone(),
         publish_address: arguments.listen.ip(),
-        web: WebSetup { http: arguments.http_port, https: arguments.https_port, resolvers },
+        web: WebSetup {
+            http: arguments.http_port,
+            https: arguments.https_port,
+            resolvers,
+            certificate_pause: CERTIFICATE_PAUSE,
+        },
         limits: ServeLimits::default(),
     };
     let service = Service::open(setup)?;

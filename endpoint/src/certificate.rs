@@ -2,6 +2,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -58,6 +59,23 @@ impl fmt::Display for Age {
         };
         write!(formatter, "{count} {unit}")
     }
+}
+
+/// Authorities to trust, as read from PEM; none is fine.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub fn trusted_roots(pem: &[u8]) -> Result<RootCertStore, CertificateError> {
+    let mut roots = RootCertStore::empty();
+    for (number, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
+        let damaged = |error: String| CertificateError::Damaged(number + 1, error);
+        let certificate = certificate.map_err(|error| damaged(error.to_string()))?;
+        roots.add(certificate).map_err(|error| damaged(error.to_string()))?;
+    }
+    if roots.is_empty() && !pem.is_empty() {
+        return Err(CertificateError::Count(0));
+    }
+    Ok(roots)
 }
 
 /// A chain of certificates with the key of the first, as read from PEM.

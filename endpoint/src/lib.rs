@@ -26,7 +26,7 @@ mod ticket;
 mod tls;
 mod tunnel;
 
-pub use certificate::{Age, CertificateError, StoredCertificate};
+pub use certificate::{Age, CertificateError, StoredCertificate, trusted_roots};
 pub use challenge::Challenges;
 pub use cookie::CookieKey;
 pub use hyper::Method;

@@ -14,7 +14,7 @@ use crate::project::Project;
 use crate::toolchain;
 
 /// Debian packages, by what needs them.
-const PACKAGES: [(&str, &[&str]); 8] = [
+const PACKAGES: [(&str, &[&str]); 9] = [
     (
         "building kernels",
         &[
@@ -41,6 +41,7 @@ const PACKAGES: [(&str, &[&str]); 8] = [
     ("checking disk images", &["cryptsetup-bin", "dosfstools", "erofs-utils", "fdisk", "mtools"]),
     ("running virtual machines", &["qemu-system-arm", "qemu-system-x86"]),
     ("logging in to containers", &["openssh-client"]),
+    ("certificates in tests", &["pebble"]),
     ("networks in tests", &["curl", "iproute2", "iperf3", "nftables", "openssl"]),
     ("comparing with other container tools", &["busybox-static", "crun", "runc", "skopeo", "umoci"]),
 ];

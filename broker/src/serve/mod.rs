@@ -17,7 +17,7 @@ mod user;
 mod web;
 
 pub use gate::ServeLimits;
-pub use web::WebSetup;
+pub use web::{CERTIFICATE_PAUSE, WebSetup};
 
 use crate::core::{Clock, Core, Parts};
 use crate::sessions::Sessions;
@@ -235,6 +235,7 @@ impl Service {
         tasks.spawn(listen::enrolment(Arc::clone(&shared), listeners.enrolment));
         tasks.spawn(publish::run(Arc::clone(&shared)));
         tasks.spawn(web::run(Arc::clone(&shared)));
+        tasks.spawn(web::certify(Arc::clone(&shared)));
         let result = tokio::select! {
             () = shutdown => Ok(()),
             failed = &mut failure => Err(failed.map_or(ServeError::StateLost, ServeError::Store)),

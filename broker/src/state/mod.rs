@@ -321,6 +321,10 @@ pub struct Broker {
     web_changed: bool,
     /// Why there is no certificate by ACME, by name.
     certificate_problems: BTreeMap<String, String>,
+    /// Names published since the start.
+    publications: u64,
+    /// The number of each name's last publication.
+    asked: BTreeMap<String, u64>,
     out: Vec<Output>,
 }
 
@@ -353,6 +357,8 @@ impl Broker {
             web: Arc::default(),
             web_changed: false,
             certificate_problems: BTreeMap::new(),
+            publications: 0,
+            asked: BTreeMap::new(),
             out: Vec::new(),
         };
         broker.resume();

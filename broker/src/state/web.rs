@@ -46,6 +46,8 @@ pub struct WebHost {
     pub certificate: Option<Arc<Certificate>>,
     /// Whether it gets its certificate by ACME.
     pub acme: bool,
+    /// Larger whenever it was published again: who failed to get a certificate may try again.
+    pub asked: u64,
 }
 
 /// Requests below a path.
@@ -118,6 +120,8 @@ impl Broker {
             Kept::None => drop(self.tables.certificates.remove(&host)),
         }
         self.certificate_problems.remove(&host);
+        self.publications += 1;
+        self.asked.insert(host.clone(), self.publications);
         self.web_changed = true;
         Ok(Reply::Endpoint(Box::new(self.endpoint_info(&host)?)))
     }
@@ -261,6 +265,7 @@ impl Broker {
         self.tables.endpoints.remove(&host);
         self.tables.certificates.remove(&host);
         self.certificate_problems.remove(&host);
+        self.asked.remove(&host);
         self.web_changed = true;
     }
 
@@ -369,6 +374,7 @@ impl Broker {
                 rules,
                 certificate: certificate(host),
                 acme: endpoint.acme,
+                asked: self.asked.get(host).copied().unwrap_or_default(),
             };
             (host.clone(), web)
         });
@@ -526,12 +532,17 @@ fn check_acme(settings: &AcmeSettings) -> Result<(), WireError> {
     if roots.len() > MAX_PEM_BYTES {
         return invalid("the authorities to trust take more than 64 KiB");
     }
+    if let Err(refused) = wherry_endpoint::trusted_roots(roots) {
+        return Err(error(ErrorCode::Invalid, format!("the authorities to trust cannot be read: {refused}")));
+    }
     let plain =
         |text: &String| !text.is_empty() && text.len() <= 254 && text.chars().all(|c| c.is_ascii_graphic());
     if contacts.len() > 8 || !contacts.iter().all(|contact| plain(contact) && contact.contains('@')) {
         return invalid("contacts are mail addresses, at most 8");
     }
-    if external_account.as_ref().is_some_and(|(id, key)| !plain(id) || key.len() > 512) {
+    let decodes =
+        |key: &str| data_encoding::BASE64URL_NOPAD.decode(key.trim_end_matches('=').as_bytes()).is_ok();
+    if external_account.as_ref().is_some_and(|(id, key)| !plain(id) || key.len() > 512 || !decodes(key)) {
         return invalid("an external account is its identifier and its key in base64url");
     }
     Ok(())

@@ -1,4 +1,5 @@
 //! A whole broker in one process, over loopback TCP, with users and boards made of the protocol's own streams.
+mod acme;
 mod containers;
 mod enrolment;
 mod images;

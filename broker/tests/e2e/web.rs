@@ -1,6 +1,6 @@
 //! The web endpoint, as browsers and their owners see it.
 use crate::world::*;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
@@ -14,24 +14,41 @@ use wherry_net::dns::Upstream;
 use wherry_protocol::io::recv;
 use wherry_protocol::message::*;
 
-/// A name server that says `text` for every name.
-async fn name_server(text: String) -> SocketAddr {
+/// A name server that says `text` for every name, and that it is at `address`.
+pub(crate) async fn name_server(text: String, address: IpAddr) -> SocketAddr {
+    let IpAddr::V4(address) = address else { panic!("IPv4") };
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
-    let address = socket.local_addr().expect("an address");
+    let own = socket.local_addr().expect("an address");
     tokio::spawn(async move {
         let mut buffer = [0; 512];
         while let Ok((length, asker)) = socket.recv_from(&mut buffer).await {
-            let mut answer = buffer[..length].to_vec();
-            // A response that has one answer: TXT (16) of the name that was asked for.
-            answer[2] |= 0x80;
-            answer[7] = 1;
-            let size = u8::try_from(text.len()).expect("a short text");
-            answer.extend_from_slice(&[0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 60, 0, size + 1, size]);
-            answer.extend_from_slice(text.as_bytes());
-            drop(socket.send_to(&answer, asker).await);
+            drop(socket.send_to(&dns_answer(&buffer[..length], &text, address), asker).await);
         }
     });
-    address
+    own
+}
+
+/// The question alone, and behind it what is known: TXT (16) or A (1) of the name that was asked for.
+fn dns_answer(asked: &[u8], text: &str, address: Ipv4Addr) -> Vec<u8> {
+    let mut end = 12;
+    while asked[end] != 0 {
+        end += usize::from(asked[end]) + 1;
+    }
+    let mut answer = asked[..end + 5].to_vec();
+    let data = match asked[end + 2] {
+        16 => [&[u8::try_from(text.len()).expect("a short text")], text.as_bytes()].concat(),
+        1 => address.octets().to_vec(),
+        _ => Vec::new(),
+    };
+    // A response, with as many answers, and nothing after them.
+    answer[2] |= 0x80;
+    answer[6..12].copy_from_slice(&[0, u8::from(!data.is_empty()), 0, 0, 0, 0]);
+    if !data.is_empty() {
+        answer.extend_from_slice(&[0xc0, 12, 0, asked[end + 2], 0, 1, 0, 0, 0, 60, 0]);
+        answer.push(u8::try_from(data.len()).expect("short data"));
+        answer.extend_from_slice(&data);
+    }
+    answer
 }
 
 async fn prepare(user: &User, domain: &str) -> String {
@@ -45,9 +62,9 @@ fn claim(domain: &str) -> Request {
     Request::ClaimDomain { domain: domain.into(), vouched: false }
 }
 
-async fn own(broker: &Broker, user: &User, domain: &str) {
+pub(crate) async fn own(broker: &Broker, user: &User, domain: &str) {
     let token = prepare(user, domain).await;
-    broker.names.send_replace(Upstream::at(vec![name_server(token).await]));
+    broker.names.send_replace(Upstream::at(vec![name_server(token, broker.ip).await]));
     let reply = user.ask(claim(domain)).await;
     let claimed = matches!(
         &reply,
@@ -56,7 +73,7 @@ async fn own(broker: &Broker, user: &User, domain: &str) {
     assert!(claimed, "{reply:?}");
 }
 
-fn spec(host: &str) -> EndpointSpec {
+pub(crate) fn spec(host: &str) -> EndpointSpec {
     EndpointSpec {
         host: host.into(),
         routes: vec![EndpointRoute {
@@ -70,7 +87,7 @@ fn spec(host: &str) -> EndpointSpec {
     }
 }
 
-async fn publish(user: &User, spec: EndpointSpec) -> EndpointInfo {
+pub(crate) async fn publish(user: &User, spec: EndpointSpec) -> EndpointInfo {
     match user.ask(Request::PublishEndpoint(Box::new(spec))).await {
         Reply::Endpoint(info) => *info,
         other => panic!("{other:?}"),
@@ -78,7 +95,7 @@ async fn publish(user: &User, spec: EndpointSpec) -> EndpointInfo {
 }
 
 /// Runs a container that is one of the service.
-async fn serving(user: &User, name: &str) -> ContainerInfo {
+pub(crate) async fn serving(user: &User, name: &str) -> ContainerInfo {
     let run = run_with(name, |run| {
         run.spec.labels = vec![("service".into(), "web".into())];
     });
@@ -95,7 +112,7 @@ async fn cluster() -> (Broker, User, Board) {
 }
 
 /// Waits until the port answers, or does not any more.
-async fn port(broker: &Broker, port: u16, open: bool) {
+pub(crate) async fn port(broker: &Broker, port: u16, open: bool) {
     soon(async {
         while TcpStream::connect((broker.ip, port)).await.is_ok() != open {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -104,10 +121,10 @@ async fn port(broker: &Broker, port: u16, open: bool) {
     .await;
 }
 
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 /// Reads one response with a length.
@@ -126,10 +143,10 @@ async fn response(stream: &mut (impl AsyncBufRead + Unpin)) -> Answer {
 }
 
 /// A client that keeps its connection.
-struct Client<S>(BufReader<S>);
+pub(crate) struct Client<S>(pub(crate) BufReader<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    async fn get(&mut self, host: &str, path: &str) -> Answer {
+    pub(crate) async fn get(&mut self, host: &str, path: &str) -> Answer {
         let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n");
         self.0.write_all(request.as_bytes()).await.expect("sent");
         response(&mut self.0).await
@@ -140,11 +157,11 @@ async fn plain(broker: &Broker) -> Client<TcpStream> {
     Client(BufReader::new(soon(TcpStream::connect((broker.ip, 80))).await.expect("a connection")))
 }
 
-async fn get(broker: &Broker, host: &str, path: &str) -> Answer {
+pub(crate) async fn get(broker: &Broker, host: &str, path: &str) -> Answer {
     plain(broker).await.get(host, path).await
 }
 
-fn connector(root: &CertificateDer<'static>) -> TlsConnector {
+pub(crate) fn connector(root: &CertificateDer<'static>) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add(root.clone()).expect("a root");
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -187,10 +204,10 @@ async fn a_domain_is_proven_in_the_dns() {
     let token = prepare(&ann, "example.org").await;
     let silent = ann.refused(claim("example.org")).await;
     assert!(silent.message.contains("no name server answers"), "{silent}");
-    broker.names.send_replace(Upstream::at(vec![name_server("v=spf1 -all".into()).await]));
+    broker.names.send_replace(Upstream::at(vec![name_server("v=spf1 -all".into(), broker.ip).await]));
     let other = ann.refused(claim("example.org")).await;
     assert!(other.message.contains(&token) && other.message.contains("_wherry.example.org"), "{other}");
-    broker.names.send_replace(Upstream::at(vec![name_server(token).await]));
+    broker.names.send_replace(Upstream::at(vec![name_server(token, broker.ip).await]));
     // What Ann published proves nothing for Bob.
     prepare(&bob, "example.org").await;
     let theirs = bob.refused(claim("example.org")).await;
@@ -208,7 +225,7 @@ async fn a_certificate_of_ones_own_brings_tls() {
     let made = rcgen::generate_simple_self_signed(["www.example.org".to_owned()]).unwrap();
     let certificate = CertificateSource::Given {
         chain: made_pem("CERTIFICATE", made.cert.der()),
-        key: made_pem("PRIVATE KEY", &made.key_pair.serialize_der()),
+        key: made_pem("PRIVATE KEY", &made.signing_key.serialize_der()),
     };
     let info = publish(&user, EndpointSpec { certificate, ..spec("www.example.org") }).await;
     assert!(matches!(info.certificate, CertificateInfo::Present { acme: false, .. }), "{info:?}");

@@ -74,7 +74,7 @@ pub(crate) fn tokens() -> Vec<ConfiguredToken> {
 /// The usual ports, and nobody to ask until the sender says so.
 pub(crate) fn web_setup() -> (WebSetup, watch::Sender<Upstream>) {
     let (names, resolvers) = watch::channel(Upstream::default());
-    (WebSetup { http: 80, https: 443, resolvers }, names)
+    (WebSetup { http: 80, https: 443, resolvers, certificate_pause: 1 }, names)
 }
 
 impl Broker {

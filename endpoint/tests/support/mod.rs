@@ -110,7 +110,7 @@ pub(crate) fn host(name: &str, backends: &[u64]) -> Host {
 /// A self-signed certificate that is its own root.
 pub(crate) fn certificate(name: &str) -> (Arc<CertifiedKey>, CertificateDer<'static>) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-    let key = PrivateKeyDer::Pkcs8(made.key_pair.serialize_der().into());
+    let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
     let key = ring::sign::any_supported_type(&key).unwrap();
     let certificate = made.cert.der().clone();
     (Arc::new(CertifiedKey::new(vec![certificate.clone()], key)), certificate)

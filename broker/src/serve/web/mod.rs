@@ -1,16 +1,19 @@
 //! The web endpoint: ports 80 and 443 while any name is served.
 //!
 //! ```text
+//! acme       certificates from an authority
 //! table      what the state wants served, as the endpoint's engine takes it
 //! backends   the way to a container: a stream through its board's session
 //! log        who asked for what
 //! claim      the proof that a domain is somebody's
 //! ```
+mod acme;
 mod backends;
 mod claim;
 mod log;
 mod table;
 
+pub(crate) use acme::run as certify;
 pub(crate) use claim::claim;
 pub(crate) use log::{AccessLog, log};
 
@@ -27,6 +30,8 @@ use wherry_protocol::{Digest, SecretKey};
 
 /// Time between attempts to listen on a port that something else on the broker has.
 const RETRY: Duration = Duration::from_secs(5);
+/// Least seconds between two attempts to get a certificate for one name.
+pub const CERTIFICATE_PAUSE: u64 = 60;
 /// Keeps the digest apart from all others that are made of the broker's key.
 const COOKIE_CONTEXT: &[u8] = b"wherry web endpoint, sticky cookies, version 1\0";
 
@@ -39,6 +44,8 @@ pub struct WebSetup {
     pub https: u16,
     /// Whom to ask about domains.
     pub resolvers: watch::Receiver<Upstream>,
+    /// Least seconds between two attempts to get a certificate for one name: [`CERTIFICATE_PAUSE`], but in tests.
+    pub certificate_pause: u64,
 }
 
 /// What its tasks share.
@@ -47,6 +54,7 @@ pub(crate) struct WebShared {
     pub(crate) http: u16,
     pub(crate) https: u16,
     pub(crate) resolvers: watch::Receiver<Upstream>,
+    pub(crate) certificate_pause: u64,
     pub(crate) cookie_key: CookieKey,
     pub(crate) challenges: Challenges,
     pub(crate) log: Arc<AccessLog>,
@@ -59,6 +67,7 @@ impl WebShared {
             http: setup.http,
             https: setup.https,
             resolvers: setup.resolvers,
+            certificate_pause: setup.certificate_pause,
             cookie_key: cookie_key(secret),
             challenges: Challenges::default(),
             log: Arc::default(),
