@@ -10,8 +10,9 @@ use serde_json::Value;
 
 /// Packages that a board's programs are made of, ours and those of build scripts and macros included: fewer than this.
 const MAX_BOARD_PACKAGES: usize = 210;
-/// Packages in `Cargo.lock`: fewer than this. The rest runs on laptops, or tests.
-const MAX_PACKAGES: usize = 380;
+/// Packages in `Cargo.lock`: fewer than this. The rest runs on laptops, or tests, or is named by an option that nobody takes:
+/// the ACME client alone brings thirty of those.
+const MAX_PACKAGES: usize = 430;
 
 /// What a crate of ours may use.
 struct Rule {
@@ -154,11 +155,24 @@ fn the_check_finds_each_kind_of_violation() {
     );
 }
 
+/// What is compiled for a program of a board. The graph above has more: options of dependencies that nobody takes.
+fn built(program: &str) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--locked", "--prefix", "none", "--format", "{p}"])
+        .args(["--edges", "normal,build", "--target", "aarch64-unknown-linux-musl", "--package", program])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let packages = String::from_utf8(output.stdout).unwrap();
+    // Without where they are, and that they were listed before.
+    packages.lines().map(|line| line.split(" (").next().unwrap().to_owned()).collect()
+}
+
 #[test]
 fn what_boards_run_stays_small() {
-    let (_, graph) = read(&metadata());
     for program in ["wherry-broker", "wherry-node"] {
-        let packages = closure(&graph, program).len() + 1;
+        let packages = built(program).len();
         assert!(
             (50..MAX_BOARD_PACKAGES).contains(&packages),
             "{packages} packages make {program}, allowed are fewer than {MAX_BOARD_PACKAGES}"

@@ -1,11 +1,12 @@
 //! The web endpoint, as browsers and their owners see it.
 use crate::world::*;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
@@ -15,21 +16,21 @@ use wherry_protocol::io::recv;
 use wherry_protocol::message::*;
 
 /// A name server that says `text` for every name, and that it is at `address`.
-pub(crate) async fn name_server(text: String, address: IpAddr) -> SocketAddr {
-    let IpAddr::V4(address) = address else { panic!("IPv4") };
+pub(crate) async fn name_server(text: String, address: watch::Receiver<IpAddr>) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
     let own = socket.local_addr().expect("an address");
     tokio::spawn(async move {
         let mut buffer = [0; 512];
         while let Ok((length, asker)) = socket.recv_from(&mut buffer).await {
-            drop(socket.send_to(&dns_answer(&buffer[..length], &text, address), asker).await);
+            let answer = dns_answer(&buffer[..length], &text, *address.borrow());
+            drop(socket.send_to(&answer, asker).await);
         }
     });
     own
 }
 
 /// The question alone, and behind it what is known: TXT (16) or A (1) of the name that was asked for.
-fn dns_answer(asked: &[u8], text: &str, address: Ipv4Addr) -> Vec<u8> {
+fn dns_answer(asked: &[u8], text: &str, address: IpAddr) -> Vec<u8> {
     let mut end = 12;
     while asked[end] != 0 {
         end += usize::from(asked[end]) + 1;
@@ -37,7 +38,7 @@ fn dns_answer(asked: &[u8], text: &str, address: Ipv4Addr) -> Vec<u8> {
     let mut answer = asked[..end + 5].to_vec();
     let data = match asked[end + 2] {
         16 => [&[u8::try_from(text.len()).expect("a short text")], text.as_bytes()].concat(),
-        1 => address.octets().to_vec(),
+        1 => address.to_string().split('.').map(|part| part.parse().expect("IPv4")).collect(),
         _ => Vec::new(),
     };
     // A response, with as many answers, and nothing after them.
@@ -64,7 +65,7 @@ fn claim(domain: &str) -> Request {
 
 pub(crate) async fn own(broker: &Broker, user: &User, domain: &str) {
     let token = prepare(user, domain).await;
-    broker.names.send_replace(Upstream::at(vec![name_server(token, broker.ip).await]));
+    broker.names.send_replace(Upstream::at(vec![name_server(token, broker.address()).await]));
     let reply = user.ask(claim(domain)).await;
     let claimed = matches!(
         &reply,
@@ -204,10 +205,10 @@ async fn a_domain_is_proven_in_the_dns() {
     let token = prepare(&ann, "example.org").await;
     let silent = ann.refused(claim("example.org")).await;
     assert!(silent.message.contains("no name server answers"), "{silent}");
-    broker.names.send_replace(Upstream::at(vec![name_server("v=spf1 -all".into(), broker.ip).await]));
+    broker.names.send_replace(Upstream::at(vec![name_server("v=spf1 -all".into(), broker.address()).await]));
     let other = ann.refused(claim("example.org")).await;
     assert!(other.message.contains(&token) && other.message.contains("_wherry.example.org"), "{other}");
-    broker.names.send_replace(Upstream::at(vec![name_server(token, broker.ip).await]));
+    broker.names.send_replace(Upstream::at(vec![name_server(token, broker.address()).await]));
     // What Ann published proves nothing for Bob.
     prepare(&bob, "example.org").await;
     let theirs = bob.refused(claim("example.org")).await;

@@ -112,6 +112,11 @@ impl Broker {
         Self { key, sessions, enrolment, ip, secret, stop: Some(stop), task, dir, names }
     }
 
+    /// Where it is, for a name server.
+    pub(crate) fn address(&self) -> watch::Receiver<IpAddr> {
+        watch::channel(self.ip).1
+    }
+
     pub(crate) fn data(&self) -> &Path {
         self.dir.path()
     }

@@ -73,7 +73,7 @@ impl Plan {
         let tries = self.tries.get(name);
         let failed = tries.filter(|tries| tries.asked == host.asked).map_or(0, |tries| tries.failed);
         let earliest = tries.map_or(0, |tries| tries.last.saturating_add(self.pause(failed, host)));
-        let way = if failed % 2 == 0 { Way::Http } else { Way::Tls };
+        let way = if failed.is_multiple_of(2) { Way::Http } else { Way::Tls };
         Due { host: name.to_owned(), at: wanted.max(earliest), way, asked: host.asked }
     }
 
