@@ -11,6 +11,7 @@ mod network;
 mod registry;
 mod ssh;
 mod view;
+mod web;
 
 pub use view::{ContainerView, container, containers, wait_for_nodes, wait_for_state};
 
@@ -74,8 +75,10 @@ pub const ALL: &[Scenario] = &[
 ];
 
 /// Those that need the boards' processes within reach.
-pub const OF_PROCESSES: &[Scenario] =
-    &[scenario("a crash of the broker's service leaves everything as it was", crashes::broker_service)];
+pub const OF_PROCESSES: &[Scenario] = &[
+    scenario("a name on the web leads to containers, and to nobody but those who may", web::endpoint),
+    scenario("a crash of the broker's service leaves everything as it was", crashes::broker_service),
+];
 
 /// A few that touch everything once, for worlds that are slow to emulate.
 pub const RICH: &[Scenario] = &[
