@@ -34,6 +34,7 @@ pub(crate) struct State {
     pub(crate) signals: Vec<u8>,
     pub(crate) faults: Faults,
     pub(crate) crashed: Vec<NodeIndex>,
+    pub(crate) web: crate::web::Web,
     next: u64,
 }
 
@@ -251,6 +252,14 @@ impl Shared {
                         }
                     }
                 }
+            }
+            Request::AccessLog { .. } => {
+                send(&mut stream, &Reply::Done).await?;
+                let lines = self.state().web.lines.clone();
+                for line in lines {
+                    send(&mut stream, &line).await?;
+                }
+                stream.close().await.map_err(SessionError::from)
             }
             Request::Events => {
                 send(&mut stream, &Reply::Done).await?;
@@ -562,8 +571,53 @@ impl State {
             | Request::Attach(_)
             | Request::Logs { .. }
             | Request::Tunnel { .. }
+            | Request::AccessLog { .. }
             | Request::Events => return Err(refused(ErrorCode::Internal, "answered elsewhere")),
+            Request::PublishEndpoint(_)
+            | Request::RemoveEndpoint(_)
+            | Request::Endpoints { .. }
+            | Request::Domains
+            | Request::PrepareDomain(_)
+            | Request::ClaimDomain { .. }
+            | Request::ShareDomain { .. }
+            | Request::ReleaseDomain(_)
+            | Request::ConfigureAcme(_) => self.ask_web(request)?,
             request => self.ask_container(request)?,
+        })
+    }
+
+    fn ask_web(&mut self, request: Request) -> Result<Reply, WireError> {
+        let claimed = |shared, vouched| DomainState::Claimed { shared, vouched, since_seconds: THEN_SECONDS };
+        Ok(match request {
+            Request::PublishEndpoint(spec) => self.web.publish(*spec),
+            Request::RemoveEndpoint(host) => {
+                let before = self.web.endpoints.len();
+                self.web.endpoints.retain(|info| info.host != host);
+                if self.web.endpoints.len() == before {
+                    let text =
+                        format!("no endpoint is called '{host}': list yours with `wherry endpoint ls`");
+                    return Err(refused(ErrorCode::NotFound, text));
+                }
+                Reply::Done
+            }
+            Request::Endpoints { .. } => Reply::Endpoints(self.web.endpoints.clone()),
+            Request::Domains => Reply::Domains(self.web.domains.clone()),
+            Request::PrepareDomain(domain) => {
+                let expires_seconds = u64::from(u32::MAX);
+                let token = "wherry-0123".to_owned();
+                self.web.domain(&domain, DomainState::Prepared { token, expires_seconds })
+            }
+            Request::ClaimDomain { domain, vouched } => self.web.domain(&domain, claimed(false, vouched)),
+            Request::ShareDomain { domain, shared } => self.web.domain(&domain, claimed(shared, false)),
+            Request::ReleaseDomain(domain) => {
+                self.web.domains.retain(|info| info.domain != domain);
+                Reply::Done
+            }
+            Request::ConfigureAcme(settings) => {
+                self.web.acme = settings.map(|settings| *settings);
+                Reply::Done
+            }
+            other => panic!("not about the web: {other:?}"),
         })
     }
 

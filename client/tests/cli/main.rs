@@ -24,4 +24,6 @@ mod terminal;
 #[cfg(test)]
 mod tunnel;
 #[cfg(test)]
+mod web;
+#[cfg(test)]
 mod world;
