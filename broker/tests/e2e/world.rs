@@ -88,6 +88,7 @@ impl Broker {
             secret: secret.clone(),
             location: "test".parse().expect("a name"),
             data: dir.path().to_owned(),
+            overlay: None,
             tokens: tokens(),
             publish_address: ip,
             web: web_setup(),

@@ -527,7 +527,13 @@ fn events() -> Vec<Row> {
 
 fn node() -> Vec<Row> {
     let stopped = Want::Stopped { signal: 15, grace_seconds: 10 };
-    let sync = NodeDesired { index: NodeIndex(2), containers: vec![desired()], network: network(), plane: 1 };
+    let sync = NodeDesired {
+        index: NodeIndex(2),
+        overlay: Overlay::default(),
+        containers: vec![desired()],
+        network: network(),
+        plane: 1,
+    };
     let exec_request = RoutedRequest::Exec { container: container(), spec: exec() };
     vec![
         row(NodeCall::Control(Box::new(NodeHello {
