@@ -6,7 +6,7 @@ use wherry_protocol::*;
 /// A world whose containers have other addresses than usual.
 fn world(overlay: &str) -> (World, User, Board) {
     let mut world = World::new();
-    world.settle(Some(overlay)).unwrap();
+    world.settle(Some(overlay)).expect("nobody has an address");
     let (user, board) = (world.user(10), world.board(100));
     world.image(&user, "web");
     (world, user, board)

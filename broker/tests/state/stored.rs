@@ -29,7 +29,7 @@ fn records(path: &Path) -> Result<BTreeMap<Key, Record>, StoreError> {
 /// One record of each kind, as a life leaves them.
 fn life() -> BTreeMap<Key, Record> {
     let mut world = World::new();
-    world.settle(None).unwrap();
+    world.settle(None).expect("the usual ones");
     let (admin, user) = (world.admin(1), world.user(10));
     let (one, two) = (world.board(100), world.board(101));
     world.image(&user, "web");

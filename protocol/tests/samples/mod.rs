@@ -11,8 +11,8 @@ use wherry_protocol::constraint::{Constraint, Subject};
 use wherry_protocol::message::*;
 use wherry_protocol::token::TokenSecret;
 use wherry_protocol::{
-    AccountId, ContainerId, ContainerRef, Digest, ErrorCode, Generation, Name, NodeIndex, Prefix, PublicKey,
-    Role, WireError,
+    AccountId, ContainerId, ContainerRef, Digest, ErrorCode, Generation, Name, NodeIndex, Overlay, Prefix,
+    PublicKey, Role, WireError,
 };
 
 /// One line of the table.
