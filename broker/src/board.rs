@@ -16,13 +16,14 @@ use tokio::sync::watch;
 use wherry_init::control::{ControlError, Endpoint, ToSupervisor};
 use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
+use wherry_net::dhcp::Lease;
 use wherry_net::discovery;
 use wherry_net::dns::Upstream;
 use wherry_net::firewall::{self, Ports, Published};
 use wherry_net::setup::{self, StaticAddress, Uplink};
 use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
-use wherry_protocol::PublicKey;
 use wherry_protocol::message::{PublishedPort, Transport};
+use wherry_protocol::{Overlay, OverlayError, Prefix, PublicKey};
 use wherry_sys::landlock::{Kept, confine_thread};
 
 /// Time between heartbeats to the supervisor.
@@ -39,7 +40,7 @@ const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 pub enum BoardError {
     /// The command line makes no sense.
     #[error(
-        "{0}; the usage is `serve [--root DIR] [--listen ADDRESS:PORT] [--enrol-listen ADDRESS:PORT] [--http-port PORT] [--https-port PORT] [--name-server ADDRESS:PORT]`"
+        "{0}; the usage is `serve [--root DIR] [--listen ADDRESS:PORT] [--enrol-listen ADDRESS:PORT] [--http-port PORT] [--https-port PORT] [--name-server ADDRESS:PORT] [--overlay NETWORK]`"
     )]
     Usage(String),
     /// The configuration or the key.
@@ -58,6 +59,9 @@ pub enum BoardError {
         "the kernel has no Landlock, which confines the broker to its own files: use the kernel of the broker's image"
     )]
     NotConfined,
+    /// The board's network, and that of containers.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
     /// The board's network.
     #[error("the network cannot be set up: {0}")]
     Network(String),
@@ -89,6 +93,8 @@ pub struct Arguments {
     pub https_port: u16,
     /// Whom to ask about names; else whom the network says.
     pub name_server: Option<SocketAddr>,
+    /// The containers' addresses; else as the configuration says.
+    pub overlay: Option<Overlay>,
 }
 
 impl Default for Arguments {
@@ -100,6 +106,7 @@ impl Default for Arguments {
             http_port: 80,
             https_port: 443,
             name_server: None,
+            overlay: None,
         }
     }
 }
@@ -122,6 +129,7 @@ impl Arguments {
                 "--http-port" => arguments.http_port = port(&option, &value)?,
                 "--https-port" => arguments.https_port = port(&option, &value)?,
                 "--name-server" => arguments.name_server = Some(address(&option, &value)?),
+                "--overlay" => arguments.overlay = Some(overlay(&option, &value)?),
                 _ => return Err(BoardError::Usage(format!("{option} is unknown"))),
             }
         }
@@ -132,6 +140,11 @@ impl Arguments {
 fn address(option: &str, value: &OsString) -> Result<SocketAddr, BoardError> {
     let wrong = || BoardError::Usage(format!("{option}: {} is no address:port", value.to_string_lossy()));
     value.to_str().and_then(|text| text.parse().ok()).ok_or_else(wrong)
+}
+
+fn overlay(option: &str, value: &OsString) -> Result<Overlay, BoardError> {
+    let parsed = value.to_string_lossy().parse();
+    parsed.map_err(|error: OverlayError| BoardError::Usage(format!("{option}: {error}")))
 }
 
 fn port(option: &str, value: &OsString) -> Result<u16, BoardError> {
@@ -243,9 +256,11 @@ async fn run(arguments: &Arguments, place: Place, resolvers: Upstream) -> Result
     let guarded = place.machine;
     let clock = guarded.then(|| Arc::new(clock(&place, &config)));
     let (ask, resolvers) = watch::channel(resolvers);
+    let mut own_network = None;
     if let Some(clock) = &clock {
         clock.lift();
         let (clock, uplink) = (Arc::clone(clock), bring_up(config.network.clone())?);
+        own_network = Some(uplink.clone());
         if arguments.name_server.is_none() {
             tokio::spawn(follow_name_servers(uplink.clone(), ask));
         }
@@ -255,6 +270,7 @@ async fn run(arguments: &Arguments, place: Place, resolvers: Upstream) -> Result
         secret: long_term_key(&place.data.join("key"), config.secret_key.clone())?,
         location: config.location.clone(),
         data: place.data,
+        overlay: arguments.overlay.or(config.overlay),
         tokens: config.tokens.clone(),
         publish_address: arguments.listen.ip(),
         web: WebSetup {
@@ -266,6 +282,10 @@ async fn run(arguments: &Arguments, place: Place, resolvers: Upstream) -> Result
         limits: ServeLimits::default(),
     };
     let service = Service::open(setup)?;
+    if let Some(uplink) = own_network {
+        config.network.iter().try_for_each(|fixed| fixed.check_apart(service.overlay()))?;
+        tokio::spawn(stay_apart(service.overlay(), uplink));
+    }
     let listeners = Listeners {
         sessions: listen(arguments.listen).await?,
         enrolment: listen(arguments.enrol_listen).await?,
@@ -314,6 +334,24 @@ async fn follow_name_servers(mut uplink: watch::Receiver<Option<Uplink>>, ask: w
             return;
         }
     }
+}
+
+/// A network that came by DHCP and that containers have too is no reason not to serve, but one to say so: no node takes
+/// containers there.
+async fn stay_apart(overlay: Overlay, mut uplink: watch::Receiver<Option<Uplink>>) {
+    loop {
+        let lan = uplink.borrow_and_update().as_ref().map(|uplink| lan_of(&uplink.lease));
+        if let Some(Err(error)) = lan.map(|lan| overlay.check_apart("the broker's own network", lan)) {
+            tracing::error!("{error}");
+        }
+        if uplink.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn lan_of(lease: &Lease) -> Prefix {
+    Prefix::new(lease.address, lease.prefix)
 }
 
 /// Those of the machine on which the broker is one process among others (resolv.conf(5)).
@@ -454,6 +492,8 @@ mod tests {
         assert_eq!(parse(&[]).unwrap(), Arguments::default());
         let parsed =
             parse(&["--root", "/t", "--listen", "127.0.0.1:1", "--enrol-listen", "127.0.0.1:2"]).unwrap();
+        let overlay = parse(&["--overlay", "172.20.0.0/14"]).unwrap().overlay;
+        assert_eq!(overlay.map(|overlay| overlay.to_string()).as_deref(), Some("172.20.0.0/14"));
         assert_eq!(parsed.root, Some("/t".into()));
         assert_eq!((parsed.listen.port(), parsed.enrol_listen.port()), (1, 2));
     }
@@ -481,7 +521,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for words in [&["--root"][..], &["--fast", "1"], &["--listen", "here"]] {
+        for words in [&["--root"][..], &["--fast", "1"], &["--listen", "here"], &["--overlay", "8.0.0.0/8"]] {
             assert!(matches!(parse(words), Err(BoardError::Usage(_))), "{words:?}");
         }
     }

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use wherry_protocol::{Name, OsRandom, Role, SecretKey};
+use wherry_protocol::{Name, OsRandom, Overlay, OverlayError, Prefix, Role, SecretKey};
 
 /// Largest configuration file read, in bytes: a broker's holds a key and some tokens.
 const MAX_CONFIG_BYTES: u64 = 64 * 1024;
@@ -57,6 +57,7 @@ struct RawConfig {
     hostname: Option<String>,
     location: Option<String>,
     secret_key: Option<String>,
+    overlay: Option<String>,
     #[serde(default)]
     token: Vec<RawToken>,
     network: Option<RawNetwork>,
@@ -91,6 +92,8 @@ pub struct Config {
     pub location: Name,
     /// The key to adopt at the first start.
     pub secret_key: Option<SecretKey>,
+    /// The containers' addresses; those of the first start, or else the usual ones, if absent.
+    pub overlay: Option<Overlay>,
     /// Tokens to adopt, each once.
     pub tokens: Vec<ConfiguredToken>,
     /// The board's fixed address; DHCP if absent.
@@ -112,6 +115,16 @@ pub struct StaticNetwork {
     pub prefix: u8,
     /// Default route.
     pub gateway: Option<Ipv4Addr>,
+}
+
+impl StaticNetwork {
+    /// Refuses containers' addresses that are among the network's.
+    ///
+    /// # Errors
+    /// With an overlay that could be chosen instead.
+    pub fn check_apart(&self, overlay: Overlay) -> Result<(), OverlayError> {
+        overlay.check_apart("the broker's own network", Prefix::new(self.address, self.prefix))
+    }
 }
 
 impl Config {
@@ -137,12 +150,19 @@ impl Config {
         if raw.role != "broker" {
             return Err(format!("its role is '{}', this is a broker image: flash the right one", raw.role));
         }
+        let overlay = raw.overlay.map(|text| text.parse::<Overlay>()).transpose();
+        let overlay = overlay.map_err(|error| error.to_string())?;
+        let network = raw.network.map(network).transpose()?;
+        if let (Some(overlay), Some(network)) = (overlay, &network) {
+            network.check_apart(overlay).map_err(|error| error.to_string())?;
+        }
         Ok(Self {
             hostname: name("hostname", raw.hostname, "broker")?,
             location: name("location", raw.location, "wherry")?,
             secret_key: raw.secret_key.map(|text| secret_key(&text)).transpose()?,
+            overlay,
             tokens: raw.token.into_iter().map(token).collect::<Result<_, _>>()?,
-            network: raw.network.map(network).transpose()?,
+            network,
             ntp: raw.ntp,
             test_image: raw.test_image,
         })
@@ -157,6 +177,7 @@ impl Default for Config {
             hostname: name("broker"),
             location: name("wherry"),
             secret_key: None,
+            overlay: None,
             tokens: Vec::new(),
             network: None,
             ntp: Vec::new(),
@@ -255,7 +276,7 @@ mod tests {
         let hash = Digest::of(b"secret");
         let config = Config::parse(&format!(
             "role = \"broker\"\nhostname = \"b1\"\nlocation = \"demo\"\nsecret_key = \"{}\"\ntest_image = true\n\
-             [[token]]\nrole = \"admin\"\nhash = \"{hash}\"\nexpires = 1795000000\n\
+             overlay = \"172.20.0.0/14\"\n[[token]]\nrole = \"admin\"\nhash = \"{hash}\"\nexpires = 1795000000\n\
              [network]\ninterface = \"eth0\"\naddress = \"192.168.50.2/24\"\ngateway = \"192.168.50.1\"\n",
             key.to_text()
         ))
@@ -268,6 +289,7 @@ mod tests {
         assert_eq!((config.hostname.as_str(), config.location.as_str()), ("b1", "demo"));
         assert_eq!(config.network.unwrap().prefix, 24);
         assert!(config.test_image);
+        assert_eq!(config.overlay.map(|overlay| overlay.to_string()).as_deref(), Some("172.20.0.0/14"));
     }
 
     #[test]
@@ -280,6 +302,12 @@ mod tests {
             ("role = \"broker\"\n[[token]]\nrole = \"king\"\nhash = \"\"\nexpires = 1", "king"),
             ("role = \"broker\"\n[[token]]\nrole = \"user\"\nhash = \"x\"\nexpires = 1", "digest"),
             ("role = \"broker\"\n[network]\naddress = \"1.2.3.4/33\"", "1.2.3.4/33"),
+            ("role = \"broker\"\noverlay = \"8.0.0.0/8\"", "not private"),
+            ("role = \"broker\"\noverlay = \"10.1.0.0/24\"", "too small"),
+            (
+                "role = \"broker\"\noverlay = \"10.0.0.0/8\"\n[network]\naddress = \"10.0.0.2/24\"",
+                "the broker's own network 10.0.0.0/24 overlap",
+            ),
             ("= =", ""),
         ] {
             let reason = Config::parse(text).unwrap_err();

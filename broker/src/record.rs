@@ -10,7 +10,9 @@ use wherry_protocol::message::{
     AcmeSettings, Connection, ContainerSpec, ContainerState, Descriptor, EndpointOptions, ImageManifest,
     ImageName, NodeFacts, Transport,
 };
-use wherry_protocol::{AccountId, ContainerId, Digest, Generation, Name, NodeIndex, Prefix, PublicKey, Role};
+use wherry_protocol::{
+    AccountId, ContainerId, Digest, Generation, Name, NodeIndex, Overlay, Prefix, PublicKey, Role,
+};
 
 /// Which record. Its bytes are the key in the store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -116,7 +118,7 @@ pub enum Change {
     Delete(Key),
 }
 
-/// Counters that never go back.
+/// Counters that never go back, and what is chosen once.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     /// The last account number given out.
@@ -125,6 +127,8 @@ pub struct Meta {
     pub last_container: u64,
     /// The last node number given out; the next one is searched after it, so that numbers rest before they return.
     pub last_node: u8,
+    /// The addresses of all containers, once chosen.
+    pub overlay: Option<Overlay>,
 }
 
 /// One key that may come in.

@@ -6,9 +6,9 @@
 use serde::Serialize;
 use std::net::Ipv4Addr;
 use wherry_protocol::token::TokenSecret;
-use wherry_protocol::{Name, PublicKey, Random, Role, SecretKey, Token};
+use wherry_protocol::{Name, Overlay, OverlayError, Prefix, PublicKey, Random, Role, SecretKey, Token};
 
-/// Nodes of one cluster: the second octet of 10.N.0.0/16, without 0 (the broker) and 255.
+/// Nodes of one cluster: 256 parts of the overlay, without 0 (the broker's) and 255.
 pub const MAX_NODES: u8 = 254;
 /// Seconds until the tokens expire, unless said otherwise: 30 days, the longest the broker accepts.
 pub const DEFAULT_LIFETIME_SECONDS: u64 = 30 * 24 * 3600;
@@ -22,6 +22,9 @@ pub enum SeedError {
     /// An address that cannot be used.
     #[error(transparent)]
     Address(#[from] crate::address::AddressError),
+    /// Containers' addresses that are the broker's neighbours'.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
     /// The text could not be written as TOML.
     #[error("cannot write the configuration as TOML")]
     Toml(#[from] toml::ser::Error),
@@ -40,6 +43,8 @@ pub struct SeedOptions {
     pub admin_address: Option<String>,
     /// Fixed address of the broker; DHCP when `None`.
     pub broker_network: Option<StaticNetwork>,
+    /// The containers' addresses; the broker's choice when `None`.
+    pub overlay: Option<Overlay>,
     /// Seconds until the tokens expire.
     pub lifetime_seconds: u64,
     /// Marks the boards as test images, which may be told to crash.
@@ -56,6 +61,7 @@ impl SeedOptions {
             broker_address: None,
             admin_address: None,
             broker_network: None,
+            overlay: None,
             lifetime_seconds: DEFAULT_LIFETIME_SECONDS,
             test_image: false,
         }
@@ -101,6 +107,8 @@ struct BrokerToml<'a> {
     hostname: &'static str,
     location: &'a Name,
     secret_key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overlay: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     test_image: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,6 +146,18 @@ pub fn node_toml(
     Ok(toml::to_string(&NodeToml { role: "node", hostname, broker, token, test_image })?)
 }
 
+/// The broker would refuse it as well, but only once it is booted.
+fn check_apart(options: &SeedOptions) -> Result<(), OverlayError> {
+    let network = options.broker_network.as_ref().map(|network| network.address.parse::<Prefix>());
+    match network {
+        Some(Ok(network)) => {
+            options.overlay.unwrap_or_default().check_apart("the broker's own network", network)
+        }
+        // What is no address the broker says itself.
+        Some(Err(_)) | None => Ok(()),
+    }
+}
+
 impl ClusterSeed {
     /// Makes a cluster's keys and tokens from `random`; the tokens expire `options.lifetime_seconds` after
     /// `now_seconds` (Unix time).
@@ -152,6 +172,7 @@ impl ClusterSeed {
         for address in [&options.broker_address, &options.admin_address].into_iter().flatten() {
             address.parse::<crate::address::Address>()?;
         }
+        check_apart(options)?;
         let secret = SecretKey::generate(random);
         let broker_key = secret.public();
         let mut token = |role, address: Option<&String>| {
@@ -168,6 +189,7 @@ impl ClusterSeed {
             hostname: "broker",
             location: &options.location,
             secret_key: secret.to_text(),
+            overlay: options.overlay.map(|overlay| overlay.to_string()),
             test_image: options.test_image,
             network: options.broker_network.as_ref(),
             token: std::iter::once(&admin_token)
@@ -243,8 +265,9 @@ mod tests {
             address: "192.168.50.2/24".into(),
             gateway: Some(Ipv4Addr::new(192, 168, 50, 1)),
         });
+        options.overlay = Some("172.20.0.0/14".parse().unwrap());
         let seed = ClusterSeed::generate(&options, 0, &mut OsRandom).unwrap();
-        assert!(seed.broker_toml.contains("test_image = true\n"));
+        assert!(seed.broker_toml.contains("\noverlay = \"172.20.0.0/14\"\ntest_image = true\n"));
         assert!(
             seed.broker_toml.contains("[network]\ninterface = \"eth0\"\naddress = \"192.168.50.2/24\"\n")
         );
@@ -272,6 +295,10 @@ mod tests {
                 Err(SeedError::Nodes(n)) if n == nodes
             ));
         }
+        let (interface, address) = ("eth0".into(), "10.0.0.2/24".into());
+        let broker_network = Some(StaticNetwork { interface, address, gateway: None });
+        let options = SeedOptions { broker_network, ..demo() };
+        assert!(matches!(ClusterSeed::generate(&options, 0, &mut OsRandom), Err(SeedError::Overlay(_))));
         let options = SeedOptions { broker_address: Some("a b".into()), ..demo() };
         assert!(matches!(ClusterSeed::generate(&options, 0, &mut OsRandom), Err(SeedError::Address(_))));
     }

@@ -1,7 +1,7 @@
 //! The address plan: which numbers and names follow from a board's index and a container's id.
 //!
 //! ```text
-//! 10.0.0.0/8      the overlay                      10.N.0.0/16   board N's containers
+//! Overlay         the overlay, and which part of it each board's containers have: 10.N.0.0/16 of 10.0.0.0/8
 //! 10.N.0.1        board N's bridge, wherry0        gre-M         tunnel to board M
 //! wv12            board's end of container c12     02:57:0a:N:x:y   MAC of 10.N.x.y
 //! wherry-wg       WireGuard, below all tunnels     10.0.255.N    board N's address on it: the end of its tunnels
@@ -9,10 +9,8 @@
 //! ```
 use std::net::Ipv4Addr;
 use wherry_protocol::{ContainerId, NodeIndex};
-pub use wherry_protocol::{Prefix, PrefixError};
+pub use wherry_protocol::{Overlay, OverlayError, Prefix, PrefixError};
 
-/// Every board's container network lies in here.
-pub const OVERLAY: Prefix = Prefix { address: Ipv4Addr::new(10, 0, 0, 0), bits: 8 };
 /// The bridge that a board's containers hang on.
 pub const BRIDGE: &str = "wherry0";
 /// The container's own end of its veth pair.
@@ -30,31 +28,6 @@ pub const WIREGUARD_PORTS: [u16; 2] = [51820, 51821];
 pub const WIREGUARD_OVERHEAD_BYTES: u32 = 60;
 /// What GRE without key or checksum adds: 20 bytes of IPv4 and 4 of GRE (RFC 2784 §2.1).
 pub const GRE_OVERHEAD_BYTES: u32 = 24;
-
-/// The network of board `index`'s containers, 10.N.0.0/16.
-#[must_use]
-pub fn subnet(index: NodeIndex) -> Prefix {
-    Prefix::new(Ipv4Addr::new(10, index.0, 0, 0), 16)
-}
-
-/// The board's own address in it, 10.N.0.1: its containers' gateway.
-#[must_use]
-pub fn gateway(index: NodeIndex) -> Ipv4Addr {
-    Ipv4Addr::new(10, index.0, 0, 1)
-}
-
-/// A board's end of all its tunnels, 10.0.255.N: its address on the WireGuard device. No container has one of 10.0.0.0/16.
-#[must_use]
-pub fn tunnel_end(index: NodeIndex) -> Prefix {
-    Prefix::new(Ipv4Addr::new(10, 0, 255, index.0), 24)
-}
-
-/// Whether a container of board `index` may have `address`: in the subnet, and not its first, its last or the gateway.
-#[must_use]
-pub fn usable(index: NodeIndex, address: Ipv4Addr) -> bool {
-    let subnet = subnet(index);
-    subnet.contains(address) && ![subnet.address, gateway(index), subnet.broadcast()].contains(&address)
-}
 
 /// The name of the tunnel to board `peer`.
 #[must_use]
@@ -103,14 +76,5 @@ mod tests {
         assert_eq!(port_name(ContainerId(u64::MAX)), None);
         assert_eq!(tunnel_name(NodeIndex(254)), "gre-254");
         assert_eq!(mac(Ipv4Addr::new(10, 1, 0, 2)), [2, 0x57, 10, 1, 0, 2]);
-    }
-
-    #[test]
-    fn reserved_addresses_are_not_usable() {
-        let index = NodeIndex(3);
-        for bad in ["10.3.0.0", "10.3.0.1", "10.3.255.255", "10.4.0.2", "192.168.0.2"] {
-            assert!(!usable(index, bad.parse().unwrap()), "{bad}");
-        }
-        assert!(usable(index, "10.3.0.2".parse().unwrap()));
     }
 }

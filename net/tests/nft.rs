@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
-use wherry_net::address::Prefix;
+use wherry_net::address::{Overlay, Prefix};
 use wherry_net::firewall::{Board, Container, Ports, Published, board, container, protect};
 use wherry_net::nft::{
     Chain, Family, Hook, KeyType, NftError, NftSocket, Policy, Rule, Ruleset, Set, Table, Value,
@@ -79,6 +79,7 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
         ],
         uplink: Some("eth0"),
         lan: &["192.168.50.12/24".parse::<Prefix>().unwrap(), "203.0.113.9/27".parse().unwrap()],
+        overlay: Overlay::default(),
         index: Some(NodeIndex(1)),
         peers: &[peer(2, "192.168.50.13"), peer(3, "192.168.50.14")],
         connections: &[
@@ -100,6 +101,7 @@ fn board_rules_read_back() {
         published: &[],
         uplink: None,
         lan: &[],
+        overlay: Overlay::default(),
         index: None,
         peers: &[],
         connections: &[],
@@ -115,6 +117,7 @@ fn container_rules_read_back() {
         id: ContainerId(7),
         address: address("10.1.0.2"),
         connections: &[connection(me, far, Transport::Tcp, 80), connection(near, me, Transport::Tcp, 5432)],
+        overlay: Overlay::default(),
         resolvers: &[address("10.1.0.1")],
         lan: &["192.168.50.12/24".parse().unwrap()],
         egress: &[Egress::Lan("192.168.50.16/28".parse().unwrap())],

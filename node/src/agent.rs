@@ -98,7 +98,7 @@ impl Agent {
         for output in outputs {
             match output {
                 Output::Report(report) => self.report(report),
-                order @ (Output::SetIndex(_)
+                order @ (Output::Join(..)
                 | Output::Start(_)
                 | Output::Signal { .. }
                 | Output::Wake(_)

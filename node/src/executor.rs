@@ -9,9 +9,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use wherry_net::address::gateway;
 use wherry_protocol::message::{ContainerDesired, Drops, NetworkDesired, WireguardKeys};
-use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, WireError};
+use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, Overlay, WireError};
 
 /// What the agent's orders act on. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -25,7 +24,7 @@ pub struct Executor {
     /// Orders for the network, which must stay in order.
     network_orders: mpsc::UnboundedSender<NetworkOrder>,
     /// The board's number, once it and with it the overlay network is known.
-    numbered: watch::Receiver<Option<NodeIndex>>,
+    numbered: watch::Receiver<Option<(NodeIndex, Overlay)>>,
 }
 
 /// Both ends of what the board's DNS server knows.
@@ -45,15 +44,15 @@ impl Names {
         self.directory.send_modify(|directory| Arc::make_mut(directory).admit(container));
     }
 
-    async fn serve(self, index: NodeIndex) {
+    async fn serve(self, index: NodeIndex, overlay: Overlay) {
         let (directory, upstream) = (self.directory.subscribe(), self.upstream.subscribe());
-        dns::serve(gateway(index), directory, upstream, DnsLimits::BOARD).await;
+        dns::serve(overlay.gateway(index), directory, upstream, DnsLimits::BOARD).await;
     }
 }
 
 #[derive(Debug)]
 enum NetworkOrder {
-    Index(NodeIndex),
+    Start(NodeIndex, Overlay),
     Apply(NetworkDesired, Vec<LocalContainer>),
     Rekey(u8),
     Plane(u8),
@@ -111,8 +110,8 @@ impl Executor {
     /// Carries out `order`; what comes of it goes to `inputs`, later.
     pub fn perform(&self, order: Output, inputs: &mpsc::Sender<Input>) {
         match order {
-            Output::SetIndex(index) => {
-                self.network_orders.send(NetworkOrder::Index(index)).ok();
+            Output::Join(index, overlay) => {
+                self.network_orders.send(NetworkOrder::Start(index, overlay)).ok();
             }
             Output::ApplyNetwork { network, containers } => {
                 self.network_orders.send(NetworkOrder::Apply(network, containers)).ok();
@@ -162,8 +161,9 @@ impl Executor {
         let local = LocalContainer::of(&desired);
         let network = self.network.clone();
         // The order with the number was given before this one, but is carried out elsewhere.
-        let index = self.numbered.wait_for(Option::is_some).await.ok().and_then(|index| *index);
-        let nameservers: Vec<Ipv4Addr> = index.map(gateway).into_iter().collect();
+        let place = self.numbered.wait_for(Option::is_some).await.ok().and_then(|place| *place);
+        let nameservers: Vec<Ipv4Addr> =
+            place.map(|(index, overlay)| overlay.gateway(index)).into_iter().collect();
         self.names.admit(&local);
         let connect = async move |pidfd| {
             network.attach(local, pidfd).await.map_err(|error| {
@@ -229,7 +229,7 @@ struct Keeper {
     runtime: Runtime,
     network: Network,
     names: Names,
-    numbered: watch::Sender<Option<NodeIndex>>,
+    numbered: watch::Sender<Option<(NodeIndex, Overlay)>>,
 }
 
 impl Keeper {
@@ -237,16 +237,16 @@ impl Keeper {
         let mut server = JoinSet::new();
         while let Some(order) = orders.recv().await {
             match order {
-                NetworkOrder::Index(index) => {
-                    if let Err(error) = self.network.start(index).await {
+                NetworkOrder::Start(index, overlay) => {
+                    if let Err(error) = self.network.start(index, overlay).await {
                         tracing::error!("the network of board {index} could not be set up: {error}");
                     }
-                    // The board's address follows from its number, and there is one server.
-                    if *self.numbered.borrow() != Some(index) {
+                    // The board's address follows from these, and there is one server.
+                    if *self.numbered.borrow() != Some((index, overlay)) {
                         server.abort_all();
-                        server.spawn(self.names.clone().serve(index));
+                        server.spawn(self.names.clone().serve(index, overlay));
                     }
-                    self.numbered.send_replace(Some(index));
+                    self.numbered.send_replace(Some((index, overlay)));
                 }
                 NetworkOrder::Rekey(plane) => match self.network.rekey(plane).await {
                     Ok(Some(keys)) if inputs.send(Input::Rekeyed(keys)).await.is_err() => return,
@@ -276,7 +276,8 @@ impl Keeper {
         if let Some(error) = &error {
             tracing::warn!(revision = desired.revision, "the network is not as wanted: {error}");
         }
-        self.names.directory.send_replace(Arc::new(Directory::of(desired, containers)));
+        let overlay = self.numbered.borrow().map(|(_, overlay)| overlay).unwrap_or_default();
+        self.names.directory.send_replace(Arc::new(Directory::of(overlay, desired, containers)));
         error
     }
 }

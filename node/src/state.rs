@@ -6,7 +6,7 @@ use wherry_protocol::message::{
     Condition, ContainerDesired, ContainerReport, ContainerState, ExitStatus, FromNode, NetworkDesired,
     NodeDesired, ToNode, Want, WireguardKeys,
 };
-use wherry_protocol::{ContainerId, ContainerRef, NodeIndex, WireError};
+use wherry_protocol::{ContainerId, ContainerRef, NodeIndex, Overlay, WireError};
 
 /// SIGKILL (signal(7)); the only signal that the state decides on by itself.
 const SIGKILL: u8 = 9;
@@ -86,7 +86,7 @@ pub enum Input {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// This board's number is known (or has changed): addresses follow from it.
-    SetIndex(NodeIndex),
+    Join(NodeIndex, Overlay),
     /// Fetch what is missing, then start this container.
     Start(Box<ContainerDesired>),
     /// Send a signal to a container's first process.
@@ -177,7 +177,7 @@ struct Entry {
 /// The node's memory.
 #[derive(Debug, Default)]
 pub struct State {
-    index: Option<NodeIndex>,
+    place: Option<(NodeIndex, Overlay)>,
     containers: BTreeMap<ContainerId, Entry>,
     /// The WireGuard device that packets go through.
     plane: u8,
@@ -326,9 +326,10 @@ impl State {
     }
 
     fn sync(&mut self, now: MonoMs, desired: NodeDesired, out: &mut Vec<Output>) {
-        if self.index != Some(desired.index) {
-            self.index = Some(desired.index);
-            out.push(Output::SetIndex(desired.index));
+        let place = (desired.index, desired.overlay);
+        if self.place != Some(place) {
+            self.place = Some(place);
+            out.push(Output::Join(desired.index, desired.overlay));
         }
         let network = desired.network;
         let wanted: BTreeMap<ContainerId, ContainerDesired> =
@@ -717,6 +718,7 @@ mod tests {
     fn sync(containers: Vec<ContainerDesired>) -> Input {
         Input::Broker(ToNode::Sync(NodeDesired {
             index: NodeIndex(1),
+            overlay: Overlay::default(),
             containers,
             network: NetworkDesired::default(),
             plane: 0,
@@ -809,7 +811,7 @@ mod tests {
         step(&mut state, 0, Input::Adopted(report.clone()));
         assert_eq!(state.inventory(), [report]);
         let out = step(&mut state, 0, sync(vec![desired(1, 3, Want::Running)]));
-        assert!(matches!(out.as_slice(), [Output::SetIndex(NodeIndex(1)), Output::ApplyNetwork { .. }]));
+        assert!(matches!(out.as_slice(), [Output::Join(NodeIndex(1), _), Output::ApplyNetwork { .. }]));
         assert!(state.running(reference(1, 3)) && !state.running(reference(1, 2)));
     }
 
@@ -855,7 +857,7 @@ mod tests {
                 }
                 Output::Remove(container) => pending.push(Input::Removed(container)),
                 Output::Wake(_)
-                | Output::SetIndex(_)
+                | Output::Join(..)
                 | Output::ApplyNetwork { .. }
                 | Output::Rekey(_)
                 | Output::Plane(_)

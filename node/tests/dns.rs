@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use wherry_node::dns::{Directory, DnsLimits, Upstream, serve_on};
 use wherry_node::net::LocalContainer;
-use wherry_protocol::ContainerId;
 use wherry_protocol::message::{Called, Connection, Egress, NetworkDesired, Transport};
+use wherry_protocol::{ContainerId, Overlay};
 
 /// The one container is this test itself.
 const ME: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -45,7 +45,7 @@ fn directory(containers: u8) -> Directory {
             .collect(),
         ..NetworkDesired::default()
     };
-    Directory::of(&network, &[me])
+    Directory::of(Overlay::default(), &network, &[me])
 }
 
 struct Server {

@@ -14,11 +14,11 @@ use wherry_net::dhcp::Lease;
 use wherry_net::setup::Uplink;
 use wherry_node::dns::{self, Directory, DnsLimits, Upstream};
 use wherry_node::net::{LocalContainer, NetConfig, NetError, Network};
-use wherry_protocol::Prefix;
 use wherry_protocol::message::{
     Called, Connection, Drops, Egress, NetworkDesired, Peer, PublishedOn, PublishedPort, Transport,
 };
 use wherry_protocol::{ContainerId, NodeIndex};
+use wherry_protocol::{Overlay, Prefix};
 
 /// Longer than any packet takes here, shorter than anybody's patience.
 const SHORT: Duration = Duration::from_millis(400);
@@ -51,11 +51,11 @@ fn uplink() -> Uplink {
     Uplink { interface: "eth0".into(), lease }
 }
 
-fn start(reconcile: Duration) -> (Runtime, Network) {
+fn start(reconcile: Duration, overlay: Overlay) -> (Runtime, Network) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let network = Network::new(NetConfig { reconcile }).unwrap();
     runtime.block_on(network.set_uplink(Some(uplink()))).unwrap();
-    runtime.block_on(network.start(NodeIndex(1))).unwrap();
+    runtime.block_on(network.start(NodeIndex(1), overlay)).unwrap();
     (runtime, network)
 }
 
@@ -66,8 +66,12 @@ impl World {
     }
 
     fn looked_after(reconcile: Duration) -> Self {
+        Self::with(reconcile, Overlay::default())
+    }
+
+    fn with(reconcile: Duration, overlay: Overlay) -> Self {
         let router = board_with_router();
-        let (runtime, network) = start(reconcile);
+        let (runtime, network) = start(reconcile, overlay);
         Self { runtime, network, router, revision: 0 }
     }
 
@@ -170,6 +174,49 @@ fn a_connection_opens_one_port_one_way_and_nothing_else() {
 
         world.apply(&[], &[&a, &b]);
         assert!(!a.reaches(&b, 80), "the connection was taken away");
+    });
+}
+
+#[test]
+fn containers_have_the_addresses_that_the_broker_chose() {
+    isolated(|| {
+        let mut world = World::with(Duration::from_secs(3600), "172.20.0.0/14".parse().unwrap());
+        assert!(run("ip addr show wherry0").contains("inet 172.20.4.1/22"));
+        let (a, b) = (world.attach(7, "172.20.4.2"), world.attach(8, "172.20.7.254"));
+        let _server = b.listen(80);
+        world.apply(&[], &[&a, &b]);
+        assert!(!a.reaches(&b, 80));
+        world.apply(&[allow(&a, &b, Transport::Tcp, 80)], &[&a, &b]);
+        assert!(a.reaches(&b, 80) && !b.reaches(&a, 80));
+        let routes = a.space.run("ip route");
+        assert!(routes.contains("172.20.0.0/14 via 172.20.4.1 dev eth0 proto static mtu 1416"), "{routes}");
+        let _internet = world.router.enter(|| TcpListener::bind((INTERNET, 80)).unwrap());
+        assert!(a.dial(address(INTERNET), 80).is_ok());
+        // What is usually the overlay is somebody's network here.
+        let mine =
+            |world: &World| world.runtime.block_on(world.network.drops(ContainerId(7))).unwrap().unwrap();
+        let before = mine(&world).private_network;
+        assert!(a.dial(address("10.1.0.2"), 80).is_err());
+        assert!(mine(&world).private_network > before);
+        // Another choice, now that no container is left.
+        world.runtime.block_on(world.network.detach(ContainerId(7))).unwrap();
+        world.runtime.block_on(world.network.detach(ContainerId(8))).unwrap();
+        world.runtime.block_on(world.network.start(NodeIndex(1), Overlay::default())).unwrap();
+        let addresses = run("ip addr show wherry0");
+        assert!(addresses.contains("inet 10.1.0.1/16") && !addresses.contains("172.20."), "{addresses}");
+    });
+}
+
+#[test]
+fn a_board_among_its_containers_addresses_says_so() {
+    isolated(|| {
+        let world = World::with(Duration::from_secs(3600), "192.168.0.0/16".parse().unwrap());
+        let applied = world.runtime.block_on(world.network.apply(&NetworkDesired::default(), &[]));
+        assert_eq!(
+            applied.unwrap_err().to_string(),
+            "the containers' network 192.168.0.0/16 and the board's own network 192.168.50.0/24 overlap: choose another \
+             one for the containers, as in overlay = \"10.0.0.0/8\" in the broker's configuration"
+        );
     });
 }
 
@@ -362,7 +409,8 @@ fn of_the_board_s_network_only_its_own_dns_is_open() {
                 outside.send_to(&answer, from).ok();
             }
         });
-        let (_directory, directory) = watch::channel(Arc::new(Directory::of(&wanted, &locals)));
+        let (_directory, directory) =
+            watch::channel(Arc::new(Directory::of(Overlay::default(), &wanted, &locals)));
         let (_upstream, upstream) = watch::channel(Upstream::of(&[address(ROUTER)]));
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -534,7 +582,7 @@ fn a_restart_of_the_service_interrupts_nothing() {
 
         drop(world.network);
         world.network = Network::new(NetConfig { reconcile: Duration::from_millis(100) }).unwrap();
-        world.runtime.block_on(world.network.start(NodeIndex(1))).unwrap();
+        world.runtime.block_on(world.network.start(NodeIndex(1), Overlay::default())).unwrap();
         assert!(says(&mut client, &mut server, b"between the lives"));
         // The broker is back before the board knows its own address again.
         let wanted = NetworkDesired {

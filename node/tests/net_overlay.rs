@@ -15,7 +15,7 @@ use wherry_net::dhcp::Lease;
 use wherry_net::setup::Uplink;
 use wherry_node::net::{LocalContainer, NetConfig, Network};
 use wherry_protocol::message::{Connection, Egress, NetworkDesired, Peer, Transport};
-use wherry_protocol::{ContainerId, NodeIndex};
+use wherry_protocol::{ContainerId, NodeIndex, Overlay};
 
 /// Longer than any packet takes, also under emulation.
 const SHORT: Duration = Duration::from_secs(2);
@@ -57,7 +57,7 @@ impl Board {
         let local = container.clone();
         runtime.block_on(async {
             network.set_uplink(Some(uplink(index))).await.unwrap();
-            network.start(NodeIndex(index)).await.unwrap();
+            network.start(NodeIndex(index), Overlay::default()).await.unwrap();
             network.attach(local, cell.fd()).await.unwrap();
         });
         cell.enter(|| wait_for_carrier("eth0"));

@@ -30,7 +30,7 @@ impl fmt::Display for AccountId {
     }
 }
 
-/// A board's number in its cluster, 1 to 254: the second octet of its overlay network 10.N.0.0/16.
+/// A board's number in its cluster, 1 to 254: which part of the overlay its containers have, see [`Overlay`](crate::Overlay).
 /// The broker itself is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeIndex(pub u8);

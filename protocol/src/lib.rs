@@ -21,6 +21,7 @@ pub mod io;
 pub mod key;
 pub mod limits;
 pub mod message;
+pub mod overlay;
 pub mod policy;
 pub mod prefix;
 pub mod session;
@@ -34,5 +35,6 @@ pub use id::{AccountId, ContainerId, ContainerRef, Digest, Generation, Name, Nod
 pub use key::OsRandom;
 pub use key::{PublicKey, Random, SecretKey};
 pub use limits::Limits;
+pub use overlay::{Overlay, OverlayError};
 pub use prefix::{Prefix, PrefixError};
 pub use token::{Role, Token};

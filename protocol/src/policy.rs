@@ -290,10 +290,10 @@ fn check_sysctl(name: &str, value: &str) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Networks that no `lan:` may touch: the overlay, where connections decide, and what leads to the board itself or to everybody.
-const NEVER_LAN: [Prefix; 5] = [
+/// Networks that no `lan:` may touch: what leads to the board itself or to everybody. Nor may it touch the overlay, where
+/// connections decide; which that is, the broker knows.
+const NEVER_LAN: [Prefix; 4] = [
     Prefix::new(Ipv4Addr::new(0, 0, 0, 0), 8),
-    Prefix::new(Ipv4Addr::new(10, 0, 0, 0), 8),
     Prefix::new(Ipv4Addr::new(127, 0, 0, 0), 8),
     Prefix::new(Ipv4Addr::new(224, 0, 0, 0), 4),
     Prefix::new(Ipv4Addr::new(240, 0, 0, 0), 4),
@@ -413,8 +413,7 @@ mod tests {
             host("a\nb"),
             host(""),
             lan("0.0.0.0/0"),
-            lan("10.1.0.0/16"),
-            lan("8.0.0.0/5"),
+            lan("126.0.0.0/7"),
             lan("127.0.0.1/32"),
             lan("192.168.50.9/24"),
             Setting::Egress(Egress::Lan(Prefix { address: Ipv4Addr::new(192, 168, 1, 1), bits: 33 })),

@@ -21,7 +21,7 @@ pub use web::{CERTIFICATE_PAUSE, WebSetup};
 
 use crate::core::{Clock, Core, Parts};
 use crate::sessions::Sessions;
-use crate::state::{Broker, Identity, Input, LoadError, PublishedPorts, Time, Web};
+use crate::state::{Broker, Identity, Input, LoadError, Output, OverlayChange, PublishedPorts, Time, Web};
 use crate::store::{Store, StoreError};
 use gate::Gate;
 use std::future::Future;
@@ -36,7 +36,7 @@ use web::WebShared;
 use wherry_images::store::BlobStore;
 use wherry_protocol::io::ServerKeys;
 use wherry_protocol::token::TokenSecret;
-use wherry_protocol::{Digest, Limits, Name, OsRandom, Random, Role, SecretKey, Token};
+use wherry_protocol::{Digest, Limits, Name, OsRandom, Overlay, Random, Role, SecretKey, Token};
 
 /// Name and version of this software, as peers are told.
 pub const SOFTWARE: &str = concat!("wherry-broker ", env!("CARGO_PKG_VERSION"));
@@ -59,6 +59,9 @@ pub enum ServeError {
         /// What contradicts what.
         source: LoadError,
     },
+    /// The containers' addresses.
+    #[error(transparent)]
+    Overlay(#[from] OverlayChange),
     /// The blobs.
     #[error(transparent)]
     Blobs(#[from] wherry_images::store::StoreError),
@@ -95,6 +98,8 @@ pub struct Setup {
     pub location: Name,
     /// Where its records and blobs are.
     pub data: PathBuf,
+    /// The containers' addresses, if the configuration says so.
+    pub overlay: Option<Overlay>,
     /// Tokens of the configuration.
     pub tokens: Vec<ConfiguredToken>,
     /// Address on which published ports listen.
@@ -139,6 +144,7 @@ pub struct Service {
     shared: Arc<Shared>,
     failure: tokio::sync::oneshot::Receiver<StoreError>,
     first_token: Option<Token>,
+    overlay: Overlay,
 }
 
 impl Service {
@@ -160,6 +166,9 @@ impl Service {
         let now = clock.now();
         let mut broker =
             Broker::load(now, identity, records).map_err(|source| ServeError::State { path, source })?;
+        let settled = broker.settle_overlay(setup.overlay)?;
+        keep(&mut store, settled)?;
+        let overlay = broker.overlay();
         let lost = compare(&broker, &blobs)?;
         begin(&mut broker, &mut store, now, lost)?;
         begin(&mut broker, &mut store, now, setup.tokens.iter().map(adoption).collect())?;
@@ -187,13 +196,19 @@ impl Service {
             publish_address: setup.publish_address,
             end: CancellationToken::new(),
         };
-        Ok(Self { shared: Arc::new(shared), failure, first_token })
+        Ok(Self { shared: Arc::new(shared), failure, first_token, overlay })
     }
 
     /// A token made at this start because nobody is, or could become, an admin. Shown once; only its hash is kept.
     #[must_use]
     pub fn first_token(&self) -> Option<&Token> {
         self.first_token.as_ref()
+    }
+
+    /// The addresses of all containers.
+    #[must_use]
+    pub fn overlay(&self) -> Overlay {
+        self.overlay
     }
 
     /// Ports of the broker that lead to containers, as they change.
@@ -275,11 +290,14 @@ pub(crate) fn make_private_directory(path: &Path) -> std::io::Result<()> {
 
 /// Feeds the state before anybody can ask it; there is nobody to answer yet.
 fn begin(broker: &mut Broker, store: &mut Store, now: Time, inputs: Vec<Input>) -> Result<(), ServeError> {
-    for input in inputs {
-        for output in broker.handle(now, input) {
-            if let crate::state::Output::Store(changes) = output {
-                store.commit(&changes)?;
-            }
+    inputs.into_iter().try_for_each(|input| keep(store, broker.handle(now, input)))
+}
+
+/// Of what is to be done before anybody is there, only what is written down matters.
+fn keep(store: &mut Store, outputs: Vec<Output>) -> Result<(), ServeError> {
+    for output in outputs {
+        if let Output::Store(changes) = output {
+            store.commit(&changes)?;
         }
     }
     Ok(())

@@ -229,6 +229,7 @@ impl Broker {
         let facts = node.facts.as_ref()?;
         let used = self.tables.desired_bytes(index);
         let count = self.tables.containers_on(index).count();
+        let most = MAX_CONTAINERS_PER_NODE.min(self.overlay().capacity());
         Some(Candidate {
             index,
             name: node.name.clone(),
@@ -237,8 +238,9 @@ impl Broker {
             load: live.load,
             promised_bytes: live.promised_bytes(),
             promised: u32::try_from(live.promises.len()).unwrap_or(u32::MAX),
+            own_address: self.address_among_containers(index),
             taken_port: self.taken_on(index, spec),
-            has_slot: count < MAX_CONTAINERS_PER_NODE && used.saturating_add(weight) <= MAX_DESIRED_BYTES,
+            has_slot: count < most && used.saturating_add(weight) <= MAX_DESIRED_BYTES,
             has_image: self.tables.containers_on(index).any(|(_, c)| c.manifest == image.manifest),
             labels: self.tables.labels.get(&index).cloned().unwrap_or_default(),
         })
@@ -247,16 +249,9 @@ impl Broker {
     /// The lowest address of the board that no container has, not even one that is being removed.
     fn free_address(&self, index: NodeIndex) -> Result<Ipv4Addr, WireError> {
         let used: BTreeSet<Ipv4Addr> = self.tables.containers_on(index).map(|(_, c)| c.address).collect();
-        // .0 is the network, .1 the board; the last one would be the broadcast address.
-        (2..u16::MAX)
-            .map(|host| {
-                let [high, low] = host.to_be_bytes();
-                Ipv4Addr::new(10, index.0, high, low)
-            })
-            .find(|address| !used.contains(address))
-            .ok_or_else(|| {
-                error(ErrorCode::NoCapacity, format!("{index} has no free address: remove containers"))
-            })
+        self.overlay().addresses(index).find(|address| !used.contains(address)).ok_or_else(|| {
+            error(ErrorCode::NoCapacity, format!("{index} has no free address: remove containers"))
+        })
     }
 
     /// What only some may wish, and only of what is theirs.
@@ -272,6 +267,7 @@ impl Broker {
             let text = "only an admin may let a container into the boards' own networks: ask one";
             return Err(error(ErrorCode::Forbidden, text));
         }
+        self.check_egress(spec)?;
         spec.files().try_for_each(|blob| self.check_held(asker.account, blob))
     }
 

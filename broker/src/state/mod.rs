@@ -6,6 +6,7 @@
 //! accounts    enrolment, tokens          images     names, blobs and who holds them
 //! containers  run … remove               placement  which board, which address, and why
 //! network     connections, per board     nodes      sessions of boards, their reports
+//! overlay     the addresses of all containers
 //! waiting     answers that come later    views      what people are shown
 //! live        what changes while a container runs; labels of boards
 //! web         names of the web endpoint
@@ -24,6 +25,7 @@ mod live;
 mod names;
 mod network;
 mod nodes;
+mod overlay;
 mod placement;
 mod rules;
 mod sessions;
@@ -35,6 +37,7 @@ mod web;
 
 pub use access::{Reach, authorise};
 pub use domains::record_name;
+pub use overlay::OverlayChange;
 pub use tables::LoadError;
 pub use web::{Web, WebBackend, WebCaller, WebHost, WebRoute, WebRule};
 

@@ -124,7 +124,8 @@ impl Broker {
         let network = self.network_of(index);
         self.networks.insert(index, network.clone());
         let containers = self.tables.containers_on(index).filter_map(|(id, c)| self.desired(id, c)).collect();
-        self.tell_node(index, ToNode::Sync(NodeDesired { index, containers, network, plane: self.plane }));
+        let (overlay, plane) = (self.overlay(), self.plane);
+        self.tell_node(index, ToNode::Sync(NodeDesired { index, overlay, containers, network, plane }));
         // The board removes by itself what is not in the list; asked, it also says so about what it does not have.
         let leaving: Vec<ContainerId> =
             self.tables.containers_on(index).filter(|(_, c)| !c.is_present()).map(|(id, _)| id).collect();

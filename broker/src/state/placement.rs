@@ -1,10 +1,11 @@
 //! Where a container goes, and why. Pure: candidates in, choice and reason out.
 use super::bounds::EXPECTED_MEMORY_BYTES;
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use wherry_protocol::Constraint;
 use wherry_protocol::constraint::Board;
 use wherry_protocol::message::NodeLoad;
-use wherry_protocol::{ErrorCode, Name, NodeIndex, WireError};
+use wherry_protocol::{ErrorCode, Name, NodeIndex, Overlay, WireError};
 
 /// One connected board.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub(super) struct Candidate {
     pub(super) promised: u32,
     /// Whether its list of containers and its address range have room.
     pub(super) has_slot: bool,
+    /// Its address on its own network, if that lies among the containers'.
+    pub(super) own_address: Option<(Ipv4Addr, Overlay)>,
     /// A port that is to be published on the board, and that another container there has.
     pub(super) taken_port: Option<u16>,
     /// Whether a container of the same image is there already, so that it takes no more disk.
@@ -75,6 +78,10 @@ impl Candidate {
             Some(format!("does not meet {unmet}"))
         } else if self.architecture != need.architecture {
             Some(format!("is {}, {} is {}", self.architecture, need.image, need.architecture))
+        } else if let Some((address, overlay)) = self.own_address {
+            Some(format!(
+                "has its own address {address} in the containers' network {overlay} (`overlay` in the broker's configuration chooses another)"
+            ))
         } else if !self.has_slot {
             Some("holds as many containers as one board may".into())
         } else if let Some(port) = self.taken_port {
@@ -173,6 +180,7 @@ mod tests {
             promised_bytes: 0,
             promised: 0,
             has_slot: true,
+            own_address: None,
             taken_port: None,
             has_image: false,
             labels: BTreeMap::new(),

@@ -48,6 +48,7 @@ fn open(data: &Path) -> Result<Service, ServeError> {
         secret: SecretKey::from_bytes([1; 32]),
         location: "test".parse().expect("a name"),
         data: data.to_owned(),
+        overlay: None,
         tokens: Vec::new(),
         publish_address: [127, 0, 0, 1].into(),
         web: web_setup().0,

@@ -92,6 +92,7 @@ impl Broker {
             secret: secret.clone(),
             location: "test".parse().expect("a name"),
             data: dir.path().to_owned(),
+            overlay: None,
             tokens: tokens(),
             publish_address: ip,
             web,

@@ -5,6 +5,7 @@ mod images;
 mod live;
 mod network;
 mod nodes;
+mod overlay;
 mod properties;
 mod refusals;
 mod rules;

@@ -2,7 +2,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use wherry_broker::record::{Change, Key, Record};
-use wherry_broker::state::{Answer, Broker, Identity, Input, Output, RequestId, SessionId, Time};
+use wherry_broker::state::{
+    Answer, Broker, Identity, Input, Output, OverlayChange, RequestId, SessionId, Time,
+};
 use wherry_protocol::message::*;
 use wherry_protocol::token::TokenSecret;
 use wherry_protocol::*;
@@ -57,6 +59,19 @@ impl World {
     /// One input; the store follows, and must hold what the broker thinks it holds.
     pub(crate) fn step(&mut self, input: Input) -> Vec<Output> {
         let out = self.broker.handle(self.now, input);
+        self.keep(&out);
+        out
+    }
+
+    /// What a start with this configuration makes of the containers' addresses.
+    pub(crate) fn settle(&mut self, overlay: Option<&str>) -> Result<(), OverlayChange> {
+        let wanted = overlay.map(|text| text.parse().expect("an overlay"));
+        let out = self.broker.settle_overlay(wanted)?;
+        self.keep(&out);
+        Ok(())
+    }
+
+    fn keep(&mut self, out: &[Output]) {
         for (position, output) in out.iter().enumerate() {
             if let Output::Store(changes) = output {
                 assert_eq!(position, 0, "written before anything becomes visible");
@@ -70,7 +85,6 @@ impl World {
                 }
             }
         }
-        out
     }
 
     pub(crate) fn wait(&mut self, milliseconds: u64) -> Vec<Output> {

@@ -235,6 +235,7 @@ fn seed(options: &Options, address: Ipv4Addr) -> Result<ClusterSeed, DevError> {
         admin_address: Some(address.to_string()),
         broker_network: Some(network),
         test_image: options.test_image,
+        overlay: options.overlay,
         ..SeedOptions::new(options.name.clone(), usize::from(options.nodes))
     };
     Ok(ClusterSeed::generate(&wanted, now.as_secs(), &mut OsRandom)?)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use wherry_images::disk::{Arch, BoardRole, MANIFEST_FILE, Manifest, Template};
-use wherry_protocol::Name;
+use wherry_protocol::{Name, Overlay};
 use wherry_qemu::machine::Forward;
 use wherry_qemu::{Disk, Lan, Mac, Machine, Nic};
 
@@ -48,13 +48,26 @@ pub struct Options {
     pub images: PathBuf,
     /// Boards that may be told to crash, for tests.
     pub test_image: bool,
+    /// The containers' addresses; the usual ones if absent.
+    #[serde(default)]
+    pub overlay: Option<Overlay>,
 }
 
 impl Options {
     /// A cluster of two nodes from `images`, everything else as usual.
     #[must_use]
     pub fn new(name: Name, arch: Arch, images: PathBuf) -> Self {
-        Self { name, arch, nodes: 2, memory_mib: 256, cpus: 1, data_mib: 1024, images, test_image: false }
+        Self {
+            name,
+            arch,
+            nodes: 2,
+            memory_mib: 256,
+            cpus: 1,
+            data_mib: 1024,
+            images,
+            test_image: false,
+            overlay: None,
+        }
     }
 
     /// Refuses what cannot be.

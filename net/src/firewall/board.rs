@@ -1,8 +1,8 @@
 //! The rules of the board itself: what may reach it, what passes through it, and who may call himself what.
 use super::{DNS, TABLE, addresses, lan_of, only_internet};
 use crate::address::{
-    BRIDGE, OVERLAY, PORT_PREFIX, Prefix, TUNNEL_PREFIX, WIREGUARD, WIREGUARD_PORTS, gateway, mac, port_name,
-    subnet, tunnel_end, tunnel_name,
+    BRIDGE, Overlay, PORT_PREFIX, Prefix, TUNNEL_PREFIX, WIREGUARD, WIREGUARD_PORTS, mac, port_name,
+    tunnel_name,
 };
 use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
@@ -43,6 +43,8 @@ pub struct Board<'a> {
     pub uplink: Option<&'a str>,
     /// The board's networks there.
     pub lan: &'a [Prefix],
+    /// The addresses of all containers.
+    pub overlay: Overlay,
     /// The board's number, once known. Without one nothing is forwarded.
     pub index: Option<NodeIndex>,
     /// Boards that tunnels lead to.
@@ -80,7 +82,7 @@ fn tunnels() -> String {
 
 fn packets(of: &Board<'_>) -> Table {
     let peers: Vec<_> = of.peers.iter().map(|peer| peer.underlay).collect();
-    let ends: Vec<_> = of.peers.iter().map(|peer| tunnel_end(peer.index).address).collect();
+    let ends: Vec<_> = of.peers.iter().map(|peer| of.overlay.tunnel_end(peer.index).address).collect();
     let sets = vec![
         addresses("peers", &peers),
         addresses("tunnel_ends", &ends),
@@ -122,7 +124,7 @@ fn connections(of: &Board<'_>) -> Set {
 /// another container takes no connection along.
 fn ends_are_ours(of: &Board<'_>, connection: &Connection) -> bool {
     let ours = |id, address| {
-        let here = of.index.is_some_and(|index| subnet(index).contains(address));
+        let here = of.index.is_some_and(|index| of.overlay.subnet(index).contains(address));
         !here || of.containers.get(id) == Some(&address)
     };
     ours(&connection.from, connection.from_address) && ours(&connection.to, connection.to_address)
@@ -138,7 +140,7 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     rules.extend(WIREGUARD.map(sealed));
     rules.push(gre().drop(DropReason::Unencrypted));
     // The DNS server on the board is the one thing of it that containers may talk to.
-    if let Some(gateway) = of.index.map(gateway) {
+    if let Some(gateway) = of.index.map(|index| of.overlay.gateway(index)) {
         let to_gateway = || Rule::new().input(BRIDGE).destination(Prefix::host(gateway));
         rules.extend([Transport::Udp, Transport::Tcp].map(|over| to_gateway().port(over, DNS).accept()));
     }
@@ -188,7 +190,7 @@ fn forwarding(of: &Board<'_>, index: NodeIndex) -> Vec<Chain> {
         Chain::at(Hook::Forward, Policy::Drop, "forward", forward(of)),
     ];
     if let Some(uplink) = of.uplink {
-        let hide = Rule::new().source(subnet(index)).output(uplink).masquerade();
+        let hide = Rule::new().source(of.overlay.subnet(index)).output(uplink).masquerade();
         chains.push(Chain::at(Hook::SourceNat, Policy::Accept, "postrouting", vec![hide]));
         let redirected = redirections(of, uplink);
         if !redirected.is_empty() {
@@ -235,7 +237,7 @@ fn forward(of: &Board<'_>) -> Vec<Rule> {
             to.when(Match::Redirected).state(States::ESTABLISHED_NEW).accept()
         }));
         // Answers from the internet. What claims to come from the overlay came the wrong way.
-        let elsewhere = Rule::new().input(uplink).when(Match::Source(Not::IsNot, OVERLAY));
+        let elsewhere = Rule::new().input(uplink).when(Match::Source(Not::IsNot, of.overlay.network()));
         rules.push(elsewhere.state(States::ESTABLISHED_RELATED).accept());
     }
     rules.push(Rule::new().input(BRIDGE).jump("from_containers"));
@@ -268,9 +270,9 @@ fn outside(of: &Board<'_>) -> Vec<Rule> {
     for (id, egress) in of.egress {
         let Some(address) = of.containers.get(id) else { continue };
         let from = |network| Rule::new().source(Prefix::host(*address)).destination(network).accept();
-        rules.extend(lan_of(egress).map(from));
+        rules.extend(lan_of(of.overlay, egress).map(from));
     }
-    rules.extend(only_internet(of.lan));
+    rules.extend(only_internet(of.overlay, of.lan));
     rules.push(Rule::new().lookup(&[Key::Source], "offline").drop(DropReason::Egress));
     // What connection tracking cannot place would leave with a container's address on it.
     rules.push(Rule::new().state(States { established: true, related: true, new: true }).accept());
@@ -279,8 +281,8 @@ fn outside(of: &Board<'_>) -> Vec<Rule> {
 }
 
 fn from_containers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
-    let mut rules =
-        vec![Rule::new().when(Match::Source(Not::IsNot, subnet(index))).drop(DropReason::Spoofed)];
+    let foreign = Match::Source(Not::IsNot, of.overlay.subnet(index));
+    let mut rules = vec![Rule::new().when(foreign).drop(DropReason::Spoofed)];
     if let Some(uplink) = of.uplink {
         rules.push(Rule::new().output(uplink).jump("outside"));
     }
@@ -294,12 +296,12 @@ fn from_peers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
         .peers
         .iter()
         .map(|peer| {
-            let wrong = Match::Source(Not::IsNot, subnet(peer.index));
+            let wrong = Match::Source(Not::IsNot, of.overlay.subnet(peer.index));
             Rule::new().input(&tunnel_name(peer.index)).when(wrong).drop(DropReason::Spoofed)
         })
         .collect();
-    rules
-        .push(Rule::new().when(Match::Destination(Not::IsNot, subnet(index))).drop(DropReason::NotConnected));
+    let elsewhere = Match::Destination(Not::IsNot, of.overlay.subnet(index));
+    rules.push(Rule::new().when(elsewhere).drop(DropReason::NotConnected));
     rules.push(Rule::new().output(BRIDGE).jump("overlay"));
     rules.push(Rule::new().drop(DropReason::NotConnected));
     rules
@@ -349,6 +351,7 @@ mod tests {
             published: &[],
             uplink: None,
             lan: &[],
+            overlay: Overlay::default(),
             index: None,
             peers: &[],
             connections: &[],
@@ -378,6 +381,30 @@ mod tests {
             ..closed(&containers)
         };
         golden::check("board-broker.nft", &board(&of).to_string());
+    }
+
+    #[test]
+    fn node_with_another_overlay() {
+        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let containers = [(ContainerId(7), address("172.20.4.2"))].into();
+        let connection = Connection {
+            from: ContainerId(7),
+            from_address: address("172.20.4.2"),
+            to: ContainerId(9),
+            to_address: address("172.20.8.2"),
+            port: 80,
+            transport: Transport::Tcp,
+        };
+        let of = Board {
+            uplink: Some("eth0"),
+            lan: &["10.0.5.12/24".parse().unwrap()],
+            overlay: "172.20.0.0/14".parse().unwrap(),
+            index: Some(NodeIndex(1)),
+            peers: &[Peer { index: NodeIndex(2), underlay: address("10.0.5.13"), wireguard: None }],
+            connections: &[connection],
+            ..closed(&containers)
+        };
+        golden::check("board-other-overlay.nft", &board(&of).to_string());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The rules inside one container's network namespace. The container has no CAP_NET_ADMIN and cannot change them.
 use super::{DNS, TABLE, addresses, lan_of, only_internet, to_resolvers};
-use crate::address::{OVERLAY, Prefix};
+use crate::address::{Overlay, Prefix};
 use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
 };
@@ -17,6 +17,8 @@ pub struct Container<'a> {
     pub address: Ipv4Addr,
     /// All connections the board knows of; those of others are left out.
     pub connections: &'a [Connection],
+    /// The addresses of all containers.
+    pub overlay: Overlay,
     /// DNS servers it may ask.
     pub resolvers: &'a [Ipv4Addr],
     /// The board's own networks, closed to containers.
@@ -60,7 +62,7 @@ fn peers<'a>(name: &'static str, connections: impl Iterator<Item = (Ipv4Addr, &'
 /// Visitors from outside, never from the overlay.
 fn visitors(of: &Container<'_>) -> impl Iterator<Item = Rule> {
     of.published.iter().flat_map(|(transport, port, allow)| {
-        let outside = || Rule::new().when(Match::Source(Not::IsNot, OVERLAY));
+        let outside = || Rule::new().when(Match::Source(Not::IsNot, of.overlay.network()));
         let rules = match allow.as_slice() {
             [] => vec![outside()],
             allow => allow.iter().map(|network| outside().source(*network)).collect(),
@@ -72,12 +74,13 @@ fn visitors(of: &Container<'_>) -> impl Iterator<Item = Rule> {
 /// Answers to them.
 fn answers(of: &Container<'_>) -> impl Iterator<Item = Rule> {
     of.published.iter().map(|(transport, port, _)| {
-        let outside = Rule::new().when(Match::Destination(Not::IsNot, OVERLAY));
+        let outside = Rule::new().when(Match::Destination(Not::IsNot, of.overlay.network()));
         outside.when(Match::SourcePort(*transport, *port)).state(States::ESTABLISHED).accept()
     })
 }
 
 fn input(of: &Container<'_>) -> Vec<Rule> {
+    let overlay = of.overlay.network();
     let from_resolver = |over| {
         let rule = Rule::new().lookup(&[Key::Source], "resolvers").when(Match::SourcePort(over, DNS));
         rule.state(States::ESTABLISHED).accept()
@@ -96,12 +99,11 @@ fn input(of: &Container<'_>) -> Vec<Rule> {
         Rule::new().when(Match::Icmp(Icmp::FragmentationNeeded)).state(States::RELATED).accept(),
         from_resolver(Transport::Udp),
         from_resolver(Transport::Tcp),
-        Rule::new().source(OVERLAY).drop(DropReason::NotConnected),
+        Rule::new().source(overlay).drop(DropReason::NotConnected),
     ];
     rules.extend(visitors(of));
-    rules.push(
-        Rule::new().when(Match::Source(Not::IsNot, OVERLAY)).state(States::ESTABLISHED_RELATED).accept(),
-    );
+    let elsewhere = Rule::new().when(Match::Source(Not::IsNot, overlay));
+    rules.push(elsewhere.state(States::ESTABLISHED_RELATED).accept());
     rules.push(Rule::new().drop(DropReason::Unsolicited));
     rules
 }
@@ -120,8 +122,8 @@ fn output(of: &Container<'_>) -> Vec<Rule> {
     ];
     rules.extend(to_resolvers());
     rules.extend(answers(of));
-    rules.extend(lan_of(of.egress).map(|network| Rule::new().destination(network).accept()));
-    rules.extend(only_internet(of.lan));
+    rules.extend(lan_of(of.overlay, of.egress).map(|network| Rule::new().destination(network).accept()));
+    rules.extend(only_internet(of.overlay, of.lan));
     rules.push(Rule::new().when(Match::Ipv6).drop(DropReason::Ipv6));
     rules.push(match of.egress.contains(&Egress::Internet) {
         true => Rule::new().accept(),
@@ -159,6 +161,7 @@ mod tests {
             id: ContainerId(7),
             address: "10.1.0.2".parse().unwrap(),
             connections,
+            overlay: Overlay::default(),
             resolvers: &["10.1.0.1".parse().unwrap()],
             lan: &["192.168.50.12/24".parse().unwrap()],
             egress,
@@ -184,6 +187,21 @@ mod tests {
         let lan: Prefix = "192.168.50.0/24".parse().unwrap();
         let ports = [(Transport::Tcp, 80, vec![]), (Transport::Udp, 53, vec![lan])];
         golden::check("container-published.nft", &rules_with(&[], &[Egress::Internet], &ports));
+    }
+
+    #[test]
+    fn of_another_overlay() {
+        let of = Container {
+            id: ContainerId(7),
+            address: "172.20.4.2".parse().unwrap(),
+            connections: &[connection((7, "172.20.4.2"), (9, "172.20.8.2"), Transport::Tcp, 80)],
+            overlay: "172.20.0.0/14".parse().unwrap(),
+            resolvers: &["172.20.4.1".parse().unwrap()],
+            lan: &["10.0.5.12/24".parse().unwrap()],
+            egress: &[Egress::Internet, Egress::Lan("10.0.5.0/28".parse().unwrap())],
+            published: &[(Transport::Tcp, 80, vec![])],
+        };
+        golden::check("container-other-overlay.nft", &container(&of).to_string());
     }
 
     #[test]

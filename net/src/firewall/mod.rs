@@ -9,7 +9,7 @@ mod container;
 pub use board::{Board, Ports, Published, board};
 pub use container::{Container, container};
 
-use super::address::{OVERLAY, Prefix};
+use super::address::{Overlay, Prefix};
 use super::nft::{Key, KeyType, NftError, NftSocket, Rule, Set, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -26,6 +26,7 @@ pub fn protect(ports: Ports, published: &[Published]) -> Result<(), NftError> {
         published,
         uplink: None,
         lan: &[],
+        overlay: Overlay::default(),
         index: None,
         peers: &[],
         connections: &[],
@@ -40,10 +41,11 @@ pub const TABLE: &str = "wherry";
 /// DNS (RFC 1035 §4.2).
 const DNS: u16 = 53;
 
-/// Networks that are not the internet and not ours: no container has business there.
-/// RFC 6890 lists them; the overlay itself is 10.0.0.0/8.
-const NOT_INTERNET: [Prefix; 8] = [
+/// Networks that are not the internet: no container has business there. RFC 6890 lists them; the overlay is one of them or
+/// within one, and comes first.
+const NOT_INTERNET: [Prefix; 9] = [
     Prefix::new(Ipv4Addr::new(0, 0, 0, 0), 8),
+    Prefix::new(Ipv4Addr::new(10, 0, 0, 0), 8),
     Prefix::new(Ipv4Addr::new(100, 64, 0, 0), 10),
     Prefix::new(Ipv4Addr::new(127, 0, 0, 0), 8),
     Prefix::new(Ipv4Addr::new(169, 254, 0, 0), 16),
@@ -54,19 +56,21 @@ const NOT_INTERNET: [Prefix; 8] = [
 ];
 
 /// Rules that drop what is not on its way to the internet: the overlay, the board's networks, everybody's private ones.
-fn only_internet(lan: &[Prefix]) -> Vec<Rule> {
-    let lan = lan.iter().map(|prefix| prefix.network()).filter(|lan| *lan != OVERLAY);
+fn only_internet(overlay: Overlay, lan: &[Prefix]) -> Vec<Rule> {
+    let lan = lan.iter().map(|prefix| prefix.network());
     let lan: BTreeSet<_> = lan.filter(|lan| !NOT_INTERNET.contains(lan)).collect();
-    let all = std::iter::once(OVERLAY).chain(lan).chain(NOT_INTERNET);
-    let reason =
-        |network| if network == OVERLAY { DropReason::NotConnected } else { DropReason::PrivateNetwork };
-    all.map(|network| Rule::new().destination(network).drop(reason(network))).collect()
+    let private = lan.into_iter().chain(NOT_INTERNET).filter(|network| *network != overlay.network());
+    let drop = |network, reason| Rule::new().destination(network).drop(reason);
+    let ours = drop(overlay.network(), DropReason::NotConnected);
+    std::iter::once(ours).chain(private.map(|network| drop(network, DropReason::PrivateNetwork))).collect()
 }
 
 /// Networks outside that somebody has opened. The overlay is none, whatever was said.
-fn lan_of(egress: &[Egress]) -> impl Iterator<Item = Prefix> {
-    egress.iter().filter_map(|egress| match egress {
-        Egress::Lan(network) => Some(network.network()).filter(|network| !network.overlaps(OVERLAY)),
+fn lan_of(overlay: Overlay, egress: &[Egress]) -> impl Iterator<Item = Prefix> {
+    egress.iter().filter_map(move |egress| match egress {
+        Egress::Lan(network) => {
+            Some(network.network()).filter(|network| !network.overlaps(overlay.network()))
+        }
         Egress::None | Egress::Internet => None,
     })
 }

@@ -2,13 +2,13 @@
 use crate::net::LocalContainer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use wherry_protocol::ContainerId;
 use wherry_protocol::message::{Called, Egress, NetworkDesired};
+use wherry_protocol::{ContainerId, Overlay};
 
 /// The cluster's own domain. It is nobody's on the internet: no such top-level domain is delegated.
 const DOMAIN: &str = "wherry";
-/// Where names of overlay addresses are looked for (RFC 1035 §3.5).
-const REVERSE: &str = "10.in-addr.arpa";
+/// Where names of addresses are looked for (RFC 1035 §3.5).
+const REVERSE: &str = ".in-addr.arpa";
 
 /// What one container may ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,7 @@ struct Asker {
 /// What all containers of a board may ask, by their addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Directory {
+    overlay: Overlay,
     askers: BTreeMap<Ipv4Addr, Asker>,
 }
 
@@ -45,10 +46,10 @@ pub enum Finding {
 impl Directory {
     /// From what the broker wants of the board.
     #[must_use]
-    pub fn of(network: &NetworkDesired, containers: &[LocalContainer]) -> Self {
+    pub fn of(overlay: Overlay, network: &NetworkDesired, containers: &[LocalContainer]) -> Self {
         let called: BTreeMap<ContainerId, &Called> =
             network.names.iter().map(|called| (called.container, called)).collect();
-        let mut directory = Self::default();
+        let mut directory = Self { overlay, askers: BTreeMap::new() };
         containers.iter().for_each(|container| directory.admit(container));
         let askers = &mut directory.askers;
         let ours: BTreeMap<ContainerId, Ipv4Addr> =
@@ -77,7 +78,7 @@ impl Directory {
         if let Some(addresses) = asker.names.get(name) {
             return Finding::Addresses(addresses.iter().copied().collect());
         }
-        if is_within(name, REVERSE) {
+        if is_address_of(self.overlay, name) {
             let known = reversed(name).and_then(|address| asker.reverse.get(&address));
             return known.map_or(Finding::Unknown, |name| Finding::Name(name.clone()));
         }
@@ -107,9 +108,20 @@ fn is_within(name: &str, domain: &str) -> bool {
     name.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
+/// Whether a name stands for addresses of the overlay and for no others: 10.in-addr.arpa and all below, if that is the overlay.
+fn is_address_of(overlay: Overlay, name: &str) -> bool {
+    let Some(labels) = name.strip_suffix(REVERSE) else { return false };
+    let (mut address, mut bits) = ([0; 4], 0);
+    for (octet, label) in address.iter_mut().zip(labels.rsplit('.')) {
+        let Ok(number) = label.parse() else { break };
+        (*octet, bits) = (number, bits + 8);
+    }
+    bits >= overlay.network().bits && overlay.network().contains(Ipv4Addr::from(address))
+}
+
 /// `2.0.1.10.in-addr.arpa` is 10.1.0.2.
 fn reversed(name: &str) -> Option<Ipv4Addr> {
-    let mut parts = name.strip_suffix(".in-addr.arpa")?.split('.');
+    let mut parts = name.strip_suffix(REVERSE)?.split('.');
     let mut octet = || parts.next()?.parse::<u8>().ok();
     let [d, c, b, a] = [octet()?, octet()?, octet()?, octet()?];
     parts.next().is_none().then(|| Ipv4Addr::new(a, b, c, d))
@@ -156,7 +168,7 @@ mod tests {
             ],
             ..NetworkDesired::default()
         };
-        Directory::of(&network, &containers)
+        Directory::of(Overlay::default(), &network, &containers)
     }
 
     #[test]
@@ -191,6 +203,20 @@ mod tests {
             assert_eq!(find(name), Finding::Unknown, "{name}");
         }
         assert_eq!(find("8.8.8.8.in-addr.arpa"), Finding::Elsewhere);
+    }
+
+    #[test]
+    fn the_overlay_s_reverse_zone_is_where_the_overlay_is() {
+        let overlay: Overlay = "172.20.0.0/14".parse().unwrap();
+        let ours = |name: &str| is_address_of(overlay, name);
+        assert!(
+            ours("2.0.20.172.in-addr.arpa") && ours("23.172.in-addr.arpa") && ours("x.22.172.in-addr.arpa")
+        );
+        for other in
+            ["2.0.1.10.in-addr.arpa", "24.172.in-addr.arpa", "172.in-addr.arpa", "in-addr.arpa", "172.20"]
+        {
+            assert!(!ours(other), "{other}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use nix::sys::stat::fstat;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wherry_net::address::{CONTAINER_INTERFACE, Prefix, gateway, port_name, tunnel_end, tunnel_name, usable};
+use wherry_net::address::{CONTAINER_INTERFACE, Overlay, Prefix, port_name, tunnel_name};
 use wherry_net::firewall::{self, Ports, Published};
 use wherry_net::nft::{Family, NftError, NftSocket, RulesGeneration, Ruleset};
 use wherry_net::setup::Uplink;
@@ -85,6 +85,7 @@ impl Rules {
 pub(super) struct Board {
     uplink: Option<Uplink>,
     index: Option<NodeIndex>,
+    overlay: Overlay,
     wanted: NetworkDesired,
     /// Whether the kernel's state is a former life's, and not enough is known yet to say what it should be: then it stays
     /// as it is.
@@ -115,6 +116,7 @@ impl Board {
         let mut board = Self {
             uplink: None,
             index: None,
+            overlay: Overlay::default(),
             wanted: NetworkDesired::default(),
             adopted,
             told: false,
@@ -156,8 +158,8 @@ impl Board {
         self.converge()
     }
 
-    pub(super) fn start(&mut self, index: NodeIndex) -> Result<(), NetError> {
-        self.index = Some(index);
+    pub(super) fn start(&mut self, index: NodeIndex, overlay: Overlay) -> Result<(), NetError> {
+        (self.index, self.overlay) = (Some(index), overlay);
         self.converge()
     }
 
@@ -169,13 +171,14 @@ impl Board {
         let index = self.index.ok_or(NetError::NotStarted)?;
         let (mut listed, mut taken) = (BTreeMap::new(), BTreeMap::new());
         for container in containers {
-            check(index, container, &taken)?;
+            self.check(index, container, &taken)?;
             taken.insert(container.id, container.address);
             listed.insert(container.id, container.clone());
         }
         (self.wanted, self.listed, self.told) = (wanted, listed, true);
         self.take_charge();
         self.converge()?;
+        self.lan_apart()?;
         self.tunnels_missing()
     }
 
@@ -191,6 +194,30 @@ impl Board {
             (peers, _, None) if self.adopted || peers > 0 => Err(NetError::NoUplink),
             (0, _, _) | (_, true, _) => Ok(()),
             (peers, false, _) => Err(NetError::NoTunnels { peers }),
+        }
+    }
+
+    /// Containers could not be told apart from neighbours of the board.
+    fn lan_apart(&self) -> Result<(), NetError> {
+        let mut lan = self.lan().into_iter();
+        lan.try_for_each(|lan| self.overlay.check_apart("the board's own network", lan))
+            .map_err(NetError::Overlap)
+    }
+
+    fn check(
+        &self,
+        index: NodeIndex,
+        container: &LocalContainer,
+        others: &BTreeMap<ContainerId, Ipv4Addr>,
+    ) -> Result<(), NetError> {
+        let LocalContainer { id, address, .. } = *container;
+        port_name(id).ok_or(NetError::Id(id))?;
+        if !self.overlay.usable(index, address) {
+            return Err(NetError::Address { id, address, index });
+        }
+        match others.iter().find(|(other, taken)| **other != id && **taken == address) {
+            Some((other, _)) => Err(NetError::AddressInUse { id, address, other: *other }),
+            None => Ok(()),
         }
     }
 
@@ -218,11 +245,11 @@ impl Board {
 
     /// The containers' ends. They change only when the network to the outside takes larger or smaller packets.
     fn insides(&mut self, index: NodeIndex) -> Result<(), NetError> {
-        let (mtu, overlay_mtu) = (self.mtu, tunnel_mtu(self.mtu));
+        let (mtu, overlay_mtu, overlay) = (self.mtu, tunnel_mtu(self.mtu), self.overlay);
         let mut result = Ok(());
         for (id, attached) in &mut self.attached {
-            let wanted =
-                Inside { address: attached.container.address, gateway: gateway(index), mtu, overlay_mtu };
+            let address = attached.container.address;
+            let wanted = Inside { address, overlay, index, mtu, overlay_mtu };
             if attached.inside != Some(wanted) {
                 let made = inside(*id, &attached.namespace, || connect(wanted));
                 let made = made.and_then(|made| made.map_err(|source| NetError::Inside { id: *id, source }));
@@ -247,6 +274,7 @@ impl Board {
             published: &published,
             uplink: self.uplink.as_ref().map(|uplink| uplink.interface.as_str()),
             lan: &self.lan(),
+            overlay: self.overlay,
             index: self.index,
             peers: &self.wanted.peers,
             connections: &self.wanted.connections,
@@ -262,11 +290,13 @@ impl Board {
     fn rules_of(&self, container: &LocalContainer) -> Ruleset {
         let port = |port: &PublishedPort| (port.transport, port.container_port, port.allow.clone());
         let inside: Vec<_> = container.published.iter().map(port).collect();
-        let resolver: Vec<Ipv4Addr> = self.index.map(gateway).into_iter().collect();
+        let resolver: Vec<Ipv4Addr> =
+            self.index.map(|index| self.overlay.gateway(index)).into_iter().collect();
         firewall::container(&firewall::Container {
             id: container.id,
             address: container.address,
             connections: &self.wanted.connections,
+            overlay: self.overlay,
             resolvers: &resolver,
             lan: &self.lan(),
             egress: &container.egress,
@@ -294,12 +324,13 @@ impl Board {
 
     fn desired(&self, index: NodeIndex) -> Desired {
         let with_keys = self.wanted.peers.iter().filter(|peer| peer.wireguard.is_some());
-        let peers = with_keys.map(|peer| (peer.index, tunnel_end(peer.index).address)).collect();
+        let peers = with_keys.map(|peer| peer.index).collect();
         let possible = self.uplink.is_some() && self.underlay.is_some();
         desired(&Facts {
             index,
+            overlay: self.overlay,
             mtu: self.mtu,
-            tunnel_end: possible.then(|| tunnel_end(index).address),
+            tunnels: possible,
             containers: &self.containers(),
             peers: &peers,
         })
@@ -311,7 +342,7 @@ impl Board {
         self.mtu = uplink.unwrap_or(self.mtu);
         // Below the tunnels, so before them. A former life's stays until it is known what it should be.
         if let Some(underlay) = self.underlay.as_mut().filter(|_| !self.adopted && self.uplink.is_some()) {
-            let wish = Wish { index, uplink: self.mtu, peers: &self.wanted.peers };
+            let wish = Wish { index, overlay: self.overlay, uplink: self.mtu, peers: &self.wanted.peers };
             let made = underlay.ensure(&mut self.route, &links, wish);
             made.map_err(kernel("set up WireGuard"))?;
         }
@@ -350,7 +381,7 @@ impl Board {
         process: BorrowedFd<'_>,
     ) -> Result<(), NetError> {
         let index = self.index.ok_or(NetError::NotStarted)?;
-        check(index, &container, &self.addresses())?;
+        self.check(index, &container, &self.addresses())?;
         let id = container.id;
         let (namespace, connected) = look_into(id, process)?;
         if self.is_attached(&container, &namespace) {
@@ -443,22 +474,6 @@ fn published(container: &LocalContainer) -> impl Iterator<Item = Published> {
         allow: port.allow.clone(),
         to: Some((container.address, port.container_port)),
     })
-}
-
-fn check(
-    index: NodeIndex,
-    container: &LocalContainer,
-    others: &BTreeMap<ContainerId, Ipv4Addr>,
-) -> Result<(), NetError> {
-    let LocalContainer { id, address, .. } = *container;
-    port_name(id).ok_or(NetError::Id(id))?;
-    if !usable(index, address) {
-        return Err(NetError::Address { id, address, index });
-    }
-    match others.iter().find(|(other, taken)| **other != id && **taken == address) {
-        Some((other, _)) => Err(NetError::AddressInUse { id, address, other: *other }),
-        None => Ok(()),
-    }
 }
 
 fn inside<T: Send>(

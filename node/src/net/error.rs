@@ -4,7 +4,7 @@ use super::inside::InsideError;
 use nix::errno::Errno;
 use std::net::Ipv4Addr;
 use wherry_net::nft::NftError;
-use wherry_protocol::{ContainerId, NodeIndex};
+use wherry_protocol::{ContainerId, NodeIndex, OverlayError};
 
 /// Why the network is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +84,9 @@ pub enum NetError {
         /// How many boards there should be tunnels to.
         peers: usize,
     },
+    /// The board's network and the containers'.
+    #[error(transparent)]
+    Overlap(OverlayError),
     /// The board has no address of its own.
     #[error("the board has no address on its network yet; what is wanted will be made so when it has one")]
     NoUplink,

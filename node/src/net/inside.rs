@@ -4,16 +4,19 @@ use super::settings;
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use std::net::Ipv4Addr;
-use wherry_net::address::{CONTAINER_INTERFACE, OVERLAY, Prefix};
+use wherry_net::address::{CONTAINER_INTERFACE, Overlay, Prefix};
 use wherry_net::nft::{NftError, NftSocket, Ruleset};
+use wherry_protocol::NodeIndex;
 
 /// What the inside of a container's namespace depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Inside {
     /// The container's address.
     pub(crate) address: Ipv4Addr,
-    /// The board's, on the bridge.
-    pub(crate) gateway: Ipv4Addr,
+    /// The addresses of all containers.
+    pub(crate) overlay: Overlay,
+    /// The board, whose address on the bridge is the gateway.
+    pub(crate) index: NodeIndex,
     /// Largest packet, in bytes.
     pub(crate) mtu: u32,
     /// Largest packet to other containers, in bytes: they may be behind a tunnel.
@@ -68,16 +71,13 @@ pub(crate) fn connect(inside: Inside) -> Result<(), InsideError> {
     route.set_link(eth0, mtu).map_err(doing("set the MTU of eth0"))?;
     route.add_address(eth0, address, Existing::Replace).map_err(doing("set the address of eth0"))?;
     route.set_up(eth0).map_err(doing("switch eth0 on"))?;
+    let gateway = inside.overlay.gateway(inside.index);
     let overlay = RouteSpec {
-        destination: OVERLAY,
+        destination: inside.overlay.network(),
         mtu: Some(inside.overlay_mtu),
-        ..RouteSpec::default_through(inside.gateway)
+        ..RouteSpec::default_through(gateway)
     };
-    let routes = [
-        RouteSpec::direct(Prefix::host(inside.gateway)),
-        RouteSpec::default_through(inside.gateway),
-        overlay,
-    ];
+    let routes = [RouteSpec::direct(Prefix::host(gateway)), RouteSpec::default_through(gateway), overlay];
     routes
         .into_iter()
         .try_for_each(|spec| route.add_route(eth0, spec, Existing::Replace))

@@ -14,7 +14,7 @@ use wherry_net::setup::Uplink;
 use wherry_protocol::message::{
     ContainerDesired, Drops, Egress, NetworkDesired, PublishedOn, PublishedPort, WireguardKeys,
 };
-use wherry_protocol::{ContainerId, NodeIndex};
+use wherry_protocol::{ContainerId, NodeIndex, Overlay};
 
 /// What does not change while the service runs.
 #[derive(Debug, Clone, Copy)]
@@ -137,12 +137,12 @@ impl Network {
         self.call(|board| board.set_uplink(uplink)).await?
     }
 
-    /// The board's number is known: makes the bridge.
+    /// The board's number and the addresses of all containers are known: makes the bridge.
     ///
     /// # Errors
     /// See [`NetError`].
-    pub async fn start(&self, index: NodeIndex) -> Result<(), NetError> {
-        self.call(move |board| board.start(index)).await?
+    pub async fn start(&self, index: NodeIndex, overlay: Overlay) -> Result<(), NetError> {
+        self.call(move |board| board.start(index, overlay)).await?
     }
 
     /// Makes tunnels and rules what the broker wants. `containers` are all of this board's, attached or not: what a

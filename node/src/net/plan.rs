@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use wherry_net::address::{
-    BRIDGE, GRE_OVERHEAD_BYTES, Prefix, WIREGUARD_OVERHEAD_BYTES, gateway, mac, port_name, subnet,
-    tunnel_name,
+    BRIDGE, GRE_OVERHEAD_BYTES, Overlay, Prefix, WIREGUARD_OVERHEAD_BYTES, mac, port_name, tunnel_name,
 };
 use wherry_protocol::{ContainerId, NodeIndex};
 
@@ -228,14 +227,16 @@ impl fmt::Display for NetOp {
 pub struct Facts<'a> {
     /// Its number.
     pub index: NodeIndex,
+    /// The addresses of all containers.
+    pub overlay: Overlay,
     /// Largest packet of the interface to the outside, in bytes.
     pub mtu: u32,
-    /// Its end of all tunnels, if there can be any.
-    pub tunnel_end: Option<Ipv4Addr>,
+    /// Whether there can be tunnels.
+    pub tunnels: bool,
     /// Containers, each with whether its namespace is at hand.
     pub containers: &'a BTreeMap<ContainerId, (Ipv4Addr, bool)>,
-    /// Boards to have tunnels to, with their ends.
-    pub peers: &'a BTreeMap<NodeIndex, Ipv4Addr>,
+    /// Boards to have tunnels to.
+    pub peers: &'a BTreeSet<NodeIndex>,
 }
 
 /// Largest packet within WireGuard over an interface whose largest is `uplink` bytes: 1440 for Ethernet's 1500.
@@ -256,7 +257,7 @@ pub fn tunnel_mtu(uplink: u32) -> u32 {
 pub fn desired(facts: &Facts<'_>) -> Desired {
     let mut desired = Desired {
         links: [(BRIDGE.to_owned(), Link { kind: Kind::Bridge, mtu: facts.mtu })].into(),
-        addresses: [Prefix::new(gateway(facts.index), subnet(facts.index).bits)].into(),
+        addresses: [on_bridge(facts)].into(),
         settings: settings(),
         ..Desired::default()
     };
@@ -268,19 +269,25 @@ pub fn desired(facts: &Facts<'_>) -> Desired {
             desired.keep.insert(name);
         }
     }
-    if let Some(local) = facts.tunnel_end {
-        facts.peers.iter().for_each(|(peer, remote)| tunnel(&mut desired, facts, *peer, local, *remote));
+    if facts.tunnels {
+        facts.peers.iter().for_each(|peer| tunnel(&mut desired, facts, *peer));
     }
     desired
 }
 
-fn tunnel(desired: &mut Desired, facts: &Facts<'_>, peer: NodeIndex, local: Ipv4Addr, remote: Ipv4Addr) {
+/// The board's address, with the network of its containers.
+fn on_bridge(facts: &Facts<'_>) -> Prefix {
+    Prefix::new(facts.overlay.gateway(facts.index), facts.overlay.subnet(facts.index).bits)
+}
+
+fn tunnel(desired: &mut Desired, facts: &Facts<'_>, peer: NodeIndex) {
     let name = tunnel_name(peer);
-    let kind = Kind::Tunnel { local, remote };
+    let end = |index| facts.overlay.tunnel_end(index).address;
+    let kind = Kind::Tunnel { local: end(facts.index), remote: end(peer) };
     desired.links.insert(name.clone(), Link { kind, mtu: tunnel_mtu(facts.mtu) });
     desired.settings.insert(reverse_path_filter(&name));
-    let source = Some(gateway(facts.index));
-    desired.routes.insert(Route { destination: subnet(peer), link: name, source });
+    let source = Some(facts.overlay.gateway(facts.index));
+    desired.routes.insert(Route { destination: facts.overlay.subnet(peer), link: name, source });
 }
 
 /// A packet is dropped unless its answer would leave through the device it came in by (RFC 3704 §2.2, strict).
@@ -519,6 +526,14 @@ mod tests {
         assert_eq!(plan(desired, board), []);
     }
 
+    fn any_overlay() -> impl Strategy<Value = Overlay> {
+        prop_oneof![Just("10.0.0.0/8"), Just("172.20.0.0/14")].prop_map(|text| text.parse().unwrap())
+    }
+
+    fn nth(overlay: Overlay, index: u8, nth: u8) -> Ipv4Addr {
+        overlay.addresses(NodeIndex(index)).nth(usize::from(nth)).unwrap()
+    }
+
     fn underlay(last: u8) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, 50, last)
     }
@@ -527,16 +542,17 @@ mod tests {
         fn any_desired()(
             index in 1..4u8,
             mtu in prop_oneof![Just(1500u32), Just(9000)],
-            local in prop::option::of(10..12u8),
+            tunnels in any::<bool>(),
+            overlay in any_overlay(),
             containers in prop::collection::btree_map(1..6u64, (2..5u8, any::<bool>()), 0..4),
-            peers in prop::collection::btree_map(4..8u8, 20..23u8, 0..4),
+            peers in prop::collection::btree_set(4..8u8, 0..4),
         ) -> Desired {
             let containers = containers.into_iter()
-                .map(|(id, (last, at_hand))| (ContainerId(id), (Ipv4Addr::new(10, index, 0, last), at_hand)))
+                .map(|(id, (last, at_hand))| (ContainerId(id), (nth(overlay, index, last), at_hand)))
                 .collect();
-            let peers = peers.into_iter().map(|(peer, last)| (NodeIndex(peer), underlay(last))).collect();
+            let peers = peers.into_iter().map(NodeIndex).collect();
             desired(&Facts {
-                index: NodeIndex(index), mtu, tunnel_end: local.map(underlay), containers: &containers, peers: &peers,
+                index: NodeIndex(index), overlay, mtu, tunnels, containers: &containers, peers: &peers,
             })
         }
     }
@@ -569,13 +585,13 @@ mod tests {
             let mut board = Observed::default();
             for (name, (kind, up, mtu)) in links {
                 if name == BRIDGE {
-                    board.addresses.insert(Prefix::new(gateway(NodeIndex(octet)), 16));
+                    board.addresses.insert(Prefix::new(Overlay::default().gateway(NodeIndex(octet)), 16));
                 }
                 for setting in ["rp_filter", "send_redirects"] {
                     board.settings.insert(format!("ipv4/conf/{name}/{setting}"), "0".into());
                 }
                 if up && name.starts_with("gre-") {
-                    let destination = subnet(NodeIndex(octet + 3));
+                    let destination = Overlay::default().subnet(NodeIndex(octet + 3));
                     board.routes.insert(Route { destination, link: name.clone(), source: None });
                 }
                 board.links.insert(name, SeenLink { kind, mtu, up });
@@ -600,10 +616,11 @@ mod tests {
         ];
         desired(&Facts {
             index: NodeIndex(1),
+            overlay: Overlay::default(),
             mtu: 1500,
-            tunnel_end: Some(underlay(12)),
+            tunnels: true,
             containers: &containers.into(),
-            peers: &[(NodeIndex(2), underlay(13))].into(),
+            peers: &[NodeIndex(2)].into(),
         })
     }
 

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, SystemTime};
-use wherry_net::address::{Prefix, WIREGUARD, WIREGUARD_PORTS, tunnel_end};
+use wherry_net::address::{Overlay, Prefix, WIREGUARD, WIREGUARD_PORTS};
 use wherry_protocol::message::{Peer, WireguardKeys};
 use wherry_protocol::{NodeIndex, OsRandom, PublicKey, SecretKey};
 
@@ -37,6 +37,8 @@ pub(super) struct Underlay {
 pub(super) struct Wish<'a> {
     /// The board's number.
     pub(super) index: NodeIndex,
+    /// The addresses of all containers, among which are the tunnels' ends.
+    pub(super) overlay: Overlay,
     /// Largest packet of the interface to the outside, in bytes.
     pub(super) uplink: u32,
     /// Boards to have tunnels with.
@@ -83,13 +85,13 @@ impl Underlay {
         for (plane, seen) in sessions.iter_mut().enumerate() {
             *seen = self.device(route, links, wish, plane)?;
         }
-        address(route, tunnel_end(wish.index))?;
+        address(route, wish.overlay.tunnel_end(wish.index))?;
         for name in WIREGUARD {
             if !find(links, name).is_some_and(|link| link.header.flags.contains(LinkFlags::Up)) {
                 route.set_up(name)?;
             }
         }
-        let others = by_other_plane(wish.peers, &sessions, self.plane, SystemTime::now());
+        let others = by_other_plane(wish, &sessions, self.plane, SystemTime::now());
         routes(route, &others)
     }
 
@@ -117,7 +119,7 @@ impl Underlay {
         if device.secret.as_ref().map(SecretKey::public) != Some(secret.public()) || device.port != *port {
             self.socket.set_identity(name, secret, *port)?;
         }
-        for change in changes(&wanted(wish.peers, plane, *port), &device.peers) {
+        for change in changes(&wanted(wish, plane, *port), &device.peers) {
             match change {
                 Change::Set(key, peer) => self.socket.set_peer(name, key, peer)?,
                 Change::Remove(key) => self.socket.remove_peer(name, key)?,
@@ -151,7 +153,7 @@ fn create(route: &mut RouteSocket, links: &[LinkMessage], name: &str, mtu: u32) 
 /// The ends of boards that packets go to through the other device than usual: those with a live session there, if it is the one
 /// that should be used, or if there is none on the usual one.
 fn by_other_plane(
-    peers: &[Peer],
+    wish: Wish<'_>,
     sessions: &[BTreeMap<PublicKey, SystemTime>; 2],
     plane: usize,
     now: SystemTime,
@@ -164,7 +166,8 @@ fn by_other_plane(
     };
     let other = 1 - USUAL;
     let through = |peer: &&Peer| live(peer, other) && (plane == other || !live(peer, USUAL));
-    peers.iter().filter(through).map(|peer| tunnel_end(peer.index).address).collect()
+    let end = |peer: &Peer| wish.overlay.tunnel_end(peer.index).address;
+    wish.peers.iter().filter(through).map(end).collect()
 }
 
 /// Routes to single boards through the other device, and no others there.
@@ -207,13 +210,13 @@ fn address(route: &mut RouteSocket, wanted: Prefix) -> Result<(), Errno> {
 }
 
 /// Boards whose keys are known.
-fn wanted(peers: &[Peer], plane: usize, port: u16) -> BTreeMap<PublicKey, WireguardPeer4> {
+fn wanted(wish: Wish<'_>, plane: usize, port: u16) -> BTreeMap<PublicKey, WireguardPeer4> {
     let peer = |peer: &Peer| {
         let endpoint = SocketAddrV4::new(peer.underlay, port);
-        let inside = tunnel_end(peer.index).address;
+        let inside = wish.overlay.tunnel_end(peer.index).address;
         Some((PublicKey(*peer.wireguard?.get(plane)?), WireguardPeer4 { endpoint, inside }))
     };
-    peers.iter().filter_map(peer).collect()
+    wish.peers.iter().filter_map(peer).collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,9 +245,13 @@ mod tests {
         Peer { index: NodeIndex(index), underlay, wireguard: key.map(|byte| [[byte; 32], [byte + 100; 32]]) }
     }
 
+    fn wish(peers: &[Peer]) -> Wish<'_> {
+        Wish { index: NodeIndex(1), overlay: Overlay::default(), uplink: 1500, peers }
+    }
+
     #[test]
     fn only_what_differs_is_changed() {
-        let wanted = wanted(&[peer(2, Some(2)), peer(3, Some(3)), peer(4, None)], 0, 51820);
+        let wanted = wanted(wish(&[peer(2, Some(2)), peer(3, Some(3)), peer(4, None)]), 0, 51820);
         assert_eq!(wanted.len(), 2, "without a key there is no way to a board");
         let (two, three) = (PublicKey([2; 32]), PublicKey([3; 32]));
         let right = wanted[&two];
@@ -261,9 +268,11 @@ mod tests {
 
     #[test]
     fn a_board_with_a_new_key_takes_its_old_one_s_place() {
-        let before =
-            wanted(&[peer(2, Some(2))], 0, 51820).into_iter().map(|(key, peer)| (key, Some(peer))).collect();
-        let after = wanted(&[peer(2, Some(5))], 0, 51820);
+        let before = wanted(wish(&[peer(2, Some(2))]), 0, 51820)
+            .into_iter()
+            .map(|(key, peer)| (key, Some(peer)))
+            .collect();
+        let after = wanted(wish(&[peer(2, Some(5))]), 0, 51820);
         let key = PublicKey([5; 32]);
         assert_eq!(
             changes(&after, &before),
@@ -281,7 +290,7 @@ mod tests {
             let session =
                 |key, last: Option<u64>| last.map(|seconds| (key, ago(seconds))).into_iter().collect();
             let sessions = [session(first, last[0]), session(second, last[1])];
-            by_other_plane(&peers, &sessions, plane, now).len() == 1
+            by_other_plane(wish(&peers), &sessions, plane, now).len() == 1
         };
         assert!(other(1, [Some(10), Some(10)]) && !other(0, [Some(10), Some(10)]), "as told");
         assert!(!other(1, [Some(10), None]), "it has not answered there");
@@ -289,6 +298,6 @@ mod tests {
         assert!(other(0, [Some(200), Some(10)]), "the usual way is dead");
         assert!(!other(0, [None, None]) && !other(1, [None, None]), "nowhere: the usual way");
         let stranger = [[(PublicKey([9; 32]), now)].into(), [(PublicKey([9; 32]), now)].into()];
-        assert!(by_other_plane(&peers, &stranger, 1, now).is_empty(), "another key's session");
+        assert!(by_other_plane(wish(&peers), &stranger, 1, now).is_empty(), "another key's session");
     }
 }

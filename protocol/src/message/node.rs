@@ -4,6 +4,7 @@ use super::container::{
     ChangesQuery, ContainerReport, ContainerSpec, CopySpec, ExecSpec, ImageManifest, LogQuery,
 };
 use super::network::{Called, Drops};
+use crate::Overlay;
 use crate::id::{AccountId, ContainerId, ContainerRef, Digest, Generation, Name, NodeIndex};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -127,6 +128,8 @@ pub enum ToNode {
 pub struct NodeDesired {
     /// The node's number in the cluster.
     pub index: NodeIndex,
+    /// The addresses of the cluster's containers.
+    pub overlay: Overlay,
     /// Containers.
     pub containers: Vec<ContainerDesired>,
     /// Peers and connections.
@@ -148,7 +151,7 @@ pub struct ContainerDesired {
     pub spec: ContainerSpec,
     /// What to run.
     pub image: ImageManifest,
-    /// Its address, within 10.N.0.0/16 of the node's index.
+    /// Its address, within the node's part of the overlay.
     pub address: Ipv4Addr,
     /// Running or not.
     pub want: Want,
@@ -188,7 +191,7 @@ pub struct NetworkDesired {
 /// Another board, as the outer end of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Its number: traffic for 10.N.0.0/16 goes there.
+    /// Its number: traffic for its part of the overlay goes there.
     pub index: NodeIndex,
     /// Its address on the private network.
     pub underlay: Ipv4Addr,

@@ -11,8 +11,8 @@ use wherry_protocol::constraint::{Constraint, Subject};
 use wherry_protocol::message::*;
 use wherry_protocol::token::TokenSecret;
 use wherry_protocol::{
-    AccountId, ContainerId, ContainerRef, Digest, ErrorCode, Generation, Name, NodeIndex, Prefix, PublicKey,
-    Role, WireError,
+    AccountId, ContainerId, ContainerRef, Digest, ErrorCode, Generation, Name, NodeIndex, Overlay, Prefix,
+    PublicKey, Role, WireError,
 };
 
 /// One line of the table.
@@ -527,7 +527,13 @@ fn events() -> Vec<Row> {
 
 fn node() -> Vec<Row> {
     let stopped = Want::Stopped { signal: 15, grace_seconds: 10 };
-    let sync = NodeDesired { index: NodeIndex(2), containers: vec![desired()], network: network(), plane: 1 };
+    let sync = NodeDesired {
+        index: NodeIndex(2),
+        overlay: Overlay::default(),
+        containers: vec![desired()],
+        network: network(),
+        plane: 1,
+    };
     let exec_request = RoutedRequest::Exec { container: container(), spec: exec() };
     vec![
         row(NodeCall::Control(Box::new(NodeHello {

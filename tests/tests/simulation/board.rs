@@ -108,7 +108,7 @@ impl Board {
         for output in out {
             match output {
                 Output::Report(report) => reports.push(report),
-                Output::SetIndex(_) => {}
+                Output::Join(..) => {}
                 Output::Start(desired) => later.push(start(now_ms, &desired, dice)),
                 Output::Signal { container, signal } => later.extend(self.signal(container, signal, dice)),
                 Output::Wake(container) => {

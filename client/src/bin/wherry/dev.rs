@@ -14,7 +14,7 @@ use wherry_client::dev::place::{Place, Record};
 use wherry_client::dev::{BoardReport, Cluster, DevError, Options, Report};
 use wherry_client::{ClientError, JoinOptions, Location, StoredLocation, join};
 use wherry_images::disk::Arch;
-use wherry_protocol::{Name, Token};
+use wherry_protocol::{Name, Overlay, Token};
 use wherry_qemu::patience;
 
 /// How often a wait looks again.
@@ -87,6 +87,9 @@ pub(crate) struct Up {
     /// Data partition of each board, in MiB; takes only what is used [default: 1024].
     #[arg(long, value_name = "MIB")]
     data: Option<u64>,
+    /// The containers' network, as in 172.20.0.0/14 [default: 10.0.0.0/8].
+    #[arg(long, value_name = "NETWORK")]
+    overlay: Option<Overlay>,
     /// Directory of the built images.
     #[arg(long, env = "WHERRY_IMAGES", value_name = "DIR")]
     images: Option<PathBuf>,
@@ -236,6 +239,7 @@ fn options(args: &Up) -> Result<Options, CliError> {
         cpus: args.cpus.unwrap_or(usual.cpus),
         data_mib: args.data.unwrap_or(usual.data_mib),
         test_image: args.test_image,
+        overlay: args.overlay,
         ..usual
     })
 }
@@ -248,6 +252,7 @@ fn unchanged(args: &Up, record: Record) -> Result<Record, CliError> {
         || args.memory.is_some_and(|memory| memory != is.memory_mib)
         || args.cpus.is_some_and(|cpus| cpus != is.cpus)
         || args.data.is_some_and(|data| data != is.data_mib)
+        || args.overlay.is_some_and(|overlay| overlay != is.overlay.unwrap_or_default())
         || (args.test_image && !is.test_image);
     if differs { Err(DevError::Differs(is.name.clone()).into()) } else { Ok(record) }
 }

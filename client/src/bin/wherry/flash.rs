@@ -9,7 +9,7 @@ use wherry_client::flash::{FlashError, Images};
 use wherry_client::seed::{SeedError, node_toml};
 use wherry_client::{Address, ClusterSeed, SeedOptions, StaticNetwork};
 use wherry_images::disk::{Arch, BoardRole};
-use wherry_protocol::{Name, OsRandom, Role, Token};
+use wherry_protocol::{Name, OsRandom, Overlay, Role, Token};
 
 /// Seconds that a token for one more node may be claimed: time to flash a card and carry it to the board.
 const NODE_TOKEN_SECONDS: u32 = 7 * 24 * 3600;
@@ -58,6 +58,9 @@ pub(crate) struct ClusterArgs {
     /// Default gateway of a fixed address.
     #[arg(long, requires = "fixed")]
     gateway: Option<Ipv4Addr>,
+    /// The containers' network, as in 172.20.0.0/14: private, and not the boards' own [default: 10.0.0.0/8].
+    #[arg(long, value_name = "NETWORK")]
+    overlay: Option<Overlay>,
     /// Interface of a fixed address.
     #[arg(long, default_value = "eth0", requires = "fixed")]
     interface: String,
@@ -95,7 +98,9 @@ impl std::convert::From<FlashError> for CliError {
 impl std::convert::From<SeedError> for CliError {
     fn from(error: SeedError) -> Self {
         match error {
-            SeedError::Nodes(_) | SeedError::Address(_) => Self::Usage(error.to_string()),
+            SeedError::Nodes(_) | SeedError::Address(_) | SeedError::Overlay(_) => {
+                Self::Usage(error.to_string())
+            }
             SeedError::Toml(_) => Self::Other(with_cause(&error)),
         }
     }
@@ -135,6 +140,7 @@ async fn cluster(context: &Context, args: ClusterArgs) -> Result<u8, CliError> {
             address,
             gateway: args.gateway,
         }),
+        overlay: args.overlay,
         ..SeedOptions::new(args.name.clone(), args.nodes)
     };
     let seed = ClusterSeed::generate(&options, output::now_seconds(), &mut OsRandom)?;
