@@ -17,13 +17,13 @@ use wherry_init::control::{ControlError, Endpoint, ToSupervisor};
 use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
 use wherry_net::dhcp::Lease;
-use wherry_net::discovery;
+use wherry_net::discovery::{self, Responder};
 use wherry_net::dns::Upstream;
 use wherry_net::firewall::{self, Ports, Published};
 use wherry_net::setup::{self, StaticAddress, Uplink};
 use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
 use wherry_protocol::message::{PublishedPort, Transport};
-use wherry_protocol::{Overlay, OverlayError, Prefix, PublicKey};
+use wherry_protocol::{Overlay, OverlayError, Prefix, SecretKey};
 use wherry_sys::landlock::{Kept, confine_thread};
 
 /// Time between heartbeats to the supervisor.
@@ -266,8 +266,9 @@ async fn run(arguments: &Arguments, place: Place, resolvers: Upstream) -> Result
         }
         tokio::spawn(async move { clock.run(uplink).await });
     }
+    let secret = long_term_key(&place.data.join("key"), config.secret_key.clone())?;
     let setup = Setup {
-        secret: long_term_key(&place.data.join("key"), config.secret_key.clone())?,
+        secret: secret.clone(),
         location: config.location.clone(),
         data: place.data,
         overlay: arguments.overlay.or(config.overlay),
@@ -294,7 +295,7 @@ async fn run(arguments: &Arguments, place: Place, resolvers: Upstream) -> Result
     if guarded {
         tokio::spawn(follow_published(service.published(), service.web()));
     }
-    let finder = tokio::spawn(be_found(service.key(), arguments.clone()));
+    let finder = tokio::spawn(be_found(secret, arguments.clone()));
     announce(&service, &listeners);
     let result = service.run(listeners, asked_to_stop()?).await;
     finder.abort();
@@ -413,13 +414,13 @@ fn bring_up(network: Option<StaticNetwork>) -> Result<watch::Receiver<Option<Upl
 }
 
 /// Answers boards that look for their broker. One that listens on a single address is found by that address.
-async fn be_found(me: PublicKey, arguments: Arguments) {
+async fn be_found(secret: SecretKey, arguments: Arguments) {
     if !arguments.listen.ip().is_unspecified() {
         return;
     }
-    let ports = (arguments.listen.port(), arguments.enrol_listen.port());
+    let responder = Responder::new(secret, arguments.listen.port(), arguments.enrol_listen.port());
     let answering = match UdpSocket::bind((Ipv4Addr::UNSPECIFIED, discovery::PORT)).await {
-        Ok(socket) => discovery::respond(socket, me, ports.0, ports.1).await,
+        Ok(socket) => responder.run(socket).await,
         Err(error) => Err(error),
     };
     if let Err(error) = answering {

@@ -1,5 +1,5 @@
 //! Ethernet interfaces through rtnetlink.
-use crate::address::BRIDGE;
+use crate::address::{BRIDGE, PORT_PREFIX, TUNNEL_PREFIX, WIREGUARD};
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
@@ -92,6 +92,15 @@ impl Links {
     /// # Errors
     /// When the kernel does not list them.
     pub async fn first_address(&self) -> Result<Option<(String, Ipv4Addr, u8)>, LinkError> {
+        Ok(self.addresses().await?.into_iter().next())
+    }
+
+    /// All addresses like that, in the kernel's order.
+    ///
+    /// # Errors
+    /// When the kernel does not list them.
+    pub async fn addresses(&self) -> Result<Vec<(String, Ipv4Addr, u8)>, LinkError> {
+        let mut found = Vec::new();
         let mut addresses = self.handle.address().get().execute();
         let fail = |source| LinkError::Netlink { what: "listing", interface: "addresses".into(), source };
         while let Some(message) = addresses.try_next().await.map_err(fail)? {
@@ -107,12 +116,12 @@ impl Links {
                 }
             }
             if let (Some(name), Some(address)) = (name, address)
-                && name != BRIDGE
+                && !is_ours(&name)
             {
-                return Ok(Some((name, address, message.header.prefix_len)));
+                found.push((name, address, message.header.prefix_len));
             }
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// Switches an interface on.
@@ -186,6 +195,12 @@ impl Links {
         let request = self.handle.route().add(route).replace();
         request.execute().await.map_err(netlink("setting the default route", ethernet))
     }
+}
+
+/// Devices of the overlay, which are on no network of their own.
+fn is_ours(name: &str) -> bool {
+    let made = [TUNNEL_PREFIX, PORT_PREFIX].iter().any(|prefix| name.starts_with(prefix));
+    made || name == BRIDGE || WIREGUARD.contains(&name)
 }
 
 fn netlink(what: &'static str, ethernet: &Ethernet) -> impl Fn(rtnetlink::Error) -> LinkError {

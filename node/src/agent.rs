@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use wherry_net::discovery::Finder;
 use wherry_protocol::message::{ContainerReport, FromNode, NodeHello, NodeLoad};
 
 /// How often the load is reported. It stays in memory on both sides; placement needs no fresher figure.
@@ -29,6 +30,8 @@ pub struct Parts {
     pub config: Arc<Config>,
     /// A directory of the data partition, whose free space is reported.
     pub data: PathBuf,
+    /// Who looks for the broker, and knows what answers were not believed.
+    pub finder: Finder,
     /// Who carries out orders.
     pub executor: Executor,
     /// Containers that outlived a former life of the service.
@@ -41,10 +44,11 @@ pub struct Parts {
 
 /// Runs the node until `shutdown` completes.
 pub async fn run(parts: Parts, shutdown: impl Future<Output = ()>) {
-    let Parts { config, data, executor, adopted, inputs: (inputs, mut queue), mut sessions } = parts;
+    let Parts { config, data, finder, executor, adopted, inputs: (inputs, mut queue), mut sessions } = parts;
     let mut agent = Agent {
         config,
         data,
+        finder,
         executor,
         inputs,
         state: State::default(),
@@ -72,6 +76,7 @@ pub async fn run(parts: Parts, shutdown: impl Future<Output = ()>) {
 struct Agent {
     config: Arc<Config>,
     data: PathBuf,
+    finder: Finder,
     executor: Executor,
     inputs: mpsc::Sender<Input>,
     state: State,
@@ -130,6 +135,7 @@ impl Agent {
     fn load(&mut self) -> NodeLoad {
         let mut load = self.meter.sample(&self.data);
         load.dropped = self.executor.dropped();
+        load.refused_answers = self.finder.refused();
         load.disk_free_bytes = load.disk_free_bytes.saturating_add(self.executor.removable_bytes());
         load
     }

@@ -3,7 +3,7 @@ use nix::sys::statvfs::statvfs;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use wherry_protocol::message::{Drops, NodeFacts, NodeLoad, WireguardKeys};
+use wherry_protocol::message::{Drops, NodeFacts, NodeLoad, RefusedAnswers, WireguardKeys};
 
 /// The name and version of this software.
 pub const SOFTWARE: &str = concat!("wherry-node ", env!("CARGO_PKG_VERSION"));
@@ -75,6 +75,7 @@ impl LoadMeter {
         let (disk_free_bytes, disk_bytes) = disk(data);
         NodeLoad {
             dropped: Drops::default(),
+            refused_answers: RefusedAnswers::default(),
             memory_available_bytes: meminfo(&read("/proc/meminfo"), "MemAvailable:"),
             load_milli: load_milli(&read("/proc/loadavg")),
             cpu_busy_milli: u16::try_from((busy / total).min(1000)).unwrap_or(1000),

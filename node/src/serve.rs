@@ -19,10 +19,10 @@ use tokio::sync::{mpsc, watch};
 use wherry_init::control::{ControlError, Endpoint};
 use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
-use wherry_net::discovery;
+use wherry_net::discovery::Finder;
 use wherry_net::setup::{self, StaticAddress, Uplink};
 use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
-use wherry_protocol::{OsRandom, PublicKey, WireError};
+use wherry_protocol::{OsRandom, WireError};
 
 /// Environment variable with the log filter, as in `debug` or `wherry_node::session=trace`.
 const LOG_ENV: &str = "WHERRY_LOG";
@@ -135,14 +135,15 @@ async fn serve(environment: &Environment) -> Result<(), ServeError> {
     tokio::spawn(follow_uplink(uplink, network.clone(), executor.clone()));
     let (events, sessions) = mpsc::channel(256);
     let crash_allowed = config.test_image && environment.test;
+    let finder = Finder::new(config.token.broker);
     tokio::spawn(session::keep(session::Parts {
-        locate: Locator { fixed: config.broker, key: config.token.broker },
+        locate: Locator { fixed: config.broker, finder: finder.clone() },
         credentials: Credentials { key, token: config.token.clone(), label: config.hostname.clone() },
         streams: Arc::new(Router::new(runtime, network, crash_allowed)),
         events,
         current,
     }));
-    let parts = agent::Parts { config, data: dirs.data.clone(), executor, adopted, inputs, sessions };
+    let parts = agent::Parts { config, data: dirs.data.clone(), finder, executor, adopted, inputs, sessions };
     agent::run(parts, asked_to_stop()?).await;
     if let Some(clock) = clock {
         clock.remember();
@@ -214,14 +215,14 @@ async fn follow_uplink(mut uplink: watch::Receiver<Option<Uplink>>, network: Net
 
 struct Locator {
     fixed: Option<BrokerAddress>,
-    key: PublicKey,
+    finder: Finder,
 }
 
 impl Locate for Locator {
     async fn locate(&self) -> Option<BrokerAddress> {
         match self.fixed {
             Some(address) => Some(address),
-            None => match discovery::find(&self.key).await {
+            None => match self.finder.find().await {
                 Ok(found) => found.map(|found| BrokerAddress {
                     session: found.session.into(),
                     enrolment: found.enrolment.into(),

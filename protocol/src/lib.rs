@@ -4,7 +4,8 @@
 //! message   requests, replies, desired state, reports       (postcard, pinned by tests)
 //! io        streams over any AsyncRead/AsyncWrite: handshake, sealed bytes, yamux, one request per stream
 //! session   sealed records with counter nonces and rekeying \  sans-IO: bytes in, bytes out,
-//! handshake HELLO → WELCOME → INITIATE → READY              /  no clock, no socket, no runtime
+//! handshake HELLO → WELCOME → INITIATE → READY              |  no clock, no socket, no runtime
+//! discovery which broker of a LAN holds a key               /
 //! key, token, id, limits, error, text                        the vocabulary
 //! ```
 //!
@@ -13,6 +14,7 @@
 
 pub mod constraint;
 mod crypto;
+pub mod discovery;
 pub mod error;
 pub mod handshake;
 pub mod id;

@@ -6,6 +6,7 @@
 //! vm         … in virtual machines, from real images
 //! netns      … as processes in network namespaces
 //! cli, terminal   a person at a keyboard
+//! impostor   somebody on the LAN who answers in the broker's place
 //! registry   a real container registry, open or with tokens, logins and TLS
 //! wait, given, http, tar, oci_layout, noise, guest, programs   tools
 //! ```
@@ -14,6 +15,7 @@ pub mod failure;
 pub mod given;
 pub mod guest;
 pub mod http;
+pub mod impostor;
 pub mod netns;
 pub mod noise;
 pub mod oci_layout;

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 use tempfile::TempDir;
 use wherry_client::{ClusterSeed, SeedOptions};
 use wherry_images::disk::Arch;
-use wherry_protocol::OsRandom;
+use wherry_protocol::{OsRandom, PublicKey};
 use wherry_qemu::console::tail;
 use wherry_qemu::running::Memory;
 
@@ -139,6 +139,7 @@ pub struct Netns {
     admin: Wherry,
     arch: Arch,
     token: String,
+    key: PublicKey,
     address: Ipv4Addr,
     limits: bool,
     _directory: TempDir,
@@ -147,12 +148,38 @@ pub struct Netns {
 impl Netns {
     /// Starts a broker and `nodes` nodes, joins, and waits until all nodes are there. Only within [`inside`].
     pub fn start(nodes: u8) -> Result<Self, Failure> {
+        let mut world = Self::prepare(nodes, true)?;
+        let up = world.boards.iter_mut().try_for_each(Board::start).and_then(|()| world.joined());
+        world.told(up)
+    }
+
+    /// The same with nodes that have to find their broker on the LAN. The broker comes last, after `meanwhile`.
+    pub fn start_finding(
+        nodes: u8,
+        meanwhile: impl FnOnce(PublicKey) -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let mut world = Self::prepare(nodes, false)?;
+        let up = world.boards.iter_mut().skip(1).try_for_each(Board::start);
+        let up = up.and_then(|()| meanwhile(world.key));
+        let up = up.and_then(|()| world.boards.iter_mut().take(1).try_for_each(Board::start));
+        let up = up.and_then(|()| world.joined());
+        world.told(up)
+    }
+
+    fn told(self, up: Result<(), Failure>) -> Result<Self, Failure> {
+        match up {
+            Ok(()) => Ok(self),
+            Err(failure) => Err(Failure::Unexpected(format!("{failure}\n{}", self.report()))),
+        }
+    }
+
+    fn prepare(nodes: u8, told_address: bool) -> Result<Self, Failure> {
         let directory = TempDir::new().map_err(Failure::io("make a temporary directory"))?;
         let arch = given::host_arch()?;
         make_lan()?;
         let plan = wherry_client::dev::boards(nodes);
         let address = plan.first().map_or(Ipv4Addr::UNSPECIFIED, |broker| broker.address);
-        let seed = seed(nodes, address)?;
+        let seed = seed(nodes, address, told_address)?;
         let texts = std::iter::once(&seed.broker_toml).chain(&seed.node_tomls);
         let mut boards = Vec::new();
         for (board, text) in plan.iter().zip(texts) {
@@ -165,18 +192,11 @@ impl Netns {
         }
         let admin = Wherry::new(given::wherry()?, directory.path().join("admin"));
         let token = seed.admin_token.to_string();
-        let mut world =
-            Self { boards, admin, arch, token, address, limits: has_limits(), _directory: directory };
-        match world.up() {
-            Ok(()) => Ok(world),
-            Err(failure) => Err(Failure::Unexpected(format!("{failure}\n{}", world.report()))),
-        }
+        let (key, limits) = (seed.broker_key, has_limits());
+        Ok(Self { boards, admin, arch, token, key, address, limits, _directory: directory })
     }
 
-    fn up(&mut self) -> Result<(), Failure> {
-        for board in &mut self.boards {
-            board.start()?;
-        }
+    fn joined(&self) -> Result<(), Failure> {
         until("the broker's answer", BOOT, || match self.admin.run(&["join", &self.token]) {
             Ok(outcome) if outcome.code == 0 => Ok(()),
             Ok(outcome) => Err(outcome.stderr),
@@ -223,12 +243,13 @@ fn has_limits() -> bool {
     ["memory", "cpu", "pids"].iter().all(|wanted| controllers.split_whitespace().any(|word| word == *wanted))
 }
 
-fn seed(nodes: u8, broker: Ipv4Addr) -> Result<ClusterSeed, Failure> {
+fn seed(nodes: u8, broker: Ipv4Addr, told_address: bool) -> Result<ClusterSeed, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::Unexpected(error.to_string());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let name = "test".parse().map_err(|error| failed(&error))?;
     let options = SeedOptions {
-        broker_address: Some(broker.to_string()),
+        broker_address: told_address.then(|| broker.to_string()),
+        admin_address: Some(broker.to_string()),
         test_image: true,
         ..SeedOptions::new(name, usize::from(nodes))
     };

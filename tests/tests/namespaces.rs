@@ -1,5 +1,7 @@
 //! The scenarios with the boards' programs as processes in network namespaces. Needs root.
-use wherry_tests::{Netns, netns, scenario};
+use std::net::Ipv4Addr;
+use wherry_tests::impostor::Impostor;
+use wherry_tests::{Failure, Netns, World as _, ensure, netns, scenario};
 
 #[test]
 fn scenarios_in_namespaces() {
@@ -11,4 +13,31 @@ fn scenarios_in_namespaces() {
     if let Err(failure) = outcome {
         panic!("{failure}");
     }
+}
+
+/// The laptop's address is the impostor's.
+const IMPOSTOR: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 254);
+
+#[test]
+fn nodes_find_their_broker_past_an_impostor() {
+    let outcome = netns::inside("nodes_find_their_broker_past_an_impostor", || {
+        let world =
+            Netns::start_finding(2, |broker| Impostor::start(broker, IMPOSTOR)?.wait_for_questions(2, 4))?;
+        lies_are_counted(&world)
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+}
+
+fn lies_are_counted(world: &Netns) -> Result<(), Failure> {
+    let nodes = world.admin().json(&["resources"])?;
+    for node in nodes.as_array().into_iter().flatten() {
+        let refused = &node["refused_answers"];
+        let count = |reason: &str| refused[reason].as_u64().unwrap_or_default();
+        let counted = ["forged", "stale", "malformed"].iter().all(|reason| count(reason) > 0);
+        ensure(counted && count("elsewhere") == 0, || format!("{node}"))?;
+    }
+    let report = world.report();
+    ensure(report.contains("in the broker's place and is not believed"), || report.clone())
 }

@@ -762,6 +762,7 @@ fn nodes(containers: usize) -> Vec<NodeInfo> {
         disk_bytes: 4 << 30,
         uptime_seconds: 86_400,
         dropped: Drops { unencrypted: 9, ..Drops::default() },
+        refused_answers: RefusedAnswers { forged: 3, ..RefusedAnswers::default() },
     };
     let containers = u32::try_from(containers).unwrap();
     let node = |index, called, connected, facts, load, containers| NodeInfo {

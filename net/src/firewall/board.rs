@@ -174,9 +174,12 @@ fn offered(ports: Ports) -> Vec<Rule> {
             let discovery = Rule::new().port(Transport::Udp, DISCOVERY_PORT).accept();
             sessions.into_iter().chain([discovery]).collect()
         }
-        // The broker's answer to a question that went to everybody: connection tracking does not see that it is one. A
-        // node has no other UDP port that this could reach.
-        Ports::Node => vec![Rule::new().when(Match::SourcePort(Transport::Udp, DISCOVERY_PORT)).accept()],
+        // The broker's answer to a question that went to everybody: connection tracking does not see that it is one. It
+        // goes to the port that nodes ask from, and to nothing else that listens here.
+        Ports::Node => {
+            let answer = Rule::new().when(Match::SourcePort(Transport::Udp, DISCOVERY_PORT));
+            vec![answer.port(Transport::Udp, DISCOVERY_PORT).accept()]
+        }
     }
 }
 

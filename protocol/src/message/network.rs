@@ -133,6 +133,29 @@ impl Drops {
     }
 }
 
+/// Answers to LAN discovery that a node did not believe, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedAnswers {
+    /// Wrong length or beginning.
+    pub malformed: u64,
+    /// To another question: late, or recorded and sent again.
+    pub stale: u64,
+    /// Not sealed with the broker's key.
+    pub forged: u64,
+    /// The broker's, but not from where it says that it is.
+    pub elsewhere: u64,
+}
+
+impl fmt::Display for RefusedAnswers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { malformed, stale, forged, elsewhere } = self;
+        write!(
+            f,
+            "{forged} answers with a wrong key, {stale} to other questions, {elsewhere} from another address, {malformed} that were none"
+        )
+    }
+}
+
 /// What a container is called by those that may connect to it, and by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Called {

@@ -3,7 +3,7 @@ use super::condition::{Condition, Probe};
 use super::container::{
     ChangesQuery, ContainerReport, ContainerSpec, CopySpec, ExecSpec, ImageManifest, LogQuery,
 };
-use super::network::{Called, Drops};
+use super::network::{Called, Drops, RefusedAnswers};
 use crate::Overlay;
 use crate::id::{AccountId, ContainerId, ContainerRef, Digest, Generation, Name, NodeIndex};
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,8 @@ pub struct NodeLoad {
     pub uptime_seconds: u64,
     /// Packets that its firewall has dropped since then, those of containers' own left out.
     pub dropped: Drops,
+    /// Answers to LAN discovery that it has not believed since its service started.
+    pub refused_answers: RefusedAnswers,
 }
 
 /// From the node, on the control stream.

@@ -230,6 +230,7 @@ fn load() -> NodeLoad {
         disk_bytes: 6,
         uptime_seconds: 7,
         dropped: Drops { not_connected: 8, ..Drops::default() },
+        refused_answers: RefusedAnswers { malformed: 9, stale: 10, forged: 11, elsewhere: 12 },
     }
 }
 

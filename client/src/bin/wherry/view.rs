@@ -4,7 +4,7 @@ use serde::Serialize;
 use wherry_client::StoredLocation;
 use wherry_protocol::message::{
     AccountInfo, ConnectionInfo, ContainerInfo, ContainerSpec, ContainerState, Drops, Event, ExitStatus,
-    HealthReport, ImageInfo, NodeInfo, PublishedPort, RuleInfo, StatusInfo,
+    HealthReport, ImageInfo, NodeInfo, PublishedPort, RefusedAnswers, RuleInfo, StatusInfo,
 };
 
 /// A container's state, flat.
@@ -167,6 +167,8 @@ struct NodeLoad {
     uptime_seconds: u64,
     /// Packets, by reason.
     dropped: Drops,
+    /// Answers to LAN discovery, by reason.
+    refused_answers: RefusedAnswers,
 }
 
 impl<'a> Node<'a> {
@@ -197,6 +199,7 @@ impl<'a> Node<'a> {
                 disk_bytes: load.disk_bytes,
                 uptime_seconds: load.uptime_seconds,
                 dropped: load.dropped,
+                refused_answers: load.refused_answers,
             }),
         }
     }
