@@ -87,6 +87,12 @@ pub struct AccessRule {
     pub callers: Vec<Caller>,
 }
 
+/// Whether any rule names the container.
+pub(crate) fn named(rules: Option<&[AccessRule]>, container: u64) -> bool {
+    let mut callers = rules.unwrap_or_default().iter().flat_map(|rule| &rule.callers);
+    callers.any(|caller| *caller == Caller::Container(container))
+}
+
 /// Whether any rule allows it. An IPv4 address that came through an IPv6 socket counts as IPv4.
 pub(crate) fn allowed(
     rules: &[AccessRule],

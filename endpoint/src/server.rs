@@ -57,8 +57,17 @@ pub trait Backends: Send + Sync + 'static {
     fn connect(&self, backend: u64) -> impl Future<Output = Result<Self::Stream, ConnectError>> + Send;
 }
 
-/// The container that an address belongs to. Asked once per connection; must not block.
-pub type Identify = Arc<dyn Fn(SocketAddr) -> Option<u64> + Send + Sync>;
+/// A container behind an address from which it comes only in a way of speaking: somebody passes its bytes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Which; it sees only the hosts whose rules name it.
+    pub container: u64,
+    /// Its own address, for rules, backends and the observer.
+    pub address: IpAddr,
+}
+
+/// The container that an address stands for. Asked once per connection; must not block.
+pub type Identify = Arc<dyn Fn(SocketAddr) -> Option<Identity> + Send + Sync>;
 
 /// What stays the same as long as the endpoint runs.
 #[derive(Clone)]
@@ -274,9 +283,11 @@ async fn connection<B: Backends>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
+    let identity = (endpoint.config.identify)(address);
+    let address = identity.map_or(address, |identity| SocketAddr::new(identity.address, address.port()));
     let mut peer = Peer {
         address,
-        container: (endpoint.config.identify)(address),
+        container: identity.map(|identity| identity.container),
         tls: None,
         link: None,
         stalls: None,

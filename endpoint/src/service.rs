@@ -20,7 +20,7 @@ use crate::path::Path;
 use crate::pool::Lease;
 use crate::proxy::exchange;
 use crate::refusal::Refusal;
-use crate::rules::allowed;
+use crate::rules::{allowed, named};
 use crate::server::{Backends, Endpoint, Peer};
 use crate::table::{Cluster, Host};
 use crate::ticket::Ticket;
@@ -134,6 +134,10 @@ fn check<B: Backends>(
 ) -> Result<Path, Refusal> {
     if request.headers().len() > endpoint.config.limits.head_fields {
         return Err(Refusal::HeadTooLarge);
+    }
+    // Not what is open to everybody: a container reaches what it was allowed to and nothing else.
+    if peer.container.is_some_and(|container| !named(host.rules.as_deref(), container)) {
+        return Err(Refusal::UnknownHost);
     }
     if request.method() == Method::CONNECT {
         return Err(Refusal::BadTarget);

@@ -12,7 +12,7 @@ use wherry_net::firewall::{Board, Container, Ports, Published, board, container,
 use wherry_net::nft::{
     Chain, Family, Hook, KeyType, NftError, NftSocket, Policy, Rule, Ruleset, Set, Table, Value,
 };
-use wherry_protocol::message::{Connection, DropReason, Drops, Egress, Peer, Transport};
+use wherry_protocol::message::{Connection, DropReason, Drops, Egress, Peer, Transport, WebCaller};
 use wherry_protocol::{ContainerId, NodeIndex};
 
 fn address(text: &str) -> Ipv4Addr {
@@ -86,6 +86,11 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
             connection((7, "10.1.0.2"), (8, "10.1.0.3"), Transport::Tcp, 5432),
             connection((7, "10.1.0.2"), (9, "10.2.0.2"), Transport::Udp, 53),
         ],
+        callers: &[WebCaller {
+            container: ContainerId(7),
+            address: address("10.1.0.2"),
+            hosts: vec!["www.example.org".into()],
+        }],
         containers,
         egress: &egress,
     })
@@ -105,6 +110,7 @@ fn board_rules_read_back() {
         index: None,
         peers: &[],
         connections: &[],
+        callers: &[],
         containers: &BTreeMap::new(),
         egress: &BTreeMap::new(),
     }));
@@ -117,6 +123,7 @@ fn container_rules_read_back() {
         id: ContainerId(7),
         address: address("10.1.0.2"),
         connections: &[connection(me, far, Transport::Tcp, 80), connection(near, me, Transport::Tcp, 5432)],
+        callers: &[],
         overlay: Overlay::default(),
         resolvers: &[address("10.1.0.1")],
         lan: &["192.168.50.12/24".parse().unwrap()],

@@ -19,6 +19,12 @@ impl BrokerBlobs {
         Self { current }
     }
 
+    /// The sessions that it uses.
+    #[must_use]
+    pub fn sessions(&self) -> watch::Receiver<Option<Mux>> {
+        self.current.clone()
+    }
+
     async fn ask(&self, mux: &Mux, digest: Digest, size: u64) -> Result<BlobReader, SessionError> {
         let mut stream = mux.open().await?;
         io::send(&mut stream, &NodeCall::FetchBlob(digest)).await?;

@@ -5,10 +5,12 @@ use crate::dns::{self, Directory, DnsLimits, Upstream};
 use crate::net::{LocalContainer, Network};
 use crate::probe::Prober;
 use crate::state::{Input, Output};
+use crate::web::{self, Callers};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use wherry_protocol::io::Mux;
 use wherry_protocol::message::{ContainerDesired, Drops, NetworkDesired, WireguardKeys};
 use wherry_protocol::{ContainerId, ContainerRef, ErrorCode, NodeIndex, Overlay, WireError};
 
@@ -32,11 +34,17 @@ pub struct Executor {
 struct Names {
     directory: watch::Sender<Arc<Directory>>,
     upstream: watch::Sender<Upstream>,
+    /// Who may ask the web endpoint by way of the board.
+    callers: watch::Sender<Arc<Callers>>,
 }
 
 impl Names {
     fn new() -> Self {
-        Self { directory: watch::channel(Arc::default()).0, upstream: watch::channel(Upstream::default()).0 }
+        Self {
+            directory: watch::channel(Arc::default()).0,
+            upstream: watch::channel(Upstream::default()).0,
+            callers: watch::channel(Arc::default()).0,
+        }
     }
 
     /// A container that starts may ask from its first moment.
@@ -72,6 +80,7 @@ impl Executor {
             runtime: runtime.clone(),
             network: network.clone(),
             names: names.clone(),
+            sessions: blobs.sessions(),
             numbered: now_numbered,
         };
         tokio::spawn(keeper.run(queue, inputs));
@@ -229,6 +238,7 @@ struct Keeper {
     runtime: Runtime,
     network: Network,
     names: Names,
+    sessions: watch::Receiver<Option<Mux>>,
     numbered: watch::Sender<Option<(NodeIndex, Overlay)>>,
 }
 
@@ -244,7 +254,9 @@ impl Keeper {
                     // The board's address follows from these, and there is one server.
                     if *self.numbered.borrow() != Some((index, overlay)) {
                         server.abort_all();
+                        let callers = self.names.callers.subscribe();
                         server.spawn(self.names.clone().serve(index, overlay));
+                        server.spawn(web::serve(overlay.gateway(index), callers, self.sessions.clone()));
                     }
                     self.numbered.send_replace(Some((index, overlay)));
                 }
@@ -276,8 +288,15 @@ impl Keeper {
         if let Some(error) = &error {
             tracing::warn!(revision = desired.revision, "the network is not as wanted: {error}");
         }
-        let overlay = self.numbered.borrow().map(|(_, overlay)| overlay).unwrap_or_default();
-        self.names.directory.send_replace(Arc::new(Directory::of(overlay, desired, containers)));
+        let numbered = *self.numbered.borrow();
+        let overlay = numbered.map(|(_, overlay)| overlay).unwrap_or_default();
+        let mut directory = Directory::of(overlay, desired, containers);
+        if let Some((index, overlay)) = numbered {
+            directory.lead_to_web(&desired.callers, overlay.gateway(index));
+        }
+        self.names.directory.send_replace(Arc::new(directory));
+        let here = containers.iter().map(|container| (container.address, container.id)).collect();
+        self.names.callers.send_replace(Arc::new(Callers::of(desired, &here)));
         error
     }
 }

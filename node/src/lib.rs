@@ -11,6 +11,7 @@
 //! session    keeps a session with the broker; link dials and enrols
 //! container  the runtime: plan, child, exec, logs, cgroups
 //! oci        the command line of an OCI runtime, for hosts
+//! web        the way of containers to the web endpoint
 //! dns        the server that containers ask
 //! net        bridge, GRE, nftables, DHCP as plan and apply
 //! ```
@@ -31,3 +32,4 @@ pub mod routed;
 pub mod serve;
 pub mod session;
 pub mod state;
+pub mod web;

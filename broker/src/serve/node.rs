@@ -81,6 +81,9 @@ async fn call(shared: Arc<Shared>, session: SessionId, mut stream: Stream) -> Re
         Some(NodeCall::FetchBlob(digest)) => {
             fetch(&shared, session, stream, digest).await.map(|()| Opened::Done)
         }
+        Some(NodeCall::Web { container, tls }) => {
+            super::web::call(&shared, session, stream, (container, tls)).await.map(|()| Opened::Done)
+        }
         None => Ok(Opened::Done),
     }
 }

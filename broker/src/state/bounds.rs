@@ -79,6 +79,8 @@ pub(crate) const MAX_CALLERS: usize = 32;
 pub(crate) const MAX_PEM_BYTES: usize = 64 * 1024;
 /// Ports of the web endpoint: nobody publishes them while a name is served.
 pub(crate) const WEB_PORTS: [u16; 2] = [80, 443];
+/// Bytes of names that one board is told for containers that rules name as callers.
+pub(crate) const MAX_CALLER_BYTES: usize = 64 * 1024;
 /// Domains of one account.
 pub(crate) const MAX_DOMAINS: usize = 64;
 /// Domains of one account whose proof is awaited.

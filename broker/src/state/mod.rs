@@ -16,6 +16,7 @@ mod access;
 mod accounts;
 mod ask;
 mod bounds;
+mod callers;
 mod containers;
 mod domains;
 mod images;
@@ -36,6 +37,7 @@ mod waiting;
 mod web;
 
 pub use access::{Reach, authorise};
+pub use callers::WebClient;
 pub use domains::record_name;
 pub use overlay::OverlayChange;
 pub use tables::LoadError;
@@ -173,6 +175,15 @@ pub enum Input {
         container: ContainerId,
         /// On which port.
         port: u16,
+    },
+    /// A container of the board asks the web endpoint. Answered by [`Reply::Done`] or an error.
+    CallWeb {
+        /// Whom to answer.
+        request: RequestId,
+        /// The board's session.
+        session: SessionId,
+        /// Which container.
+        container: ContainerId,
     },
     /// What the TXT records of a domain say, after [`Answer::Lookup`]. Answered by a second [`Answer::Reply`].
     LookedUp {
@@ -371,6 +382,7 @@ impl Broker {
     /// What follows from the records when the broker starts: the clocks of grace begin anew.
     fn resume(&mut self) {
         self.resume_rules();
+        self.renew_web();
         let nodes: Vec<NodeIndex> = self.tables.nodes.iter().map(|(index, _)| *index).collect();
         for index in nodes {
             let network = self.network_of(index);
@@ -384,7 +396,6 @@ impl Broker {
             self.schedule_auto_remove(id);
         }
         self.schedule_unnamed_blobs();
-        self.renew_web();
         self.set_timer(self.after(REKEY_MS), Timer::Rekey);
     }
 
@@ -411,6 +422,7 @@ impl Broker {
             }
             Input::Visit { request, port } => self.visit(request, port),
             Input::VisitWeb { request, container, port } => self.visit_web(request, container, port),
+            Input::CallWeb { request, session, container } => self.call_web(request, session, container),
             Input::LookedUp { request, session, domain, found } => {
                 self.looked_up(request, session, &domain, &found);
             }
@@ -462,6 +474,7 @@ impl Broker {
             self.out.push(Output::Publish(self.published_ports()));
         }
         if std::mem::take(&mut self.web_changed) && self.renew_web() {
+            self.refresh_callers();
             self.out.push(Output::Web(self.web()));
         }
         let mut out = std::mem::take(&mut self.out);

@@ -148,6 +148,7 @@ impl Broker {
             }
         }
         network.names = self.names_for(board, &network);
+        network.callers = self.callers_on(board);
         peers.remove(&board);
         if self.outer_end(board).is_some() {
             network.peers = peers.into_iter().filter_map(|peer| self.outer_end(peer)).collect();

@@ -6,6 +6,7 @@ use super::ask::Now;
 use super::bounds::{
     MAX_CALLERS, MAX_ENDPOINT_RULES, MAX_ENDPOINTS, MAX_METHODS, MAX_PEM_BYTES, MAX_ROUTES, WEB_PORTS,
 };
+use super::callers::WebClient;
 use super::containers::Asker;
 use super::{Broker, RequestId, error, not_found};
 use crate::record::{AcmeAccount, CallerMember, Certificate, Container, Endpoint, Member, Route, RouteRule};
@@ -25,6 +26,8 @@ use wherry_protocol::{AccountId, ContainerId, ErrorCode, Name, Prefix, WireError
 pub struct Web {
     /// By name.
     pub hosts: BTreeMap<String, WebHost>,
+    /// Containers that rules name.
+    pub callers: BTreeMap<ContainerId, WebClient>,
     /// Whom to ask for certificates.
     pub acme: Option<Arc<AcmeSettings>>,
     /// The account there, if there is one.
@@ -378,8 +381,10 @@ impl Broker {
             };
             (host.clone(), web)
         });
+        let hosts: BTreeMap<String, WebHost> = hosts.collect();
         let web = Web {
-            hosts: hosts.collect(),
+            callers: self.web_callers(&hosts),
+            hosts,
             acme: self.tables.acme.get(&()).map(Arc::clone),
             acme_account: self.tables.acme_account.get(&()).map(Arc::clone),
         };

@@ -29,7 +29,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use wherry_endpoint::{
     Access, Backend, Backends, CertifiedKey, Challenges, Cluster, Config, ConnectError, CookieKey, Host,
-    HostName, Limits, Listeners, Observer, Refusal, Table, serve,
+    HostName, Identity, Limits, Listeners, Observer, Refusal, Table, serve,
 };
 
 pub(crate) type Body = BoxBody<Bytes, hyper::Error>;
@@ -136,7 +136,9 @@ impl World {
             limits,
             cookie_key: CookieKey::new(&[1; 32]),
             challenges: challenges.clone(),
-            identify: Arc::new(move |_| container),
+            identify: Arc::new(move |address| {
+                container.map(|container| Identity { container, address: address.ip() })
+            }),
             observer: Arc::clone(&seen) as Arc<dyn Observer>,
         };
         let served = tokio::spawn(serve(

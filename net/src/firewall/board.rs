@@ -1,5 +1,5 @@
 //! The rules of the board itself: what may reach it, what passes through it, and who may call himself what.
-use super::{DNS, TABLE, addresses, lan_of, only_internet};
+use super::{DNS, TABLE, WEB, addresses, lan_of, only_internet};
 use crate::address::{
     BRIDGE, Overlay, PORT_PREFIX, Prefix, TUNNEL_PREFIX, WIREGUARD, WIREGUARD_PORTS, mac, port_name,
     tunnel_name,
@@ -10,7 +10,7 @@ use crate::nft::{
 };
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use wherry_protocol::message::{Connection, DropReason, Egress, Peer, Transport};
+use wherry_protocol::message::{Connection, DropReason, Egress, Peer, Transport, WebCaller};
 use wherry_protocol::{ContainerId, NodeIndex};
 
 /// Sessions, and enrolment.
@@ -51,6 +51,8 @@ pub struct Board<'a> {
     pub peers: &'a [Peer],
     /// Connections with an end here.
     pub connections: &'a [Connection],
+    /// Containers here that may ask the web endpoint through the board.
+    pub callers: &'a [WebCaller],
     /// Containers here, with their addresses.
     pub containers: &'a BTreeMap<ContainerId, Ipv4Addr>,
     /// Where those of them may send outside the cluster for whom it is not just the internet.
@@ -88,6 +90,7 @@ fn packets(of: &Board<'_>) -> Table {
         addresses("tunnel_ends", &ends),
         connections(of),
         addresses("offline", &offline(of)),
+        addresses("callers", &callers(of)),
     ];
     let mut chains = vec![Chain::at(Hook::Input, Policy::Drop, "input", input(of))];
     match of.index {
@@ -101,6 +104,12 @@ fn packets(of: &Board<'_>) -> Table {
 fn offline(of: &Board<'_>) -> Vec<Ipv4Addr> {
     let closed = of.egress.iter().filter(|(_, egress)| !egress.contains(&Egress::Internet));
     closed.filter_map(|(id, _)| of.containers.get(id)).copied().collect()
+}
+
+/// Containers that may ask the web endpoint, if they have their addresses now.
+fn callers(of: &Board<'_>) -> Vec<Ipv4Addr> {
+    let here = |caller: &&WebCaller| of.containers.get(&caller.container) == Some(&caller.address);
+    of.callers.iter().filter(here).map(|caller| caller.address).collect()
 }
 
 fn connections(of: &Board<'_>) -> Set {
@@ -139,10 +148,12 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
     let sealed = |device| gre().input(device).lookup(&[Key::Source], "tunnel_ends").accept();
     rules.extend(WIREGUARD.map(sealed));
     rules.push(gre().drop(DropReason::Unencrypted));
-    // The DNS server on the board is the one thing of it that containers may talk to.
+    // The DNS server on the board, and for some the way to the web endpoint: nothing else of it is for containers.
     if let Some(gateway) = of.index.map(|index| of.overlay.gateway(index)) {
         let to_gateway = || Rule::new().input(BRIDGE).destination(Prefix::host(gateway));
         rules.extend([Transport::Udp, Transport::Tcp].map(|over| to_gateway().port(over, DNS).accept()));
+        let callers = || to_gateway().lookup(&[Key::Source], "callers");
+        rules.extend(WEB.map(|port| callers().port(Transport::Tcp, port).accept()));
     }
     rules.push(Rule::new().state(States::ESTABLISHED_RELATED).accept());
     rules.push(Rule::new().input(BRIDGE).drop(DropReason::PrivateNetwork));
@@ -358,6 +369,7 @@ mod tests {
             index: None,
             peers: &[],
             connections: &[],
+            callers: &[],
             containers,
             egress: &USUAL_EGRESS,
         }
@@ -425,6 +437,11 @@ mod tests {
             port,
             transport: Transport::Tcp,
         };
+        let caller = |id, text: &str| WebCaller {
+            container: ContainerId(id),
+            address: address(text),
+            hosts: vec!["www.example.org".into()],
+        };
         let lan = |network: &str| Egress::Lan(network.parse().unwrap());
         let egress = [
             (ContainerId(7), vec![Egress::Internet, lan("192.168.50.9/32"), lan("172.20.0.0/16")]),
@@ -454,6 +471,11 @@ mod tests {
                 // Of containers that had these addresses before.
                 connection(6, "10.1.0.3", 81),
                 Connection { from: ContainerId(5), ..connection(9, "10.2.0.2", 82) },
+            ],
+            callers: &[
+                caller(8, "10.1.0.3"),
+                // Of a container that had this address before.
+                caller(6, "10.1.0.2"),
             ],
             ..closed(&containers)
         };

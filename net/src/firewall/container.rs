@@ -1,12 +1,12 @@
 //! The rules inside one container's network namespace. The container has no CAP_NET_ADMIN and cannot change them.
-use super::{DNS, TABLE, addresses, lan_of, only_internet, to_resolvers};
+use super::{DNS, TABLE, WEB, addresses, lan_of, only_internet, to_resolvers};
 use crate::address::{Overlay, Prefix};
 use crate::nft::{
     Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
 };
 use std::net::Ipv4Addr;
 use wherry_protocol::ContainerId;
-use wherry_protocol::message::{Connection, DropReason, Egress, Transport};
+use wherry_protocol::message::{Connection, DropReason, Egress, Transport, WebCaller};
 
 /// What the rules of one container depend on.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +19,9 @@ pub struct Container<'a> {
     pub connections: &'a [Connection],
     /// The addresses of all containers.
     pub overlay: Overlay,
-    /// DNS servers it may ask.
+    /// Those of the board that may ask the web endpoint; the others are left out.
+    pub callers: &'a [WebCaller],
+    /// DNS servers it may ask: its board, where the way to the web endpoint begins as well.
     pub resolvers: &'a [Ipv4Addr],
     /// The board's own networks, closed to containers.
     pub lan: &'a [Prefix],
@@ -49,7 +51,14 @@ fn inbound(of: &Container<'_>) -> Set {
 /// Whom the container may reach, over which protocol, on which of their ports.
 fn outbound(of: &Container<'_>) -> Set {
     let mine = of.connections.iter().filter(|c| c.from == of.id && c.from_address == of.address);
-    peers("outbound", mine.map(|c| (c.to_address, c)))
+    let mut set = peers("outbound", mine.map(|c| (c.to_address, c)));
+    let calls = of.callers.iter().any(|caller| caller.container == of.id && caller.address == of.address);
+    let boards = of.resolvers.iter().filter(|_| calls);
+    let ports = boards.flat_map(|board| WEB.map(|port| (*board, port)));
+    set.elements.extend(ports.map(|(board, port)| {
+        vec![Value::Ipv4(board), Value::Protocol(Transport::Tcp.into()), Value::Port(port)]
+    }));
+    set
 }
 
 fn peers<'a>(name: &'static str, connections: impl Iterator<Item = (Ipv4Addr, &'a Connection)>) -> Set {
@@ -161,6 +170,7 @@ mod tests {
             id: ContainerId(7),
             address: "10.1.0.2".parse().unwrap(),
             connections,
+            callers: &[],
             overlay: Overlay::default(),
             resolvers: &["10.1.0.1".parse().unwrap()],
             lan: &["192.168.50.12/24".parse().unwrap()],
@@ -195,6 +205,7 @@ mod tests {
             id: ContainerId(7),
             address: "172.20.4.2".parse().unwrap(),
             connections: &[connection((7, "172.20.4.2"), (9, "172.20.8.2"), Transport::Tcp, 80)],
+            callers: &[],
             overlay: "172.20.0.0/14".parse().unwrap(),
             resolvers: &["172.20.4.1".parse().unwrap()],
             lan: &["10.0.5.12/24".parse().unwrap()],
@@ -216,6 +227,33 @@ mod tests {
                 connection(near, far, Transport::Tcp, 81),
             ]),
         );
+    }
+
+    #[test]
+    fn a_caller_of_the_web_endpoint() {
+        let caller = |id, address: &str| WebCaller {
+            container: ContainerId(id),
+            address: address.parse().unwrap(),
+            hosts: vec!["www.example.org".into()],
+        };
+        let with = |callers: &[WebCaller]| {
+            container(&Container {
+                id: ContainerId(7),
+                address: "10.1.0.2".parse().unwrap(),
+                connections: &[],
+                callers,
+                overlay: Overlay::default(),
+                resolvers: &["10.1.0.1".parse().unwrap()],
+                lan: &[],
+                egress: &[Egress::None],
+                published: &[],
+            })
+        };
+        let open = with(&[caller(7, "10.1.0.2")]).to_string();
+        assert!(open.contains("elements = { 10.1.0.1 . tcp . 80, 10.1.0.1 . tcp . 443 }"), "{open}");
+        // Somebody else, or with an address that was its own before.
+        let closed = with(&[]).to_string();
+        assert_eq!(with(&[caller(8, "10.1.0.2"), caller(7, "10.1.0.3")]).to_string(), closed);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub fn protect(ports: Ports, published: &[Published]) -> Result<(), NftError> {
         index: None,
         peers: &[],
         connections: &[],
+        callers: &[],
         containers: &BTreeMap::new(),
         egress: &BTreeMap::new(),
     };
@@ -40,6 +41,8 @@ pub fn protect(ports: Ports, published: &[Published]) -> Result<(), NftError> {
 pub const TABLE: &str = "wherry";
 /// DNS (RFC 1035 §4.2).
 const DNS: u16 = 53;
+/// Ports of the web.
+const WEB: [u16; 2] = [80, 443];
 
 /// Networks that are not the internet: no container has business there. RFC 6890 lists them; the overlay is one of them or
 /// within one, and comes first.

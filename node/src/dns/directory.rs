@@ -2,7 +2,7 @@
 use crate::net::LocalContainer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use wherry_protocol::message::{Called, Egress, NetworkDesired};
+use wherry_protocol::message::{Called, Egress, NetworkDesired, WebCaller};
 use wherry_protocol::{ContainerId, Overlay};
 
 /// The cluster's own domain. It is nobody's on the internet: no such top-level domain is delegated.
@@ -13,6 +13,7 @@ const REVERSE: &str = ".in-addr.arpa";
 /// What one container may ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Asker {
+    is: Option<ContainerId>,
     /// Whether it may ask about the world outside.
     outside: bool,
     /// Names without the final dot, in lower case, and their addresses.
@@ -65,17 +66,32 @@ impl Directory {
         directory
     }
 
+    /// Leads containers that rules of the web endpoint name to the board's own `gateway`, where their way there begins.
+    pub fn lead_to_web(&mut self, callers: &[WebCaller], gateway: Ipv4Addr) {
+        for caller in callers {
+            // Of one that has gone, whose address another may have by now: that one is not named.
+            if let Some(asker) =
+                self.askers.get_mut(&caller.address).filter(|a| a.is == Some(caller.container))
+            {
+                let led = caller.hosts.iter().map(|host| (host.clone(), [gateway].into()));
+                asker.names.extend(led);
+            }
+        }
+    }
+
     /// A container that has just come; what it may know about the cluster follows with the next network.
     pub fn admit(&mut self, container: &LocalContainer) {
         let outside = !container.egress.contains(&Egress::None);
-        self.askers.entry(container.address).or_default().outside = outside;
+        let asker = self.askers.entry(container.address).or_default();
+        (asker.outside, asker.is) = (outside, Some(container.id));
     }
 
     /// What `asker` may know of `name` (in lower case, without the final dot).
     #[must_use]
     pub fn find(&self, asker: Ipv4Addr, name: &str) -> Finding {
         let Some(asker) = self.askers.get(&asker) else { return Finding::Refused };
-        if let Some(addresses) = asker.names.get(name) {
+        let wildcard = || asker.names.get(&format!("*.{}", name.split_once('.')?.1));
+        if let Some(addresses) = asker.names.get(name).or_else(wildcard) {
             return Finding::Addresses(addresses.iter().copied().collect());
         }
         if is_address_of(self.overlay, name) {
@@ -217,6 +233,33 @@ mod tests {
         {
             assert!(!ours(other), "{other}");
         }
+    }
+
+    #[test]
+    fn names_of_the_web_lead_callers_to_their_board() {
+        let mut directory = directory();
+        let gateway = Ipv4Addr::new(10, 1, 0, 1);
+        let caller = |id, address, hosts: &[&str]| WebCaller {
+            container: ContainerId(id),
+            address,
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        };
+        directory.lead_to_web(
+            &[
+                caller(2, CLOSED, &["www.example.org", "*.example.com"]),
+                // Somebody who had the address before.
+                caller(9, ME, &["secret.example.org"]),
+            ],
+            gateway,
+        );
+        let found = Finding::Addresses(vec![gateway]);
+        assert_eq!(directory.find(CLOSED, "www.example.org"), found);
+        assert_eq!(directory.find(CLOSED, "any.example.com"), found);
+        for other in ["example.com", "a.b.example.com", "api.example.org"] {
+            assert_eq!(directory.find(CLOSED, other), Finding::Refused, "{other}");
+        }
+        assert_eq!(directory.find(ME, "www.example.org"), Finding::Elsewhere);
+        assert_eq!(directory.find(ME, "secret.example.org"), Finding::Elsewhere);
     }
 
     #[test]

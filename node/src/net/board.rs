@@ -278,6 +278,7 @@ impl Board {
             index: self.index,
             peers: &self.wanted.peers,
             connections: &self.wanted.connections,
+            callers: &self.wanted.callers,
             containers: &containers,
             egress: &egress,
         })
@@ -296,6 +297,7 @@ impl Board {
             id: container.id,
             address: container.address,
             connections: &self.wanted.connections,
+            callers: &self.wanted.callers,
             overlay: self.overlay,
             resolvers: &resolver,
             lan: &self.lan(),

@@ -3,7 +3,7 @@
 //! ```text
 //! any stream      u32 length (little endian) ‖ postcard message, again and again; or raw bytes after a reply says so
 //! user → broker   Request            → Reply, then Frames or raw bytes (see each request)
-//! node → broker   NodeCall           → Control: ToNode/FromNode for the life of the session; FetchBlob: Reply, raw bytes
+//! node → broker   NodeCall           → Control: ToNode/FromNode for the life of the session; FetchBlob: Reply, raw bytes; Web: Reply, raw bytes both ways
 //! broker → node   Routed             → Reply, then as the user's request
 //! enrolment       EnrolRequest       → EnrolReply
 //! first stream    Hello              → HelloReply

@@ -16,6 +16,13 @@ pub enum NodeCall {
     Control(Box<NodeHello>),
     /// Asks for a blob. The reply is `Reply::Blob { size }`, then exactly so many raw bytes.
     FetchBlob(Digest),
+    /// A container of the node asks the web endpoint. The reply is `Reply::Done`, then what it says and what it hears.
+    Web {
+        /// Which; its packets have no other sender.
+        container: ContainerId,
+        /// Whether it came to port 443.
+        tls: bool,
+    },
 }
 
 /// Who the node is and what it already runs, sent when it connects.
@@ -188,6 +195,19 @@ pub struct NetworkDesired {
     pub connections: Vec<Connection>,
     /// What the containers of this node and those that they may connect to are called.
     pub names: Vec<Called>,
+    /// Containers of this node that rules of the web endpoint name as callers.
+    pub callers: Vec<WebCaller>,
+}
+
+/// A container that may ask the web endpoint, through its own board.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebCaller {
+    /// Which.
+    pub container: ContainerId,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// For these names, which lead it to its board: `www.example.org`, or `*.example.org`.
+    pub hosts: Vec<String>,
 }
 
 /// Another board, as the outer end of a tunnel.

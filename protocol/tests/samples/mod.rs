@@ -82,7 +82,7 @@ listed! {
     DomainState { Prepared, Claimed }
     AccessLine { Request, Lost }
     Event { Container, ContainerRemoved, Node, Lost }
-    NodeCall { Control, FetchBlob }
+    NodeCall { Control, FetchBlob, Web }
     FromNode { Load, Container, Removed, Network, Condition, Keys }
     ToNode { Sync, Container, Remove, Network, Rekey, Plane }
     Want { Running, Stopped }
@@ -277,7 +277,12 @@ fn network() -> NetworkDesired {
         account: name("ada"),
         service: Some(name("front")),
     }];
-    NetworkDesired { revision: 9, peers, connections: vec![connection()], names }
+    let callers = vec![WebCaller {
+        container: ContainerId(1),
+        address: Ipv4Addr::new(10, 1, 0, 2),
+        hosts: vec!["www.example.org".into()],
+    }];
+    NetworkDesired { revision: 9, peers, connections: vec![connection()], names, callers }
 }
 
 fn desired() -> ContainerDesired {
@@ -543,6 +548,7 @@ fn node() -> Vec<Row> {
             inventory: vec![report()],
         }))),
         row(NodeCall::FetchBlob(digest(1))),
+        row(NodeCall::Web { container: ContainerId(1), tls: true }),
         row(FromNode::Load(load())),
         row(FromNode::Container(report())),
         row(FromNode::Removed(container())),

@@ -5,19 +5,23 @@
 //! table      what the state wants served, as the endpoint's engine takes it
 //! backends   the way to a container: a stream through its board's session
 //! log        who asked for what
+//! callers    containers that ask, through their boards
 //! claim      the proof that a domain is somebody's
 //! ```
 mod acme;
 mod backends;
+mod callers;
 mod claim;
 mod log;
 mod table;
 
 pub(crate) use acme::run as certify;
+pub(crate) use callers::call;
 pub(crate) use claim::claim;
 pub(crate) use log::{AccessLog, log};
 
 use super::Shared;
+use callers::Callers;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +63,7 @@ pub(crate) struct WebShared {
     pub(crate) challenges: Challenges,
     pub(crate) log: Arc<AccessLog>,
     pub(crate) lookups: tokio::sync::Semaphore,
+    pub(crate) callers: Arc<Callers>,
 }
 
 impl WebShared {
@@ -72,6 +77,7 @@ impl WebShared {
             challenges: Challenges::default(),
             log: Arc::default(),
             lookups: tokio::sync::Semaphore::new(LOOKUPS),
+            callers: Arc::default(),
         }
     }
 }
@@ -145,12 +151,13 @@ async fn listen(shared: &Arc<Shared>, tables: &watch::Receiver<Arc<Table>>) {
 }
 
 fn config(shared: &Shared) -> Config {
+    let callers = Arc::clone(&shared.web.callers);
     let limits = Limits { drain: Duration::from_secs(shared.limits.drain_seconds), ..Limits::default() };
     Config {
         limits,
         cookie_key: shared.web.cookie_key.clone(),
         challenges: shared.web.challenges.clone(),
-        identify: Arc::new(|_| None),
+        identify: Arc::new(move |address| callers.identify(address)),
         observer: Arc::clone(&shared.web.log) as Arc<dyn wherry_endpoint::Observer>,
     }
 }

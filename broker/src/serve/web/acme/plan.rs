@@ -140,6 +140,7 @@ mod tests {
     fn web(hosts: Vec<(&str, WebHost)>) -> Web {
         Web {
             hosts: hosts.into_iter().map(|(name, host)| (name.to_owned(), host)).collect(),
+            callers: BTreeMap::new(),
             acme: Some(settings("https://a/")),
             acme_account: None,
         }
