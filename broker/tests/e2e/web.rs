@@ -11,6 +11,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 use wherry_net::dns::Upstream;
 use wherry_protocol::io::recv;
 use wherry_protocol::message::*;
@@ -243,6 +244,38 @@ async fn a_certificate_of_ones_own_brings_tls() {
     let tcp = soon(TcpStream::connect((broker.ip, 443))).await.unwrap();
     let name = ServerName::try_from("www.example.com").unwrap();
     soon(connector(made.cert.der()).connect(name, tcp)).await.expect_err("no certificate for that");
+}
+
+/// A board passes on what its containers say; who it is that says it counts for rules.
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_ask_as_who_they_are() {
+    let (broker, user, board) = cluster().await;
+    let (shop, other) = (serving(&user, "shop").await, user.run("other").await);
+    let rule = |method: &str, path: &str, callers| EndpointRule {
+        methods: vec![method.into()],
+        path: path.into(),
+        callers,
+    };
+    let shops = || EndpointCaller::Containers(Party::Labelled { key: "service".into(), value: "web".into() });
+    let rules = vec![rule("GET", "/user", vec![shops()]), rule("GET", "/", vec![EndpointCaller::Anyone])];
+    publish(&user, EndpointSpec { rules: Some(rules), ..spec("api.example.org") }).await;
+    publish(&user, spec("www.example.org")).await;
+    port(&broker, 80, true).await;
+    let mut log = user.open(&Request::AccessLog { host: None, follow: true }).await;
+    assert_eq!(soon(reply(&mut log)).await, Reply::Done);
+    let mut client = Client(BufReader::new(board.call(&shop, false).await.expect("a way").compat()));
+    let answer = client.get("api.example.org", "/user").await;
+    assert_eq!((answer.status, answer.body), (200, format!("GET /user at {}\n", shop.id)));
+    let line = soon(recv::<AccessLine>(&mut log, 65_536)).await.unwrap().unwrap();
+    let AccessLine::Request(entry) = line else { panic!("{line:?}") };
+    assert_eq!(entry.client.ip(), IpAddr::V4(shop.address), "by its own address");
+    assert_eq!(client.get("api.example.org", "/other").await.status, 403);
+    // What is open to everybody is open to those outside; a container needs to be named.
+    assert_eq!(client.get("www.example.org", "/").await.status, 404);
+    assert_eq!(get(&broker, "api.example.org", "/user").await.status, 403);
+    assert_eq!(get(&broker, "api.example.org", "/").await.status, 200);
+    let refused = board.call(&other, false).await.err().expect("a refusal");
+    assert_eq!(refused.code, wherry_protocol::ErrorCode::Forbidden);
 }
 
 fn made_pem(label: &str, der: &[u8]) -> Vec<u8> {

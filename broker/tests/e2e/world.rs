@@ -346,6 +346,17 @@ impl Board {
         (self.key, self.facts, self.containers)
     }
 
+    /// A connection of a container's to the web endpoint.
+    pub(crate) async fn call(&self, container: &ContainerInfo, tls: bool) -> Result<Stream, WireError> {
+        let mut stream = self.mux.open().await.expect("a stream");
+        send(&mut stream, &NodeCall::Web { container: container.id, tls }).await.expect("sent");
+        match soon(reply(&mut stream)).await {
+            Reply::Done => Ok(stream),
+            Reply::Error(error) => Err(error),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
     pub(crate) async fn fetch(&self, digest: Digest) -> Result<Vec<u8>, WireError> {
         use futures_util::AsyncReadExt as _;
         let mut stream = self.mux.open().await.expect("a stream");

@@ -280,6 +280,65 @@ fn containers_that_are_well_get_requests() {
     assert_eq!(health(&world.broker.web()), [false], "until the board is back");
 }
 
+/// What the board was told last of who may ask the web endpoint.
+fn callers(out: &[Output]) -> Option<Vec<wherry_protocol::message::WebCaller>> {
+    out.iter().rev().find_map(|output| match output {
+        Output::ToNode { message, .. } => match &**message {
+            ToNode::Network(network) => Some(network.callers.clone()),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+#[test]
+fn containers_that_rules_name_are_told_to_their_boards() {
+    let (mut world, ann, board) = world();
+    own(&mut world, &ann, "example.org");
+    let run = |name: &str, service: &str| {
+        let service = service.to_owned();
+        run(name, |run| run.spec.labels = vec![("service".into(), service)])
+    };
+    let shop = world.info(&ann, run("shop", "shop"));
+    let other = world.info(&ann, run("other", "other"));
+    let mut wanted = spec("api.example.org", labelled("api"));
+    wanted.rules = Some(vec![EndpointRule {
+        methods: vec![],
+        path: "/*".into(),
+        callers: vec![EndpointCaller::Containers(labelled("shop"))],
+    }]);
+    let (_, out) = world.ask(ann.session, publish(wanted.clone()));
+    let caller = |info: &ContainerInfo, hosts: &[&str]| wherry_protocol::message::WebCaller {
+        container: info.id,
+        address: info.address,
+        hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+    };
+    assert_eq!(callers(&out), Some(vec![caller(&shop, &["api.example.org"])]));
+    let call = |world: &mut World, session, container| {
+        let request = wherry_broker::state::RequestId(world.number());
+        let out = world.step(Input::CallWeb { request, session, container });
+        reply(&out, request).expect("an answer")
+    };
+    assert_eq!(call(&mut world, board.session, shop.id), Reply::Done);
+    assert_eq!(error(call(&mut world, board.session, other.id)).code, ErrorCode::Forbidden);
+    // Nobody but its own board speaks for a container.
+    let far = world.board(101);
+    assert_eq!(error(call(&mut world, far.session, shop.id)).code, ErrorCode::Forbidden);
+    assert!(matches!(call(&mut world, ann.session, shop.id), Reply::Error(_)));
+    // One that comes later is told too, and one that goes is told no more.
+    let mut later = run("later", "shop");
+    if let Request::Run(later) = &mut later {
+        later.node = Some("n1".into());
+    }
+    let (_, out) = world.ask(ann.session, later);
+    let told = callers(&out).expect("a network");
+    assert_eq!(told.len(), 2, "{told:?}");
+    wanted.rules = None;
+    let (_, out) = world.ask(ann.session, publish(wanted));
+    assert_eq!(callers(&out), Some(vec![]));
+    assert_eq!(error(call(&mut world, board.session, shop.id)).code, ErrorCode::Forbidden);
+}
+
 #[test]
 fn certificates_are_checked_before_they_count() {
     let (mut world, mut ann, _) = world();

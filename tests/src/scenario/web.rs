@@ -100,6 +100,7 @@ pub(super) fn endpoint(world: &mut dyn World) -> Result<(), Failure> {
     both_answer(admin, &visitor, &url)?;
     encrypted(admin, &visitor)?;
     rules(admin, &visitor)?;
+    callers(admin, &last)?;
     changes(world, &visitor, &url)?;
     admin.ok(&["endpoint", "rm", HOST])?;
     until("closed ports", SOON, || match visitor.get(&url, &[]) {
@@ -168,6 +169,36 @@ fn rules(admin: &Wherry, visitor: &Visitor) -> Result<(), Failure> {
     visitor.expect(&format!("{url}admin/"), &[], "403")?;
     visitor.expect(&format!("{url}x/..%2fadmin/"), &["--path-as-is"], "400")?;
     admin.ok(&["endpoint", "publish", HOST, "service:shop:80"]).map(drop)
+}
+
+/// A container may ask what a rule allows it, by the name, and nothing else.
+fn callers(admin: &Wherry, node: &str) -> Result<(), Failure> {
+    let label = ["--label", "service=buyer", "--egress", "none", "client", "sleep", "1d"];
+    admin.ok(&[&["run", "-d", "--name", "buyer", "--node", node], &label[..]].concat())?;
+    wait_for_state(admin, "buyer", "running", SOON)?;
+    let fetch = |path: &str| {
+        let url = format!("http://{HOST}{path}");
+        admin.run(&["exec", "buyer", "--", "busybox", "timeout", "3", "wget", "-qO-", &url])
+    };
+    let stranger = fetch("/")?;
+    ensure(stranger.code != 0, || format!("a container that no rule names: {stranger:?}"))?;
+    let publish = ["endpoint", "publish", HOST, "service:shop:80", "--allow"];
+    admin.ok(&[&publish[..], &["GET / for service:buyer"]].concat())?;
+    let page = until("the page for a container", SOON, || match fetch("/") {
+        Ok(outcome) if outcome.code == 0 => Ok(outcome.stdout),
+        other => Err(format!("{other:?}")),
+    })?;
+    ensure(page.contains("Hello from a container"), || format!("the page is {page}"))?;
+    let other = fetch("/index.html")?;
+    ensure(other.code != 0 && other.stderr.contains("403"), || format!("what no rule allows: {other:?}"))?;
+    let board = admin.run(&["exec", "buyer", "--", "busybox", "timeout", "3", "nc", "10.2.0.1", "22"])?;
+    ensure(board.code != 0, || format!("another port of the board: {board:?}"))?;
+    admin.ok(&["endpoint", "publish", HOST, "service:shop:80"])?;
+    until("a way that is closed", SOON, || match fetch("/") {
+        Ok(outcome) if outcome.code != 0 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    admin.ok(&["rm", "-f", "buyer"]).map(drop)
 }
 
 /// Somebody asks without a pause while containers go and come.
