@@ -223,7 +223,8 @@ impl Place {
 fn confine(place: &Place) -> Result<(), BoardError> {
     let io = |what: String| move |source| BoardError::Io { what, source };
     make_private_directory(&place.data).map_err(io(format!("cannot create {}", place.data.display())))?;
-    let mut kept = Kept { read: Vec::new(), write: vec![place.data.clone()] };
+    // It connects to name servers, certificate authorities and, for containers, to its own web endpoint.
+    let mut kept = Kept { read: Vec::new(), write: vec![place.data.clone()], tcp: true };
     // As a process it may have no configuration.
     let read = [place.config.as_path(), Path::new("/dev/random"), Path::new("/dev/urandom")];
     kept.read.extend(read.into_iter().filter(|path| path.exists()).map(Path::to_owned));

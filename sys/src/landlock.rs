@@ -17,6 +17,8 @@ pub struct Kept {
     pub read: Vec<PathBuf>,
     /// To read, change, make and remove in, but not to execute.
     pub write: Vec<PathBuf>,
+    /// Whether it makes connections over TCP. Landlock knows their ports only, not where they lead.
+    pub tcp: bool,
 }
 
 /// Why a thread still has all that it had.
@@ -30,19 +32,17 @@ pub enum ConfineError {
     Refused(#[from] RulesetError),
 }
 
-/// Confines the calling thread and those that it will start; there is no way back. It cannot connect over TCP either
-/// (Linux 6.7), signal processes outside or connect to their abstract sockets (6.12), and gains no rights by execve
+/// Confines the calling thread and those that it will start; there is no way back. Unless that is kept it cannot connect over
+/// TCP either (Linux 6.7), nor signal processes outside or connect to their abstract sockets (6.12), and gains no rights by execve
 /// (no_new_privs). Threads that exist already are not affected. `false` where the kernel has no Landlock.
 ///
 /// # Errors
 /// [`ConfineError`].
 pub fn confine_thread(kept: &Kept) -> Result<bool, ConfineError> {
     let all = AccessFs::from_all(INTERFACE);
-    let mut rules = Ruleset::default()
-        .handle_access(all)?
-        .handle_access(AccessNet::ConnectTcp)?
-        .scope(Scope::from_all(INTERFACE))?
-        .create()?;
+    let given_up = Ruleset::default().handle_access(all)?;
+    let given_up = if kept.tcp { given_up } else { given_up.handle_access(AccessNet::ConnectTcp)? };
+    let mut rules = given_up.scope(Scope::from_all(INTERFACE))?.create()?;
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
     let paths = kept.read.iter().map(|path| (path, reading));
     for (path, access) in paths.chain(kept.write.iter().map(|path| (path, all & !AccessFs::Execute))) {
@@ -78,7 +78,7 @@ mod tests {
             fs::create_dir_all(path(name)).unwrap();
             fs::write(path(name).join("file"), name).unwrap();
         }
-        let kept = Kept { read: vec![path("seen")], write: vec![path("own")] };
+        let kept = Kept { read: vec![path("seen")], write: vec![path("own")], tcp: false };
         let denied = |result: std::io::Result<()>| result.unwrap_err().kind() == PermissionDenied;
         confined(&kept, || {
             fs::write(path("own/new"), "x").unwrap();
@@ -133,6 +133,7 @@ mod tests {
         confined(&Kept::default(), || {
             std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap()
         });
+        confined(&Kept { tcp: true, ..Kept::default() }, || std::net::TcpStream::connect(address).unwrap());
     }
 
     #[test]
