@@ -14,7 +14,7 @@ use crate::project::Project;
 use crate::toolchain;
 
 /// Debian packages, by what needs them.
-const PACKAGES: [(&str, &[&str]); 8] = [
+const PACKAGES: [(&str, &[&str]); 10] = [
     (
         "building kernels",
         &[
@@ -43,6 +43,8 @@ const PACKAGES: [(&str, &[&str]); 8] = [
     ("logging in to containers", &["openssh-client"]),
     ("networks in tests", &["curl", "iproute2", "iperf3", "nftables", "openssl"]),
     ("comparing with other container tools", &["busybox-static", "crun", "runc", "skopeo", "umoci"]),
+    ("comparing with other web endpoints", &["haproxy", "nghttp2-client", "nginx-light"]),
+    ("comparing with other overlays", &["nebula", "tinc"]),
 ];
 
 /// What the machine is.

@@ -34,11 +34,13 @@ fn host_arch() -> Result<Arch, TaskError> {
 }
 
 /// The benchmarks that are programs of one crate: package, name.
-const CRATE_BENCHES: [(&str, &str); 4] = [
+const CRATE_BENCHES: [(&str, &str); 6] = [
     ("wherry-protocol", "session"),
     ("wherry-node", "container_start"),
     ("wherry-node", "container_load"),
     ("wherry-node", "container_data"),
+    ("wherry-node", "rules"),
+    ("wherry-endpoint", "endpoint"),
 ];
 
 /// `make bench`: all of it, or the named parts.
