@@ -43,6 +43,9 @@ const CRATE_BENCHES: [(&str, &str); 6] = [
     ("wherry-endpoint", "endpoint"),
 ];
 
+/// Of the others, those that boot no machine.
+const PROCESS_BENCHES: [&str; 2] = ["namespaces", "mesh"];
+
 /// `make bench`: all of it, or the named parts.
 pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError> {
     setup::run(project)?;
@@ -58,7 +61,11 @@ pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError
         }
     }
     if parts.is_empty() || !of_clusters.is_empty() {
-        [Arch::X86_64, Arch::Aarch64].into_iter().try_for_each(|arch| prepare(project, arch))?;
+        if of_clusters.iter().any(|part| !PROCESS_BENCHES.contains(&part.as_str())) || parts.is_empty() {
+            [Arch::X86_64, Arch::Aarch64].into_iter().try_for_each(|arch| prepare(project, arch))?;
+        } else {
+            fixtures::run(project, host_arch()?)?;
+        }
         run_tool(project, "bench", &of_clusters.iter().map(|part| part.as_str()).collect::<Vec<_>>())?;
     }
     Ok(())
