@@ -237,22 +237,35 @@ struct Side {
     rates: Vec<f64>,
     /// Microseconds of each request.
     times: Vec<u32>,
+    /// Microseconds of a processor for each request, by round.
+    work: Vec<f64>,
+}
+
+/// Clock ticks a second in /proc, on every Linux that Wherry runs on.
+const TICKS: f64 = 100.0;
+
+/// Seconds that a process has had a processor for.
+fn worked(process: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = text.rsplit_once(") ").unwrap().1.split(' ').collect();
+    // proc(5): utime and stime.
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / TICKS).sum()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 impl Side {
-    fn rate(&self) -> f64 {
-        let mut rates = self.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
-    }
-
     fn microseconds(&mut self, percent: usize) -> u32 {
         let at = (self.times.len() - 1) * percent / 100;
         *self.times.select_nth_unstable(at).1
     }
 
     /// One round of h2load: all that came back is the answer that was asked for.
-    fn ask(&mut self, folder: &Path, way: &Way, addresses: [SocketAddr; 2], time: Duration) {
+    fn ask(&mut self, folder: &Path, way: &Way, Running(process, addresses): &Running, time: Duration) {
         let log = folder.join("requests");
         let (scheme, address) = if way.tls { ("https", addresses[1]) } else { ("http", addresses[0]) };
         let mut command = Command::new("h2load");
@@ -262,7 +275,9 @@ impl Side {
         command.args(["-c", &way.connections.to_string(), "-m", &way.streams.to_string()]);
         command.args(FIELDS.iter().flat_map(|field| ["-H", field]));
         command.args((!way.http2).then_some("--h1"));
+        let before = worked(process.id());
         let output = command.arg(format!("{scheme}://{HOST}/some/path?query=1")).output().unwrap();
+        let work = worked(process.id()) - before;
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "h2load: {said}{}", String::from_utf8_lossy(&output.stderr));
         assert!(!way.http2 || said.contains("Application protocol: h2"), "h2load: {said}");
@@ -284,7 +299,10 @@ impl Side {
             said.contains(" 0 failed, 0 errored") && unknown <= way.connections * way.streams,
             "h2load: {said}"
         );
-        self.rates.push(f64::from(done) / time.as_secs_f64());
+        let rate = f64::from(done) / time.as_secs_f64();
+        self.rates.push(rate);
+        // What was asked while warming up is not in the log.
+        self.work.push(work * 1e6 / (rate * (time + WARM_UP).as_secs_f64()));
     }
 }
 
@@ -298,8 +316,8 @@ async fn compare() {
     let haproxy = haproxy(folder, backend.1[0]).await;
     let all = [("wherry", &endpoint), ("nginx", &nginx), ("haproxy", &haproxy), ("no proxy", &backend)];
     println!(
-        "{:15} {:>11} {:9} {:>10} {:>7} {:>9} {:>9}",
-        "endpoint", "in flight", "", "requests/s", "ratio", "p50", "p99"
+        "{:15} {:>11} {:9} {:>10} {:>7} {:>9} {:>9} {:>10} {:>7}",
+        "endpoint", "in flight", "", "requests/s", "ratio", "p50", "p99", "processor", "ratio"
     );
     for way in &WAYS {
         // The backend speaks no TLS.
@@ -308,23 +326,24 @@ async fn compare() {
         for number in 0..ROUNDS {
             // Nobody comes always first, or always after the same.
             for at in (0..those.len()).map(|at| (at + number) % those.len()) {
-                sides[at].ask(folder, way, those[at].1.1, ROUND);
+                sides[at].ask(folder, way, those[at].1, ROUND);
             }
         }
-        let own = sides[0].rate();
+        let [own, own_work] = [median(&sides[0].rates), median(&sides[0].work)];
         for ((name, _), side) in those.iter().zip(&mut sides) {
-            let (rate, p50, p99) = (side.rate(), side.microseconds(50), side.microseconds(99));
+            let (rate, work) = (median(&side.rates), median(&side.work));
+            let (p50, p99) = (side.microseconds(50), side.microseconds(99));
             let in_flight = format!("{} x {}", way.connections, way.streams);
-            let ratio = rate / own;
+            let (ratio, work_ratio) = (rate / own, work / own_work);
             println!(
-                "{:15} {in_flight:>11} {name:9} {rate:10.0} {ratio:6.2}x {p50:6} us {p99:6} us",
+                "{:15} {in_flight:>11} {name:9} {rate:10.0} {ratio:6.2}x {p50:6} us {p99:6} us {work:7.1} us {work_ratio:6.2}x",
                 way.name
             );
         }
     }
     println!(
-        "requests/s: median of {ROUNDS} rounds of {} s, in turns, one worker each, answers of {BODY} bytes; ratio: to wherry; in \
-         flight: connections x requests of each",
+        "requests/s: median of {ROUNDS} rounds of {} s, in turns, one worker each, answers of {BODY} bytes; processor: its time \
+         for each request; ratio: to wherry; in flight: connections x requests of each",
         ROUND.as_secs()
     );
 }
