@@ -354,7 +354,9 @@ where
     let busy = Arc::clone(&peer.busy);
     // Streams are tasks of their own, and end with the endpoint.
     let shared = (Arc::clone(endpoint), peer);
-    let service = service_fn(move |request| handle(Arc::clone(&shared.0), Arc::clone(&shared.1), request));
+    // In a box: otherwise a stream's kilobytes of state are copied again by everything that wraps its task.
+    let service =
+        service_fn(move |request| Box::pin(handle(Arc::clone(&shared.0), Arc::clone(&shared.1), request)));
     let mut builder = http2::Builder::new(Tracked(endpoint.client_tasks.clone(), endpoint.kill.clone()));
     builder
         .timer(TokioTimer::new())

@@ -53,7 +53,8 @@ pub fn inside(test: &str, body: impl FnOnce() -> Result<(), Failure>) -> Result<
     if status.success() { Ok(()) } else { Err(Failure::Unexpected(format!("in its namespaces: {status}"))) }
 }
 
-fn system(line: &str) -> Result<(), Failure> {
+/// Runs a program to its end, which must be good; words are separated by blanks.
+pub fn system(line: &str) -> Result<(), Failure> {
     let mut words = line.split_whitespace();
     let output = Command::new(words.next().unwrap_or_default())
         .args(words)

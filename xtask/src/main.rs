@@ -92,7 +92,8 @@ enum Task {
     },
     /// Measure
     Bench {
-        /// Which: session, container_start, container_load, container_data, sizes, machines, link, namespaces; all of them otherwise
+        /// Which: session, container_start, container_load, container_data, rules, endpoint, sizes, machines, link, namespaces,
+        /// mesh; all of them otherwise
         parts: Vec<String>,
     },
     /// Run every fuzz target, where there is a nightly compiler

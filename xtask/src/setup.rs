@@ -145,7 +145,10 @@ fn apt_install(missing: &[&str]) -> Result<(), TaskError> {
         command
     };
     exec::output(apt_get().arg("update"))?;
-    exec::output(apt_get().args(["install", "-y", "--no-install-recommends"]).args(missing)).map(|_| ())
+    exec::output(
+        apt_get().env("RUNLEVEL", "1").args(["install", "-y", "--no-install-recommends"]).args(missing),
+    )
+    .map(|_| ())
 }
 
 #[cfg(test)]

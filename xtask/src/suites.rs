@@ -34,16 +34,25 @@ fn host_arch() -> Result<Arch, TaskError> {
 }
 
 /// The benchmarks that are programs of one crate: package, name.
-const CRATE_BENCHES: [(&str, &str); 4] = [
+const CRATE_BENCHES: [(&str, &str); 6] = [
     ("wherry-protocol", "session"),
     ("wherry-node", "container_start"),
     ("wherry-node", "container_load"),
     ("wherry-node", "container_data"),
+    ("wherry-node", "rules"),
+    ("wherry-endpoint", "endpoint"),
 ];
+
+/// What some of them compare with. Not installed for tests: web servers take port 80 where they are installed.
+const BENCH_PACKAGES: [&str; 5] = ["haproxy", "nebula", "nghttp2-client", "nginx-light", "tinc"];
+
+/// Of the others, those that boot no machine.
+const PROCESS_BENCHES: [&str; 2] = ["namespaces", "mesh"];
 
 /// `make bench`: all of it, or the named parts.
 pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError> {
     setup::run(project)?;
+    setup::ensure_packages(&BENCH_PACKAGES)?;
     let is_crate_bench = |part: &&String| CRATE_BENCHES.iter().any(|(_, name)| name == part);
     let (of_crates, of_clusters): (Vec<&String>, Vec<&String>) = parts.iter().partition(is_crate_bench);
     build::run(project, host_arch()?)?;
@@ -56,7 +65,11 @@ pub(crate) fn bench(project: &Project, parts: &[String]) -> Result<(), TaskError
         }
     }
     if parts.is_empty() || !of_clusters.is_empty() {
-        [Arch::X86_64, Arch::Aarch64].into_iter().try_for_each(|arch| prepare(project, arch))?;
+        if of_clusters.iter().any(|part| !PROCESS_BENCHES.contains(&part.as_str())) || parts.is_empty() {
+            [Arch::X86_64, Arch::Aarch64].into_iter().try_for_each(|arch| prepare(project, arch))?;
+        } else {
+            fixtures::run(project, host_arch()?)?;
+        }
         run_tool(project, "bench", &of_clusters.iter().map(|part| part.as_str()).collect::<Vec<_>>())?;
     }
     Ok(())

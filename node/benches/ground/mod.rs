@@ -1,8 +1,11 @@
 //! What the benchmarks of containers stand on: a node's runtime without a broker, the other runtimes next to it, and figures.
 #![allow(dead_code, unreachable_pub, reason = "each benchmark uses its part")]
 mod board;
+mod times;
 
 pub use board::main;
+#[allow(unused_imports, reason = "each benchmark uses its part")]
+pub use times::{Times, milliseconds};
 
 use super::support::blobs::Blobs;
 use super::support::{self, ARCHITECTURE, cgroup_hierarchy, spec};
@@ -155,37 +158,4 @@ pub fn bundle(base: &Path, name: &str, command: &[&str]) -> String {
     config["root"]["path"] = base.join("root").to_str().unwrap().into();
     fs::write(&path, config.to_string()).unwrap();
     bundle.to_str().unwrap().to_owned()
-}
-
-pub fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
-/// Samples of one thing.
-#[derive(Debug, Default)]
-pub struct Times(Vec<Duration>);
-
-impl Times {
-    pub fn push(&mut self, time: Duration) {
-        let place = self.0.partition_point(|have| *have < time);
-        self.0.insert(place, time);
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// In milliseconds; 50 percent is the median.
-    pub fn at(&self, percent: usize) -> f64 {
-        milliseconds(self.0[(self.0.len() - 1) * percent / 100])
-    }
-
-    pub fn median(&self) -> f64 {
-        self.at(50)
-    }
-
-    pub fn shown(&self) -> String {
-        let [middle, low, high] = [50, 10, 90].map(|percent| self.at(percent));
-        format!("median {middle:6.2} ms, 10 % {low:6.2}, 90 % {high:6.2}")
-    }
 }

@@ -1,5 +1,14 @@
 //! `make bench`: the figures that Wherry holds itself to, measured on this machine with the real images and the real
-//! command. Handshakes and round trips are measured by `cargo bench -p wherry-protocol`.
+//! command. What is measured of one crate alone is in its `benches`.
+//!
+//! ```text
+//! containers  connections and tunnels, in namespaces     mesh  other overlays, in namespaces
+//! wire        one TCP stream, and a byte there and back
+//! ```
+mod containers;
+mod mesh;
+mod wire;
+
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,10 +31,10 @@ const SERVE: &str = "dd of=/tmp/noise bs=1M seek=64 count=0 && exec busybox http
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] => ["sizes", "machines", "link", "namespaces"].into_iter().try_for_each(part),
-        // The part in namespaces starts this program again inside them, as it does with a test.
-        ["--exact", name, ..] => part(name),
-        names => names.iter().try_for_each(|name| part(name)),
+        [] => parts(&["sizes", "namespaces", "machines", "link", "mesh"]),
+        // Parts in namespaces start this program again inside them, as it does with a test.
+        ["--exact", name, ..] => parts(&[name]),
+        names => parts(names),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -36,14 +45,44 @@ fn main() -> ExitCode {
     }
 }
 
-fn part(name: &str) -> Result<(), Failure> {
+/// Bits a second between two machines.
+#[derive(Debug, Default)]
+struct Streams {
+    overlay: Vec<(Arch, f64)>,
+    bare: Vec<(Arch, f64)>,
+}
+
+fn parts(names: &[&str]) -> Result<(), Failure> {
+    let mut streams = Streams::default();
+    names.iter().try_for_each(|name| part(name, &mut streams))?;
+    // Last, so that they stand below those of other overlays.
+    for (arch, overlay) in &streams.overlay {
+        if let Some((_, bare)) = streams.bare.iter().find(|(of, _)| of == arch) {
+            figure(
+                &format!("overlay, one stream ({})", arch.name()),
+                &format!("{:.3} x", overlay / bare),
+                "x bare link of the same emulated machines, which is far slower than the veth pair that `mesh` divides by",
+            );
+        }
+    }
+    Ok(())
+}
+
+fn part(name: &str, streams: &mut Streams) -> Result<(), Failure> {
     match name {
         "sizes" => built()?.into_iter().try_for_each(image_sizes),
-        "machines" => built()?.into_iter().try_for_each(machines),
-        "link" => built()?.into_iter().try_for_each(bare_link),
+        "machines" => built()?.into_iter().try_for_each(|arch| {
+            streams.overlay.push((arch, machines(arch)?));
+            Ok(())
+        }),
+        "link" => built()?.into_iter().try_for_each(|arch| {
+            streams.bare.push((arch, bare_link(arch)?));
+            Ok(())
+        }),
         "namespaces" => netns::inside("namespaces", namespaces),
+        "mesh" => netns::inside("mesh", mesh::measure),
         other => {
-            let usage = "the parts are: sizes, machines, link, namespaces";
+            let usage = "the parts are: sizes, machines, link, namespaces, mesh";
             Err(Failure::Unexpected(format!("there is nothing to measure called '{other}'; {usage}")))
         }
     }
@@ -79,6 +118,11 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
+fn middle(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied().unwrap_or_default()
+}
+
 fn image_sizes(arch: Arch) -> Result<(), Failure> {
     let built = given::artifacts()?.join(arch.name());
     for role in [BoardRole::Broker, BoardRole::Node] {
@@ -94,7 +138,8 @@ fn image_sizes(arch: Arch) -> Result<(), Failure> {
     Ok(())
 }
 
-fn machines(arch: Arch) -> Result<(), Failure> {
+/// Bits a second through the overlay, beside figures that are printed.
+fn machines(arch: Arch) -> Result<f64, Failure> {
     let mut world = Vm::start(arch, 2)?;
     let label = |what: &str| format!("{what} ({})", arch.name());
     idle_memory(&mut world, &label)?;
@@ -203,8 +248,8 @@ fn push_noise(world: &dyn World) -> Result<(u64, Duration), Failure> {
     Ok((layer.len() as u64, took))
 }
 
-/// One TCP stream between containers of two boards.
-fn overlay_stream(world: &dyn World, label: &dyn Fn(&str) -> String) -> Result<(), Failure> {
+/// One TCP stream between containers of two boards: bits a second.
+fn overlay_stream(world: &dyn World, label: &dyn Fn(&str) -> String) -> Result<f64, Failure> {
     let admin = world.admin();
     admin.ok(&["run", "-d", "--name", "sink", "--node", "node1", "client", "sleep", "1d"])?;
     admin.ok(&["run", "-d", "--name", "source", "--node", "node2", "client", "sleep", "1d"])?;
@@ -224,18 +269,18 @@ fn overlay_stream(world: &dyn World, label: &dyn Fn(&str) -> String) -> Result<(
     admin.ok(&["rm", "-f", "sink", "source"])?;
     let how = format!("{STREAM_MIB} MiB from container to container on two boards, busybox httpd and wget");
     figure(&label("overlay stream"), &megabits(STREAM_MIB << 20, took), &how);
-    Ok(())
+    Ok((STREAM_MIB << 20) as f64 * 8.0 / took.as_secs_f64())
 }
 
-/// The same network without Wherry: two bare kernels with busybox.
-fn bare_link(arch: Arch) -> Result<(), Failure> {
+/// The same network without Wherry: two bare kernels with busybox. Bits a second.
+fn bare_link(arch: Arch) -> Result<f64, Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::io("start a runtime"))?;
     let took = runtime.block_on(bare_stream(arch))?;
     let how = format!(
         "{STREAM_MIB} MiB between the same kernels without containers, GRE and WireGuard, busybox httpd and wget"
     );
     figure(&format!("bare link stream ({})", arch.name()), &megabits(STREAM_MIB << 20, took), &how);
-    Ok(())
+    Ok((STREAM_MIB << 20) as f64 * 8.0 / took.as_secs_f64())
 }
 
 async fn bare_stream(arch: Arch) -> Result<Duration, Failure> {
@@ -301,5 +346,6 @@ fn namespaces() -> Result<(), Failure> {
             "/proc/PID/smaps_rollup",
         );
     }
-    push_and_run(&world, &label)
+    push_and_run(&world, &label)?;
+    containers::measure(&world)
 }
