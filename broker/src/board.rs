@@ -1,5 +1,5 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
-use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
+use crate::config::{Config, ConfigError, long_term_key};
 use crate::serve::{
     Listeners, Pulse, ServeError, ServeLimits, Service, Setup, WebSetup, make_private_directory,
 };
@@ -18,7 +18,7 @@ use wherry_init::mode::Mode;
 use wherry_net::discovery::{self, Responder};
 use wherry_net::dns::Upstream;
 use wherry_net::firewall::{self, Ports, Published};
-use wherry_net::setup::{self, StaticAddress, Uplink};
+use wherry_net::setup::{self, Uplink, Wish};
 use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
 use wherry_protocol::SecretKey;
 use wherry_protocol::message::{PublishedPort, Transport};
@@ -358,15 +358,9 @@ fn read_config(place: &Place) -> Result<Config, BoardError> {
     }
 }
 
-fn bring_up(network: Option<StaticNetwork>) -> Result<watch::Receiver<Option<Uplink>>, BoardError> {
-    let fixed = network.map(|StaticNetwork { interface, address, prefix, gateway }| StaticAddress {
-        interface,
-        address,
-        prefix,
-        gateway,
-    });
+fn bring_up(wish: Wish) -> Result<watch::Receiver<Option<Uplink>>, BoardError> {
     // The address is of no interest to the listeners, which take whatever comes to the board.
-    setup::bring_up(fixed).map_err(|error| BoardError::Network(error.to_string()))
+    setup::bring_up(wish).map_err(|error| BoardError::Network(error.to_string()))
 }
 
 /// Answers boards that look for their broker. One that listens on a single address is found by that address.

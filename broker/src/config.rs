@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use wherry_net::setup::{RawNetwork, Wish};
 use wherry_protocol::{Name, OsRandom, Role, SecretKey};
 
 /// Largest configuration file read, in bytes: a broker's holds a key and some tokens.
@@ -74,14 +75,6 @@ struct RawToken {
     expires: u64,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNetwork {
-    interface: Option<String>,
-    address: String,
-    gateway: Option<Ipv4Addr>,
-}
-
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
@@ -93,25 +86,12 @@ pub struct Config {
     pub secret_key: Option<SecretKey>,
     /// Tokens to adopt, each once.
     pub tokens: Vec<ConfiguredToken>,
-    /// The board's fixed address; DHCP if absent.
-    pub network: Option<StaticNetwork>,
+    /// How the board comes onto its network; DHCP on every Ethernet if nothing is said.
+    pub network: Wish,
     /// Time servers; those that DHCP names, or else the public pool, if absent.
     pub ntp: Vec<Ipv4Addr>,
     /// This is an image for tests.
     pub test_image: bool,
-}
-
-/// An address that does not come by DHCP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StaticNetwork {
-    /// Which interface; the first Ethernet if absent.
-    pub interface: Option<String>,
-    /// The board's address.
-    pub address: Ipv4Addr,
-    /// Length of the network's prefix, 1 to 32.
-    pub prefix: u8,
-    /// Default route.
-    pub gateway: Option<Ipv4Addr>,
 }
 
 impl Config {
@@ -142,7 +122,7 @@ impl Config {
             location: name("location", raw.location, "wherry")?,
             secret_key: raw.secret_key.map(|text| secret_key(&text)).transpose()?,
             tokens: raw.token.into_iter().map(token).collect::<Result<_, _>>()?,
-            network: raw.network.map(network).transpose()?,
+            network: raw.network.map(Wish::check).transpose()?.unwrap_or_default(),
             ntp: raw.ntp,
             test_image: raw.test_image,
         })
@@ -158,7 +138,7 @@ impl Default for Config {
             location: name("wherry"),
             secret_key: None,
             tokens: Vec::new(),
-            network: None,
+            network: Wish::default(),
             ntp: Vec::new(),
             test_image: false,
         }
@@ -176,14 +156,6 @@ fn secret_key(text: &str) -> Result<SecretKey, String> {
 fn token(raw: RawToken) -> Result<ConfiguredToken, String> {
     let hash = raw.hash.parse().map_err(|error| format!("the hash of a token: {error}"))?;
     Ok(ConfiguredToken { role: raw.role, hash, expires_seconds: raw.expires })
-}
-
-fn network(raw: RawNetwork) -> Result<StaticNetwork, String> {
-    let wrong = || format!("network address '{}' is not one: expected as in 192.168.1.2/24", raw.address);
-    let (address, prefix) = raw.address.split_once('/').ok_or_else(wrong)?;
-    let prefix = prefix.parse().ok().filter(|prefix| (1..=32).contains(prefix)).ok_or_else(wrong)?;
-    let address = address.parse().map_err(|_| wrong())?;
-    Ok(StaticNetwork { interface: raw.interface, address, prefix, gateway: raw.gateway })
 }
 
 fn one_line(text: &str) -> String {
@@ -266,7 +238,7 @@ mod tests {
             [ConfiguredToken { role: Role::Admin, hash, expires_seconds: 1_795_000_000 }]
         );
         assert_eq!((config.hostname.as_str(), config.location.as_str()), ("b1", "demo"));
-        assert_eq!(config.network.unwrap().prefix, 24);
+        assert_eq!(config.network.fixed.unwrap().prefix, 24);
         assert!(config.test_image);
     }
 
@@ -280,6 +252,7 @@ mod tests {
             ("role = \"broker\"\n[[token]]\nrole = \"king\"\nhash = \"\"\nexpires = 1", "king"),
             ("role = \"broker\"\n[[token]]\nrole = \"user\"\nhash = \"x\"\nexpires = 1", "digest"),
             ("role = \"broker\"\n[network]\naddress = \"1.2.3.4/33\"", "1.2.3.4/33"),
+            ("role = \"broker\"\n[network]\nvlan = 0", "0 is no VLAN"),
             ("= =", ""),
         ] {
             let reason = Config::parse(text).unwrap_err();

@@ -20,7 +20,7 @@ use wherry_init::control::{ControlError, Endpoint};
 use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
 use wherry_net::discovery::Finder;
-use wherry_net::setup::{self, StaticAddress, Uplink};
+use wherry_net::setup::{self, Uplink};
 use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
 use wherry_protocol::{OsRandom, WireError};
 
@@ -188,15 +188,7 @@ fn bring_up(mode: Mode, config: &Config) -> Result<watch::Receiver<Option<Uplink
     let network = |error: wherry_net::link::LinkError| ServeError::Network(error.to_string());
     match mode {
         Mode::Process => setup::observe().map_err(network),
-        Mode::Board | Mode::Vm => {
-            let fixed = config.network.clone().map(|fixed| StaticAddress {
-                interface: fixed.interface,
-                address: fixed.address,
-                prefix: fixed.prefix,
-                gateway: fixed.gateway,
-            });
-            setup::bring_up(fixed).map_err(network)
-        }
+        Mode::Board | Mode::Vm => setup::bring_up(config.network.clone()).map_err(network),
     }
 }
 
