@@ -1,5 +1,4 @@
 //! What `wherry flash` writes is what boards understand.
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail as its body does")]
 use std::net::Ipv4Addr;
 use wherry_client::{BoardNetwork, ClusterSeed, SeedOptions};
 use wherry_protocol::OsRandom;

@@ -205,7 +205,7 @@ impl Links {
     /// # Errors
     /// When the kernel refuses, as one without 802.1Q does.
     pub async fn vlan(&self, base: &Ethernet, number: u16) -> Result<Ethernet, LinkError> {
-        let name = format!("vlan{number}");
+        let name = vlan_name(number);
         // One that was made by a service before may be on another interface.
         if let Some(old) = self.named(&name).await? {
             let fail = netlink("removing an old VLAN", &old);
@@ -252,8 +252,14 @@ impl Links {
     }
 }
 
+/// What the interface for a VLAN is called.
+#[must_use]
+pub fn vlan_name(number: u16) -> String {
+    format!("vlan{number}")
+}
+
 fn leaves_through(route: &RouteMessage, index: u32) -> bool {
-    route.attributes.iter().any(|attribute| *attribute == RouteAttribute::Oif(index))
+    route.attributes.contains(&RouteAttribute::Oif(index))
 }
 
 /// Devices of the overlay, which are on no network of their own.

@@ -3,7 +3,7 @@ use super::choice::Choice;
 use super::wish::{Fixed, Which, Wish};
 use super::{LOOK_AGAIN, Uplink};
 use crate::dhcp::{self, DhcpEvent, Lease, Waker};
-use crate::link::{Ethernet, LinkError, LinkNews, Links};
+use crate::link::{Ethernet, LinkError, LinkNews, Links, vlan_name};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -31,7 +31,9 @@ pub(super) async fn run(
         known: BTreeMap::new(),
         events,
         told,
+        wished: None,
         unsettled: false,
+        said: String::new(),
         said_waiting: false,
     };
     board.look().await;
@@ -53,8 +55,12 @@ struct Board {
     known: BTreeMap<String, Known>,
     events: mpsc::Sender<(String, DhcpEvent)>,
     told: watch::Sender<Option<Uplink>>,
+    /// The interface that the configuration turned out to be about, where it names none.
+    wished: Option<String>,
     /// The kernel has refused something.
     unsettled: bool,
+    /// What it was that was last said of that.
+    said: String,
     said_waiting: bool,
 }
 
@@ -129,9 +135,12 @@ impl Board {
     }
 
     fn failed(&mut self, error: &LinkError) {
+        self.unsettled = true;
+        let problem = error.to_string();
         // Once, not with every try.
-        if !std::mem::replace(&mut self.unsettled, true) {
-            tracing::error!("the board's network: {error}");
+        if problem != self.said {
+            tracing::error!("the board's network: {problem}");
+            self.said = problem;
         }
     }
 
@@ -140,7 +149,7 @@ impl Board {
         let about_one = self.wish.vlan.is_some() || self.wish.fixed.is_some();
         match &self.wish.interface {
             Some(which) => is(ethernet, which),
-            None => about_one && self.known.is_empty(),
+            None => about_one && self.wished.as_ref().is_none_or(|name| *name == ethernet.name),
         }
     }
 
@@ -151,10 +160,12 @@ impl Board {
         if let (true, Some(number)) = (wished, self.wish.vlan) {
             ethernet = self.links.vlan(&base, number).await?;
             self.links.up(&ethernet).await?;
-            self.known.insert(base.name.clone(), Known { ethernet: base, addressed: Addressed::Below });
+            let below = Known { ethernet: base.clone(), addressed: Addressed::Below };
+            self.known.insert(base.name.clone(), below);
         }
         let name = ethernet.name.clone();
         if wished {
+            self.wished = Some(base.name);
             self.choice.require(&name);
         }
         self.choice.carrier(&name, ethernet.carrier, Instant::now());
@@ -225,6 +236,10 @@ impl Board {
             tracing::warn!(interface = %link.name, "the interface is gone");
             self.known.remove(&link.name);
             self.choice.gone(&link.name);
+            if self.wish.vlan.is_some_and(|number| link.name == vlan_name(number)) {
+                // It is made anew with what is below it.
+                self.known.retain(|_, known| !matches!(known.addressed, Addressed::Below));
+            }
             return self.look().await;
         };
         if std::mem::replace(&mut known.ethernet.carrier, carrier) == carrier {
@@ -269,6 +284,7 @@ impl Board {
         if let (Some(old), Some(new)) = (through(&before), through(&uplink))
             && old != new
         {
+            self.said.clear();
             tracing::warn!("the cluster is looked for through {new} instead of {old}");
         }
         self.told.send_if_modified(|told| std::mem::replace(told, uplink.clone()) != uplink);
