@@ -22,7 +22,7 @@ pub(super) async fn run(
     told: watch::Sender<Option<Uplink>>,
 ) {
     let (events, mut heard) = mpsc::channel(16);
-    let restricted = wish.interface.is_some() || wish.vlan.is_some() || wish.fixed.is_some();
+    let restricted = wish.is_particular();
     let mut board = Board {
         links,
         wish,

@@ -66,6 +66,12 @@ impl fmt::Display for Which {
 }
 
 impl Wish {
+    /// Whether one network was named that leads to the cluster, so that no other will do.
+    #[must_use]
+    pub fn is_particular(&self) -> bool {
+        self.interface.is_some() || self.vlan.is_some() || self.fixed.is_some()
+    }
+
     /// Checks what was written.
     ///
     /// # Errors
