@@ -1,5 +1,5 @@
 //! The service on a board or as a process: configuration, key, network, listeners, signals, heartbeat.
-use crate::config::{Config, ConfigError, StaticNetwork, long_term_key};
+use crate::config::{Config, ConfigError, OWN_NETWORK, long_term_key};
 use crate::serve::{
     CERTIFICATE_PAUSE, Listeners, Pulse, ServeError, ServeLimits, Service, Setup, WebSetup,
     make_private_directory,
@@ -20,7 +20,7 @@ use wherry_net::dhcp::Lease;
 use wherry_net::discovery::{self, Responder};
 use wherry_net::dns::Upstream;
 use wherry_net::firewall::{self, Ports, Published};
-use wherry_net::setup::{self, StaticAddress, Uplink};
+use wherry_net::setup::{self, Uplink, Wish};
 use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
 use wherry_protocol::message::{PublishedPort, Transport};
 use wherry_protocol::{Overlay, OverlayError, Prefix, SecretKey};
@@ -285,7 +285,8 @@ async fn run(arguments: &Arguments, place: Place, resolvers: Upstream) -> Result
     };
     let service = Service::open(setup)?;
     if let Some(uplink) = own_network {
-        config.network.iter().try_for_each(|fixed| fixed.check_apart(service.overlay()))?;
+        let fixed = &config.network.fixed;
+        fixed.iter().try_for_each(|fixed| fixed.check_apart(service.overlay(), OWN_NETWORK))?;
         tokio::spawn(stay_apart(service.overlay(), uplink));
     }
     let listeners = Listeners {
@@ -343,7 +344,7 @@ async fn follow_name_servers(mut uplink: watch::Receiver<Option<Uplink>>, ask: w
 async fn stay_apart(overlay: Overlay, mut uplink: watch::Receiver<Option<Uplink>>) {
     loop {
         let lan = uplink.borrow_and_update().as_ref().map(|uplink| lan_of(&uplink.lease));
-        if let Some(Err(error)) = lan.map(|lan| overlay.check_apart("the broker's own network", lan)) {
+        if let Some(Err(error)) = lan.map(|lan| overlay.check_apart(OWN_NETWORK, lan)) {
             tracing::error!("{error}");
         }
         if uplink.changed().await.is_err() {
@@ -403,15 +404,9 @@ fn read_config(place: &Place) -> Result<Config, BoardError> {
     }
 }
 
-fn bring_up(network: Option<StaticNetwork>) -> Result<watch::Receiver<Option<Uplink>>, BoardError> {
-    let fixed = network.map(|StaticNetwork { interface, address, prefix, gateway }| StaticAddress {
-        interface,
-        address,
-        prefix,
-        gateway,
-    });
+fn bring_up(wish: Wish) -> Result<watch::Receiver<Option<Uplink>>, BoardError> {
     // The address is of no interest to the listeners, which take whatever comes to the board.
-    setup::bring_up(fixed).map_err(|error| BoardError::Network(error.to_string()))
+    setup::bring_up(wish).map_err(|error| BoardError::Network(error.to_string()))
 }
 
 /// Answers boards that look for their broker. One that listens on a single address is found by that address.

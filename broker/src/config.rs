@@ -6,8 +6,11 @@ use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use wherry_protocol::{Name, OsRandom, Overlay, OverlayError, Prefix, Role, SecretKey};
+use wherry_net::setup::{RawNetwork, Wish};
+use wherry_protocol::{Name, OsRandom, Overlay, Role, SecretKey};
 
+/// What overlaps, where an address does.
+pub(crate) const OWN_NETWORK: &str = "the broker's own network";
 /// Largest configuration file read, in bytes: a broker's holds a key and some tokens.
 const MAX_CONFIG_BYTES: u64 = 64 * 1024;
 /// Largest key file read, in bytes: a key takes 52 and a line end.
@@ -75,14 +78,6 @@ struct RawToken {
     expires: u64,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNetwork {
-    interface: Option<String>,
-    address: String,
-    gateway: Option<Ipv4Addr>,
-}
-
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
@@ -96,35 +91,12 @@ pub struct Config {
     pub overlay: Option<Overlay>,
     /// Tokens to adopt, each once.
     pub tokens: Vec<ConfiguredToken>,
-    /// The board's fixed address; DHCP if absent.
-    pub network: Option<StaticNetwork>,
+    /// How the board comes onto its network; DHCP on every Ethernet if nothing is said.
+    pub network: Wish,
     /// Time servers; those that DHCP names, or else the public pool, if absent.
     pub ntp: Vec<Ipv4Addr>,
     /// This is an image for tests.
     pub test_image: bool,
-}
-
-/// An address that does not come by DHCP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StaticNetwork {
-    /// Which interface; the first Ethernet if absent.
-    pub interface: Option<String>,
-    /// The board's address.
-    pub address: Ipv4Addr,
-    /// Length of the network's prefix, 1 to 32.
-    pub prefix: u8,
-    /// Default route.
-    pub gateway: Option<Ipv4Addr>,
-}
-
-impl StaticNetwork {
-    /// Refuses containers' addresses that are among the network's.
-    ///
-    /// # Errors
-    /// With an overlay that could be chosen instead.
-    pub fn check_apart(&self, overlay: Overlay) -> Result<(), OverlayError> {
-        overlay.check_apart("the broker's own network", Prefix::new(self.address, self.prefix))
-    }
 }
 
 impl Config {
@@ -152,9 +124,9 @@ impl Config {
         }
         let overlay = raw.overlay.map(|text| text.parse::<Overlay>()).transpose();
         let overlay = overlay.map_err(|error| error.to_string())?;
-        let network = raw.network.map(network).transpose()?;
-        if let (Some(overlay), Some(network)) = (overlay, &network) {
-            network.check_apart(overlay).map_err(|error| error.to_string())?;
+        let network = raw.network.map(Wish::check).transpose()?.unwrap_or_default();
+        if let (Some(overlay), Some(fixed)) = (overlay, &network.fixed) {
+            fixed.check_apart(overlay, OWN_NETWORK).map_err(|error| error.to_string())?;
         }
         Ok(Self {
             hostname: name("hostname", raw.hostname, "broker")?,
@@ -179,7 +151,7 @@ impl Default for Config {
             secret_key: None,
             overlay: None,
             tokens: Vec::new(),
-            network: None,
+            network: Wish::default(),
             ntp: Vec::new(),
             test_image: false,
         }
@@ -197,14 +169,6 @@ fn secret_key(text: &str) -> Result<SecretKey, String> {
 fn token(raw: RawToken) -> Result<ConfiguredToken, String> {
     let hash = raw.hash.parse().map_err(|error| format!("the hash of a token: {error}"))?;
     Ok(ConfiguredToken { role: raw.role, hash, expires_seconds: raw.expires })
-}
-
-fn network(raw: RawNetwork) -> Result<StaticNetwork, String> {
-    let wrong = || format!("network address '{}' is not one: expected as in 192.168.1.2/24", raw.address);
-    let (address, prefix) = raw.address.split_once('/').ok_or_else(wrong)?;
-    let prefix = prefix.parse().ok().filter(|prefix| (1..=32).contains(prefix)).ok_or_else(wrong)?;
-    let address = address.parse().map_err(|_| wrong())?;
-    Ok(StaticNetwork { interface: raw.interface, address, prefix, gateway: raw.gateway })
 }
 
 fn one_line(text: &str) -> String {
@@ -287,7 +251,7 @@ mod tests {
             [ConfiguredToken { role: Role::Admin, hash, expires_seconds: 1_795_000_000 }]
         );
         assert_eq!((config.hostname.as_str(), config.location.as_str()), ("b1", "demo"));
-        assert_eq!(config.network.unwrap().prefix, 24);
+        assert_eq!(config.network.fixed.unwrap().prefix, 24);
         assert!(config.test_image);
         assert_eq!(config.overlay.map(|overlay| overlay.to_string()).as_deref(), Some("172.20.0.0/14"));
     }
@@ -308,6 +272,7 @@ mod tests {
                 "role = \"broker\"\noverlay = \"10.0.0.0/8\"\n[network]\naddress = \"10.0.0.2/24\"",
                 "the broker's own network 10.0.0.0/24 overlap",
             ),
+            ("role = \"broker\"\n[network]\nvlan = 0", "0 is no VLAN"),
             ("= =", ""),
         ] {
             let reason = Config::parse(text).unwrap_err();

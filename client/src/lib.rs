@@ -67,7 +67,7 @@ pub use join::{JoinOptions, join};
 pub use location::{Location, NewToken};
 pub use node::Node;
 pub use process::{Input, Output, Process};
-pub use seed::{ClusterSeed, SeedOptions, StaticNetwork};
+pub use seed::{BoardNetwork, ClusterSeed, SeedOptions};
 pub use snapshot::SnapshotNotes;
 pub use store::{Config, StoreError, StoredLocation};
 pub use tunnel::{DatagramTunnel, Proxy, Tunnel, TunnelEvent};

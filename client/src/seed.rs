@@ -41,10 +41,14 @@ pub struct SeedOptions {
     pub broker_address: Option<String>,
     /// Where the laptop finds the broker, put into the admin token; the broker's address when `None`.
     pub admin_address: Option<String>,
-    /// Fixed address of the broker; DHCP when `None`.
-    pub broker_network: Option<StaticNetwork>,
+    /// The broker's network, where it is not simply DHCP.
+    pub broker_network: BoardNetwork,
     /// The containers' addresses; the broker's choice when `None`.
     pub overlay: Option<Overlay>,
+    /// The nodes'.
+    pub node_network: BoardNetwork,
+    /// Time servers of all boards; those of DHCP or the public pool when empty.
+    pub ntp: Vec<Ipv4Addr>,
     /// Seconds until the tokens expire.
     pub lifetime_seconds: u64,
     /// Marks the boards as test images, which may be told to crash.
@@ -60,24 +64,41 @@ impl SeedOptions {
             nodes,
             broker_address: None,
             admin_address: None,
-            broker_network: None,
+            broker_network: BoardNetwork::default(),
             overlay: None,
+            node_network: BoardNetwork::default(),
+            ntp: Vec::new(),
             lifetime_seconds: DEFAULT_LIFETIME_SECONDS,
             test_image: false,
         }
     }
 }
 
-/// A fixed address of a board.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct StaticNetwork {
-    /// Interface, such as `eth0`.
-    pub interface: String,
-    /// Address and prefix length, such as `192.168.50.2/24`.
-    pub address: String,
-    /// Default gateway.
+/// How a board comes onto its network, where it is not simply DHCP. The boards check it too, and do not serve with nonsense.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct BoardNetwork {
+    /// Interface, such as `eth0`, or its hardware address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// VLAN on it, 1 to 4094.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+    /// Address and prefix length, such as `192.168.50.2/24`; DHCP when `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Default gateway of that address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Ipv4Addr>,
+    /// Name servers; those of DHCP when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<Ipv4Addr>,
+}
+
+impl BoardNetwork {
+    /// `None` where there is nothing to be written.
+    fn said(&self) -> Option<&Self> {
+        (*self != Self::default()).then_some(self)
+    }
 }
 
 /// A new cluster's secrets and configuration. It is secret as a whole: write it to files of mode 0600 only.
@@ -111,8 +132,10 @@ struct BrokerToml<'a> {
     overlay: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     test_image: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    ntp: &'a [Ipv4Addr],
     #[serde(skip_serializing_if = "Option::is_none")]
-    network: Option<&'a StaticNetwork>,
+    network: Option<&'a BoardNetwork>,
     token: Vec<TokenEntry>,
 }
 
@@ -132,23 +155,41 @@ struct NodeToml<'a> {
     token: String,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     test_image: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    ntp: &'a [Ipv4Addr],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<&'a BoardNetwork>,
 }
 
-/// The `wherry.toml` of one node. Without a `broker` address it looks for its broker on the LAN.
-pub fn node_toml(
-    hostname: &str,
-    broker: Option<&str>,
-    token: &Token,
-    test_image: bool,
-) -> Result<String, SeedError> {
+/// What one node is told.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeSeed<'a> {
+    /// The board's name.
+    pub hostname: &'a str,
+    /// Where its broker is; it looks for it on its LAN when `None`.
+    pub broker: Option<&'a str>,
+    /// What it enrols with.
+    pub token: &'a Token,
+    /// It may be told to crash.
+    pub test_image: bool,
+    /// Time servers.
+    pub ntp: &'a [Ipv4Addr],
+    /// Its network.
+    pub network: &'a BoardNetwork,
+}
+
+/// The `wherry.toml` of one node.
+pub fn node_toml(seed: &NodeSeed<'_>) -> Result<String, SeedError> {
+    let NodeSeed { hostname, broker, token, test_image, ntp, network } = *seed;
     // Where the broker is has a place of its own: the token's address is the one that laptops use.
     let token = Token { address: None, ..token.clone() }.to_string();
-    Ok(toml::to_string(&NodeToml { role: "node", hostname, broker, token, test_image })?)
+    let network = network.said();
+    Ok(toml::to_string(&NodeToml { role: "node", hostname, broker, token, test_image, ntp, network })?)
 }
 
 /// The broker would refuse it as well, but only once it is booted.
 fn check_apart(options: &SeedOptions) -> Result<(), OverlayError> {
-    let network = options.broker_network.as_ref().map(|network| network.address.parse::<Prefix>());
+    let network = options.broker_network.address.as_ref().map(|address| address.parse::<Prefix>());
     match network {
         Some(Ok(network)) => {
             options.overlay.unwrap_or_default().check_apart("the broker's own network", network)
@@ -191,7 +232,8 @@ impl ClusterSeed {
             secret_key: secret.to_text(),
             overlay: options.overlay.map(|overlay| overlay.to_string()),
             test_image: options.test_image,
-            network: options.broker_network.as_ref(),
+            ntp: &options.ntp,
+            network: options.broker_network.said(),
             token: std::iter::once(&admin_token)
                 .chain(&node_tokens)
                 .map(|token| TokenEntry { role: token.role, hash: token.secret.hash().to_string(), expires })
@@ -201,8 +243,14 @@ impl ClusterSeed {
             .iter()
             .zip(1u32..)
             .map(|(token, number)| {
-                let broker = options.broker_address.as_deref();
-                node_toml(&format!("node{number}"), broker, token, options.test_image)
+                node_toml(&NodeSeed {
+                    hostname: &format!("node{number}"),
+                    broker: options.broker_address.as_deref(),
+                    token,
+                    test_image: options.test_image,
+                    ntp: &options.ntp,
+                    network: &options.node_network,
+                })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { broker_toml, node_tomls, admin_token, broker_key })
@@ -260,18 +308,24 @@ mod tests {
     #[test]
     fn options_reach_the_boards() {
         let mut options = SeedOptions { test_image: true, ..demo() };
-        options.broker_network = Some(StaticNetwork {
-            interface: "eth0".into(),
-            address: "192.168.50.2/24".into(),
+        options.broker_network = BoardNetwork {
+            interface: Some("eth0".into()),
+            address: Some("192.168.50.2/24".into()),
             gateway: Some(Ipv4Addr::new(192, 168, 50, 1)),
-        });
+            ..BoardNetwork::default()
+        };
         options.overlay = Some("172.20.0.0/14".parse().unwrap());
+        let dns = vec![Ipv4Addr::new(192, 168, 50, 1)];
+        options.node_network = BoardNetwork { vlan: Some(5), dns, ..BoardNetwork::default() };
+        options.ntp = vec![Ipv4Addr::new(192, 168, 50, 9)];
         let seed = ClusterSeed::generate(&options, 0, &mut OsRandom).unwrap();
         assert!(seed.broker_toml.contains("\noverlay = \"172.20.0.0/14\"\ntest_image = true\n"));
         assert!(
             seed.broker_toml.contains("[network]\ninterface = \"eth0\"\naddress = \"192.168.50.2/24\"\n")
         );
-        assert!(seed.node_tomls.iter().all(|toml| toml.contains("test_image = true\n")));
+        let said =
+            "test_image = true\nntp = [\"192.168.50.9\"]\n\n[network]\nvlan = 5\ndns = [\"192.168.50.1\"]\n";
+        assert!(seed.node_tomls.iter().all(|toml| toml.ends_with(said)), "{:?}", seed.node_tomls);
         let parsed: toml::Table = seed.broker_toml.parse().unwrap();
         assert_eq!(parsed["token"].as_array().unwrap().len(), 3);
     }

@@ -1,7 +1,7 @@
 //! A board's own network, the same for broker and node.
 //!
 //! ```text
-//! link       finds the Ethernet interfaces, brings them up, sets addresses and routes   (rtnetlink)
+//! link       finds the Ethernet interfaces, brings them up, sets addresses, routes, VLANs (rtnetlink)
 //! dhcp       DHCPv4 client                                                             (RFC 2131, smoltcp)
 //! setup      what the configuration says, made so and kept so
 //! dns        asking the name servers of the board's network

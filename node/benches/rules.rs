@@ -21,7 +21,7 @@ use wherry_net::dhcp::Lease;
 use wherry_net::setup::Uplink;
 use wherry_node::net::{LocalContainer, NetConfig, Network};
 use wherry_protocol::message::{Connection, Egress, NetworkDesired, Transport};
-use wherry_protocol::{ContainerId, NodeIndex};
+use wherry_protocol::{ContainerId, NodeIndex, Overlay};
 
 /// Connections that are there before.
 const EXISTING: [u16; 3] = [1, 100, 1000];
@@ -109,7 +109,7 @@ impl Board {
         let cells = [Space::new(), Space::new()];
         runtime.block_on(async {
             network.set_uplink(Some(uplink())).await.unwrap();
-            network.start(NodeIndex(1)).await.unwrap();
+            network.start(NodeIndex(1), Overlay::default()).await.unwrap();
             for (container, cell) in containers.iter().zip(&cells) {
                 network.attach(container.clone(), cell.fd()).await.unwrap();
             }

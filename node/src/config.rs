@@ -2,6 +2,7 @@
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use wherry_net::setup::{RawNetwork, Wish};
 use wherry_protocol::{Name, Role, Token};
 
 /// Session port of a broker.
@@ -52,14 +53,6 @@ struct RawConfig {
     test_image: bool,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNetwork {
-    interface: Option<String>,
-    address: String,
-    gateway: Option<Ipv4Addr>,
-}
-
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -69,8 +62,8 @@ pub struct Config {
     pub broker: Option<BrokerAddress>,
     /// The token the board was flashed with; its key part says who the broker is, for ever.
     pub token: Token,
-    /// Static network of the board; DHCP if absent.
-    pub network: Option<StaticNetwork>,
+    /// How the board comes onto its network; DHCP on every Ethernet if nothing is said.
+    pub network: Wish,
     /// Time servers; those that DHCP names, or else the public pool, if absent.
     pub ntp: Vec<Ipv4Addr>,
     /// This is an image for tests: crash requests may be honoured (with `wherry.test=1` on the kernel command line).
@@ -95,19 +88,6 @@ impl BrokerAddress {
             enrolment: (ip, port.checked_add(1).unwrap_or(ENROLMENT_PORT)).into(),
         }
     }
-}
-
-/// An address that does not come by DHCP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StaticNetwork {
-    /// Which interface; the first Ethernet if absent.
-    pub interface: Option<String>,
-    /// The board's address.
-    pub address: Ipv4Addr,
-    /// Length of the network's prefix, 1 to 32.
-    pub prefix: u8,
-    /// Default route.
-    pub gateway: Option<Ipv4Addr>,
 }
 
 impl Config {
@@ -139,7 +119,7 @@ impl Config {
             hostname: hostname.parse().map_err(|error| format!("hostname: {error}"))?,
             broker: raw.broker.as_deref().map(parse_broker).transpose()?,
             token,
-            network: raw.network.map(parse_network).transpose()?,
+            network: raw.network.map(Wish::check).transpose()?.unwrap_or_default(),
             ntp: raw.ntp,
             test_image: raw.test_image,
         })
@@ -153,23 +133,6 @@ fn parse_broker(text: &str) -> Result<BrokerAddress, String> {
         None => (text, SESSION_PORT),
     };
     Ok(BrokerAddress::new(ip.parse().map_err(|_| wrong())?, port))
-}
-
-fn parse_network(raw: RawNetwork) -> Result<StaticNetwork, String> {
-    let wrong = || {
-        format!("network.address: '{}' is not an address with a prefix, as in 192.168.1.5/24", raw.address)
-    };
-    let (address, prefix) = raw.address.split_once('/').ok_or_else(wrong)?;
-    let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-    if !(1..=32).contains(&prefix) {
-        return Err(wrong());
-    }
-    Ok(StaticNetwork {
-        interface: raw.interface,
-        address: address.parse().map_err(|_| wrong())?,
-        prefix,
-        gateway: raw.gateway,
-    })
 }
 
 fn one_line(text: &str) -> String {
@@ -215,22 +178,23 @@ mod tests {
     fn a_minimal_configuration() {
         let config = parse("").unwrap();
         assert_eq!(config.hostname.as_str(), "node");
-        assert_eq!((config.broker, config.network, config.test_image), (None, None, false));
+        assert_eq!((config.broker, config.network, config.test_image), (None, Wish::default(), false));
     }
 
     #[test]
     fn a_full_configuration() {
         let config = parse(
             "hostname = \"node1\"\nbroker = \"192.168.50.2:3000\"\nntp = [\"192.168.50.1\"]\ntest_image = true\n[network]\ninterface = \"eth1\"\n\
-             address = \"192.168.50.3/24\"\ngateway = \"192.168.50.1\"\n",
+             address = \"192.168.50.3/24\"\ngateway = \"192.168.50.1\"\nvlan = 5\ndns = [\"192.168.50.1\"]\n",
         )
         .unwrap();
         let broker = config.broker.unwrap();
         assert_eq!(broker.session, "192.168.50.2:3000".parse().unwrap());
         assert_eq!(broker.enrolment, "192.168.50.2:3001".parse().unwrap());
         assert_eq!(config.ntp, [Ipv4Addr::new(192, 168, 50, 1)]);
-        let network = config.network.unwrap();
-        assert_eq!((network.interface.as_deref(), network.prefix), (Some("eth1"), 24));
+        let network = config.network;
+        assert_eq!(network.interface.unwrap().to_string(), "eth1");
+        assert_eq!((network.fixed.unwrap().prefix, network.vlan, network.dns.len()), (24, Some(5), 1));
     }
 
     #[test]
@@ -242,6 +206,7 @@ mod tests {
             "surprise = 1",
             "[network]\naddress = \"1.2.3.4\"",
             "[network]\naddress = \"1.2.3.4/33\"",
+            "[network]\nvlan = 4095",
             "= =",
         ] {
             let reason = parse(extra).unwrap_err();

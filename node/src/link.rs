@@ -18,6 +18,9 @@ const DIAL_SECONDS: u64 = 2 * Limits::DEFAULT.handshake_seconds;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_RETRIES: u32 = 3;
+/// The same while something is on its way: keepalive does not count then, and TCP alone would go on for a quarter of an hour,
+/// from an address that the board may no longer have (tcp(7), TCP_USER_TIMEOUT).
+const UNANSWERED: Duration = Duration::from_secs(14);
 
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +130,9 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_RETRIES);
-    socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
+    let socket = socket2::SockRef::from(&tcp);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(UNANSWERED))?;
     Ok(tcp)
 }
 

@@ -19,8 +19,8 @@ use tokio::sync::{mpsc, watch};
 use wherry_init::control::{ControlError, Endpoint};
 use wherry_init::environment::{Data, Environment};
 use wherry_init::mode::Mode;
-use wherry_net::discovery::Finder;
-use wherry_net::setup::{self, StaticAddress, Uplink};
+use wherry_net::discovery::{Finder, Found};
+use wherry_net::setup::{self, Uplink};
 use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
 use wherry_protocol::{OsRandom, WireError};
 
@@ -132,12 +132,13 @@ async fn serve(environment: &Environment) -> Result<(), ServeError> {
     let executor =
         Executor::new(runtime.clone(), network.clone(), BrokerBlobs::new(watching), inputs.0.clone());
     tokio::spawn(executor::forward(queue, network.clone(), inputs.0.clone()));
+    let only = config.network.is_particular().then(|| uplink.clone());
     tokio::spawn(follow_uplink(uplink, network.clone(), executor.clone()));
     let (events, sessions) = mpsc::channel(256);
     let crash_allowed = config.test_image && environment.test;
     let finder = Finder::new(config.token.broker);
     tokio::spawn(session::keep(session::Parts {
-        locate: Locator { fixed: config.broker, finder: finder.clone() },
+        locate: Locator { fixed: config.broker, finder: finder.clone(), only },
         credentials: Credentials { key, token: config.token.clone(), label: config.hostname.clone() },
         streams: Arc::new(Router::new(runtime, network, crash_allowed)),
         events,
@@ -188,15 +189,7 @@ fn bring_up(mode: Mode, config: &Config) -> Result<watch::Receiver<Option<Uplink
     let network = |error: wherry_net::link::LinkError| ServeError::Network(error.to_string());
     match mode {
         Mode::Process => setup::observe().map_err(network),
-        Mode::Board | Mode::Vm => {
-            let fixed = config.network.clone().map(|fixed| StaticAddress {
-                interface: fixed.interface,
-                address: fixed.address,
-                prefix: fixed.prefix,
-                gateway: fixed.gateway,
-            });
-            setup::bring_up(fixed).map_err(network)
-        }
+        Mode::Board | Mode::Vm => setup::bring_up(config.network.clone()).map_err(network),
     }
 }
 
@@ -216,22 +209,31 @@ async fn follow_uplink(mut uplink: watch::Receiver<Option<Uplink>>, network: Net
 struct Locator {
     fixed: Option<BrokerAddress>,
     finder: Finder,
+    /// Where the configuration names a network, the cluster is looked for in no other.
+    only: Option<watch::Receiver<Option<Uplink>>>,
+}
+
+impl Locator {
+    async fn ask(&self) -> Option<Found> {
+        if let Some(only) = &self.only {
+            let address = only.borrow().as_ref().map(|uplink| uplink.lease.address);
+            return self.finder.find_from(address.as_slice()).await;
+        }
+        self.finder.find().await.unwrap_or_else(|error| {
+            tracing::debug!("LAN discovery: {error}");
+            None
+        })
+    }
 }
 
 impl Locate for Locator {
     async fn locate(&self) -> Option<BrokerAddress> {
         match self.fixed {
             Some(address) => Some(address),
-            None => match self.finder.find().await {
-                Ok(found) => found.map(|found| BrokerAddress {
-                    session: found.session.into(),
-                    enrolment: found.enrolment.into(),
-                }),
-                Err(error) => {
-                    tracing::debug!("LAN discovery: {error}");
-                    None
-                }
-            },
+            None => self.ask().await.map(|found| BrokerAddress {
+                session: found.session.into(),
+                enrolment: found.enrolment.into(),
+            }),
         }
     }
 }

@@ -206,6 +206,14 @@ impl Netns {
         crate::scenario::wait_for_nodes(self, BOOT)
     }
 
+    /// Gives a board another address on the LAN instead of the one that it has.
+    pub fn renumber(&mut self, board: &str, old: Ipv4Addr, new: Ipv4Addr) -> Result<(), Failure> {
+        system(&format!("ip -n {board} address add {new}/24 dev eth0"))?;
+        // Of several addresses of a network the kernel takes all away with the first, unless told otherwise.
+        system(&format!("ip netns exec {board} sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1"))?;
+        system(&format!("ip -n {board} address del {old}/24 dev eth0"))
+    }
+
     /// Board, process and resident bytes of every supervisor and service.
     pub fn memory(&self) -> Result<Vec<(String, &'static str, u64)>, Failure> {
         let mut all = Vec::new();

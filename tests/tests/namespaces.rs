@@ -1,6 +1,8 @@
 //! The scenarios with the boards' programs as processes in network namespaces. Needs root.
 use std::net::Ipv4Addr;
+use std::time::Duration;
 use wherry_tests::impostor::Impostor;
+use wherry_tests::wait::until;
 use wherry_tests::{Failure, Netns, World as _, ensure, netns, scenario};
 
 #[test]
@@ -28,6 +30,28 @@ fn nodes_find_their_broker_past_an_impostor() {
     if let Err(failure) = outcome {
         panic!("{failure}");
     }
+}
+
+#[test]
+fn a_node_with_another_address_comes_back() {
+    let outcome = netns::inside("a_node_with_another_address_comes_back", || {
+        let mut world = Netns::start(1)?;
+        let (old, new) = (underlay(&world)?, Ipv4Addr::new(192, 168, 50, 77));
+        world.renumber("node1", old, new)?;
+        until("the node at its new address", Duration::from_secs(60), || match underlay(&world) {
+            Ok(now) if now == new => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+}
+
+fn underlay(world: &Netns) -> Result<Ipv4Addr, Failure> {
+    let nodes = world.admin().json(&["resources"])?;
+    let text = nodes[0]["underlay"].as_str().unwrap_or_default();
+    text.parse().map_err(|_| Failure::Unexpected(format!("no address in {nodes}")))
 }
 
 fn lies_are_counted(world: &Netns) -> Result<(), Failure> {

@@ -1,4 +1,4 @@
-//! The node's tunnels on the boards' own kernel: its tests that need GRE, which this host's kernel may lack, run in a
+//! Tunnels and VLANs on the boards' own kernel: the tests that need GRE or 802.1Q, which this host's kernel may lack, run in a
 //! guest, with the tools they use.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail as its body does")]
 use std::collections::BTreeMap;
@@ -11,24 +11,35 @@ use wherry_tests::programs::{libraries, passes_in_a_guest, same_place, stripped,
 const PATIENCE: Duration = Duration::from_secs(240);
 const SCRIPT: &str = "mkdir -p /run; mount -t tmpfs t /run; mount -t tmpfs t /tmp
 export PATH=/usr/sbin:/sbin:/bin RUST_BACKTRACE=0
-/net_overlay --ignored --test-threads=1 && echo all of it passed || echo it failed
+/NAME --ignored --test-threads=1 && echo all of it passed || echo it failed
 reboot -f
 ";
 
 /// Everything that goes into the guest, by path.
-fn files() -> BTreeMap<String, Vec<u8>> {
-    let tests = given::test_program("net_overlay").unwrap();
+fn files(name: &str) -> BTreeMap<String, Vec<u8>> {
+    let tests = given::test_program(name).unwrap();
     let tools = ["ip", "nft"].map(|name| tool(name).unwrap());
     let libraries: Vec<PathBuf> =
         tools.iter().chain([&tests]).flat_map(|program| libraries(program).unwrap()).collect();
     let mut files = same_place(tools.iter().chain(&libraries)).unwrap();
-    files.insert("net_overlay".to_owned(), stripped(&tests).unwrap());
+    files.insert(name.to_owned(), stripped(&tests).unwrap());
     files
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tunnels_between_boards_on_their_own_kernel() {
-    let console = passes_in_a_guest("overlay", 384, &files(), SCRIPT, PATIENCE).await.unwrap();
+    pass("net_overlay", 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vlans_on_the_boards_own_kernel() {
+    pass("board_network", 2).await;
+}
+
+async fn pass(name: &str, tests: usize) {
+    let script = SCRIPT.replace("NAME", name);
+    let console = passes_in_a_guest(name, 384, &files(name), &script, PATIENCE).await.unwrap();
     // A filter that matches nothing passes as well.
-    assert!(console.contains("running 8 tests") && console.contains("8 passed"), "{console}");
+    let all = [format!("running {tests} tests"), format!("{tests} passed")];
+    assert!(all.iter().all(|line| console.contains(line)), "{console}");
 }

@@ -42,7 +42,7 @@ const PACKAGES: [(&str, &[&str]); 9] = [
     ("running virtual machines", &["qemu-system-arm", "qemu-system-x86"]),
     ("logging in to containers", &["openssh-client"]),
     ("certificates in tests", &["pebble"]),
-    ("networks in tests", &["curl", "iproute2", "iperf3", "nftables", "openssl"]),
+    ("networks in tests", &["curl", "dnsmasq-base", "iproute2", "iperf3", "nftables", "openssl"]),
     ("comparing with other container tools", &["busybox-static", "crun", "runc", "skopeo", "umoci"]),
 ];
 

@@ -2,7 +2,7 @@
 use super::error::DevError;
 use super::place::{Place, Record};
 use super::plan::{self, Board, Files, Options};
-use crate::seed::{ClusterSeed, SeedOptions, StaticNetwork};
+use crate::seed::{BoardNetwork, ClusterSeed, SeedOptions};
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -229,11 +229,15 @@ fn live(running: &mut Option<Running>) -> Option<&Running> {
 
 fn seed(options: &Options, address: Ipv4Addr) -> Result<ClusterSeed, DevError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let network = StaticNetwork { interface: "eth0".to_owned(), address: plan::broker_cidr(), gateway: None };
+    let network = BoardNetwork {
+        interface: Some("eth0".to_owned()),
+        address: Some(plan::broker_cidr()),
+        ..BoardNetwork::default()
+    };
     // The nodes look for the broker on their LAN, as flashed boards do.
     let wanted = SeedOptions {
         admin_address: Some(address.to_string()),
-        broker_network: Some(network),
+        broker_network: network,
         test_image: options.test_image,
         overlay: options.overlay,
         ..SeedOptions::new(options.name.clone(), usize::from(options.nodes))

@@ -136,6 +136,53 @@ fn refused(world: &World, flags: &[&str], sentence: &str) {
     assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(2), "", sentence), "{line:?}");
 }
 
+/// The same for what boards are told of their network; `flash cluster` and `flash node` have the same flags.
+const REFUSED_BY_FLASH: &[(&str, &str, &str, &str)] = &[
+    ("--vlan", "--vlan <NUMBER>", "", VLAN),
+    ("--vlan", "--vlan <NUMBER>", "0", VLAN),
+    ("--vlan", "--vlan <NUMBER>", "4095", VLAN),
+    ("--vlan", "--vlan <NUMBER>", "-1", VLAN),
+    ("--vlan", "--vlan <NUMBER>", "five", VLAN),
+    ("--dns", "--dns <ADDRESS>", "", ADDRESS),
+    ("--dns", "--dns <ADDRESS>", "dns.example", ADDRESS),
+    ("--ntp", "--ntp <ADDRESS>", "::1", ADDRESS),
+    ("--ntp", "--ntp <ADDRESS>", "pool.ntp.org", ADDRESS),
+    ("--interface", "--interface <INTERFACE>", "", INTERFACE),
+    ("--interface", "--interface <INTERFACE>", "../eth0", INTERFACE),
+    ("--interface", "--interface <INTERFACE>", "dc:a6:32:01:02", INTERFACE),
+];
+const VLAN: &str = "is not a VLAN: use a number from 1 to 4094";
+const INTERFACE: &str =
+    "is not an interface: use its name or hardware address, as in eth0 or dc:a6:32:01:02:03";
+
+/// Exit code and words of `flash cluster` and of `flash node` with these flags.
+fn flash_refuses(world: &World, flags: &[&str], sentence: &str) {
+    for what in ["cluster", "node"] {
+        let usual = ["flash", what, "shed", "--images", "/nonexistent", "--out", "/nonexistent/out"];
+        let ran = world.run(&[&usual[..], flags].concat());
+        let expected = (Some(2), "", sentence);
+        assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), expected, "{what} {flags:?}");
+    }
+}
+
+#[test]
+fn what_boards_are_told_of_their_network_is_refused_before_anything_is_made() {
+    let world = World::joined();
+    let tokens = world.broker.state().tokens.len();
+    for (flag, form, value, reason) in REFUSED_BY_FLASH {
+        let sentence =
+            format!("wherry: invalid value '{value}' for '{form}': '{value}' {reason}; --help tells more\n");
+        flash_refuses(&world, &[&format!("{flag}={value}")], &sentence);
+    }
+    let many = ["--dns=9.9.9.9"; 5];
+    flash_refuses(&world, &many, "wherry: --dns is given 5 times, a board asks at most 4\n");
+    let nobody = "wherry: --ntp 224.0.0.1 is no host's address\n";
+    flash_refuses(&world, &["--ntp=224.0.0.1"], nobody);
+    let elsewhere = "wherry: --gateway 10.1.1.1 is no other host of the network of 192.168.1.9/24\n";
+    flash_refuses(&world, &["--static=192.168.1.9/24", "--gateway=10.1.1.1"], elsewhere);
+    assert_eq!(world.broker.state().tokens.len(), tokens);
+}
+
 #[test]
 fn what_a_flag_may_not_say_is_refused_in_one_sentence() {
     let world = World::joined();

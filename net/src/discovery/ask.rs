@@ -60,7 +60,12 @@ impl Finder {
     pub async fn find(&self) -> Result<Option<Found>, LinkError> {
         let addresses = Links::open()?.addresses().await?;
         let from: Vec<Ipv4Addr> = addresses.into_iter().map(|(_, address, _)| address).collect();
-        Ok(self.ask_from(&from, SocketAddr::from((Ipv4Addr::BROADCAST, PORT))).await)
+        Ok(self.find_from(&from).await)
+    }
+
+    /// Asks once, from these addresses of the board only.
+    pub async fn find_from(&self, addresses: &[Ipv4Addr]) -> Option<Found> {
+        self.ask_from(addresses, SocketAddr::from((Ipv4Addr::BROADCAST, PORT))).await
     }
 
     async fn ask_from(&self, from: &[Ipv4Addr], to: SocketAddr) -> Option<Found> {

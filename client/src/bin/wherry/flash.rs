@@ -6,13 +6,15 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use wherry_client::flash::{FlashError, Images};
-use wherry_client::seed::{SeedError, node_toml};
-use wherry_client::{Address, ClusterSeed, SeedOptions, StaticNetwork};
+use wherry_client::seed::{NodeSeed, SeedError, node_toml};
+use wherry_client::{Address, BoardNetwork, ClusterSeed, SeedOptions};
 use wherry_images::disk::{Arch, BoardRole};
-use wherry_protocol::{Name, OsRandom, Overlay, Role, Token};
+use wherry_protocol::{Name, OsRandom, Overlay, Prefix, Role, Token};
 
 /// Seconds that a token for one more node may be claimed: time to flash a card and carry it to the board.
 const NODE_TOKEN_SECONDS: u32 = 7 * 24 * 3600;
+/// Name or time servers that a board asks.
+const MOST_SERVERS: usize = 4;
 
 /// `wherry flash`
 #[derive(Debug, Subcommand)]
@@ -36,6 +38,76 @@ struct From {
     data: u64,
 }
 
+/// What boards are told of their network.
+#[derive(Debug, Args)]
+struct NetworkArgs {
+    /// VLAN that the cluster is in; the boards' Ethernet itself otherwise.
+    #[arg(long, value_name = "NUMBER", value_parser = parse::vlan)]
+    vlan: Option<u16>,
+    /// Name server, up to 4; those that DHCP names otherwise.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
+    dns: Vec<Ipv4Addr>,
+    /// Time server, up to 4; those that DHCP names, or the public pool, otherwise.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
+    ntp: Vec<Ipv4Addr>,
+}
+
+/// A fixed address of one board.
+#[derive(Debug, Args)]
+struct FixedArgs {
+    /// Fixed address of the board (of the broker, for a cluster), as in 192.168.1.10/24; DHCP otherwise.
+    #[arg(long = "static", value_name = "ADDRESS/PREFIX", value_parser = parse::board_address)]
+    fixed: Option<(Ipv4Addr, String)>,
+    /// Default gateway of a fixed address.
+    #[arg(long, requires = "fixed", value_name = "ADDRESS", value_parser = parse::address)]
+    gateway: Option<Ipv4Addr>,
+    /// Interface of that board that leads to the cluster, by name or hardware address; the first one otherwise.
+    #[arg(long, value_name = "INTERFACE", value_parser = parse::interface)]
+    interface: Option<String>,
+}
+
+impl NetworkArgs {
+    fn check(&self) -> Result<(), CliError> {
+        for (flag, servers) in [("--dns", &self.dns), ("--ntp", &self.ntp)] {
+            if servers.len() > MOST_SERVERS {
+                return Err(CliError::Usage(format!(
+                    "{flag} is given {} times, a board asks at most {MOST_SERVERS}",
+                    servers.len()
+                )));
+            }
+            if let Some(server) = servers.iter().find(|server| !is_host(**server)) {
+                return Err(CliError::Usage(format!("{flag} {server} is no host's address")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Of a board that is like the others.
+    fn common(&self) -> BoardNetwork {
+        BoardNetwork { vlan: self.vlan, dns: self.dns.clone(), ..BoardNetwork::default() }
+    }
+}
+
+impl FixedArgs {
+    fn of(&self, common: BoardNetwork) -> Result<BoardNetwork, CliError> {
+        let address = self.fixed.as_ref().map(|(_, text)| text.clone());
+        if let (Some((own, text)), Some(gateway)) = (&self.fixed, self.gateway) {
+            let bits = text.split_once('/').and_then(|(_, bits)| bits.parse().ok()).unwrap_or(32);
+            if gateway == *own || !is_host(gateway) || !Prefix::new(*own, bits).network().contains(gateway) {
+                return Err(CliError::Usage(format!(
+                    "--gateway {gateway} is no other host of the network of {text}"
+                )));
+            }
+        }
+        let interface = self.interface.clone();
+        Ok(BoardNetwork { interface, address, gateway: self.gateway, ..common })
+    }
+}
+
+fn is_host(address: Ipv4Addr) -> bool {
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.is_broadcast())
+}
+
 /// `wherry flash cluster`
 #[derive(Debug, Args)]
 pub(crate) struct ClusterArgs {
@@ -52,18 +124,13 @@ pub(crate) struct ClusterArgs {
     /// Where laptops and nodes find the broker; nodes otherwise look for it on their LAN.
     #[arg(long, value_name = "HOST[:PORT]")]
     address: Option<Address>,
-    /// Fixed address of the broker, as in 192.168.1.10/24; DHCP otherwise.
-    #[arg(long = "static", value_name = "ADDRESS/PREFIX", value_parser = parse::board_address)]
-    fixed: Option<(Ipv4Addr, String)>,
-    /// Default gateway of a fixed address.
-    #[arg(long, requires = "fixed")]
-    gateway: Option<Ipv4Addr>,
     /// The containers' network, as in 172.20.0.0/14: private, and not the boards' own [default: 10.0.0.0/8].
     #[arg(long, value_name = "NETWORK")]
     overlay: Option<Overlay>,
-    /// Interface of a fixed address.
-    #[arg(long, default_value = "eth0", requires = "fixed")]
-    interface: String,
+    #[command(flatten)]
+    fixed: FixedArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
 }
 
 /// `wherry flash node`
@@ -79,6 +146,10 @@ pub(crate) struct NodeArgs {
     /// Where the node finds the broker, if not where this computer does.
     #[arg(long, value_name = "HOST[:PORT]")]
     broker: Option<Address>,
+    #[command(flatten)]
+    fixed: FixedArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
 }
 
 fn arch(text: &str) -> Result<Arch, String> {
@@ -131,15 +202,14 @@ async fn blocking<T: Send + 'static>(
 }
 
 async fn cluster(context: &Context, args: ClusterArgs) -> Result<u8, CliError> {
+    args.network.check()?;
     let address = args.address.as_ref().map(ToString::to_string);
-    let address = address.or_else(|| args.fixed.as_ref().map(|(address, _)| address.to_string()));
+    let address = address.or_else(|| args.fixed.fixed.as_ref().map(|(address, _)| address.to_string()));
     let options = SeedOptions {
         broker_address: address,
-        broker_network: args.fixed.clone().map(|(_, address)| StaticNetwork {
-            interface: args.interface.clone(),
-            address,
-            gateway: args.gateway,
-        }),
+        broker_network: args.fixed.of(args.network.common())?,
+        node_network: args.network.common(),
+        ntp: args.network.ntp.clone(),
         overlay: args.overlay,
         ..SeedOptions::new(args.name.clone(), args.nodes)
     };
@@ -191,6 +261,8 @@ fn write_new(path: &Path, text: &str) -> Result<(), CliError> {
 }
 
 async fn node(context: &Context, args: NodeArgs) -> Result<u8, CliError> {
+    args.network.check()?;
+    let network = args.fixed.of(args.network.common())?;
     let images = Images { directory: args.from.images, arch: args.from.arch };
     // Before a token is made that would then be of no use.
     images.check(BoardRole::Node)?;
@@ -201,7 +273,14 @@ async fn node(context: &Context, args: NodeArgs) -> Result<u8, CliError> {
     let created = location.create_token(Role::Node, NODE_TOKEN_SECONDS).await?;
     let token: Token = created.text.parse().map_err(|error| CliError::Other(format!("{error}")))?;
     let broker = args.broker.unwrap_or_else(|| location.info().address.clone()).to_string();
-    let toml = node_toml(args.name.as_str(), Some(&broker), &token, false)?;
+    let toml = node_toml(&NodeSeed {
+        hostname: args.name.as_str(),
+        broker: Some(&broker),
+        token: &token,
+        test_image: false,
+        ntp: &args.network.ntp,
+        network: &network,
+    })?;
     let (out, data) = (args.out.clone(), args.from.data);
     blocking(move || Ok(images.write(BoardRole::Node, toml, &out, data)?)).await?;
     match context.json {

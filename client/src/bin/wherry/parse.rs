@@ -379,6 +379,27 @@ pub(crate) fn board_address(text: &str) -> Result<(Ipv4Addr, String), String> {
     }
 }
 
+/// A VLAN's number.
+pub(crate) fn vlan(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok().filter(|number| (1..=4094).contains(number) && !text.starts_with('+'));
+    number.ok_or_else(|| format!("'{text}' is not a VLAN: use a number from 1 to 4094"))
+}
+
+/// An interface of a board: `eth0`, or `dc:a6:32:01:02:03`.
+pub(crate) fn interface(text: &str) -> Result<String, String> {
+    let octet = |text: &str| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let hardware = text.split(':').count() == 6 && text.split(':').all(octet);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let name =
+        text.len() <= 15 && text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(plain);
+    if hardware || name {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "'{text}' is not an interface: use its name or hardware address, as in eth0 or dc:a6:32:01:02:03"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,9 +1,15 @@
 //! Ethernet interfaces through rtnetlink.
+mod watch;
+
+pub use watch::{LinkNews, watch};
+
 use crate::address::{BRIDGE, PORT_PREFIX, TUNNEL_PREFIX, WIREGUARD};
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
+use netlink_packet_route::link::LinkFlags;
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::{Handle, LinkUnspec, LinkVlan, RouteMessageBuilder};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
@@ -37,6 +43,14 @@ pub struct Ethernet {
     pub name: String,
     /// Its hardware address.
     pub mac: [u8; 6],
+    /// There is a signal on its wire.
+    pub carrier: bool,
+}
+
+/// Whether this is an interface of the board's own: bridges, veths and tunnels have no device behind them.
+#[must_use]
+pub fn is_hardware(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).join("device").exists()
 }
 
 /// Talks to the kernel about links, addresses and routes.
@@ -56,11 +70,11 @@ impl Links {
         Ok(Self { handle })
     }
 
-    /// The board's real Ethernet interfaces (bridges, veths and tunnels have no device behind them), by name.
+    /// The Ethernet interfaces among `candidates`, by name.
     ///
     /// # Errors
     /// When the kernel does not list them.
-    pub async fn ethernets(&self) -> Result<Vec<Ethernet>, LinkError> {
+    pub async fn ethernets(&self, candidates: fn(&str) -> bool) -> Result<Vec<Ethernet>, LinkError> {
         let mut found = Vec::new();
         let mut links = self.handle.link().get().execute();
         let fail = |source| LinkError::Netlink { what: "listing", interface: "links".into(), source };
@@ -78,9 +92,10 @@ impl Links {
                 }
             }
             if let (Some(name), Some(mac)) = (name, mac)
-                && Path::new("/sys/class/net").join(&name).join("device").exists()
+                && candidates(&name)
             {
-                found.push(Ethernet { index: link.header.index, name, mac });
+                let carrier = link.header.flags.contains(LinkFlags::LowerUp);
+                found.push(Ethernet { index: link.header.index, name, mac, carrier });
             }
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -185,6 +200,46 @@ impl Links {
         Ok(())
     }
 
+    /// The interface for VLAN `number` on `base`, made if it is not there.
+    ///
+    /// # Errors
+    /// When the kernel refuses, as one without 802.1Q does.
+    pub async fn vlan(&self, base: &Ethernet, number: u16) -> Result<Ethernet, LinkError> {
+        let name = vlan_name(number);
+        // One that was made by a service before may be on another interface.
+        if let Some(old) = self.named(&name).await? {
+            let fail = netlink("removing an old VLAN", &old);
+            self.handle.link().del(old.index).execute().await.map_err(fail)?;
+        }
+        let message = LinkVlan::new(&name, base.index, number).build();
+        self.handle.link().add(message).execute().await.map_err(netlink("making a VLAN", base))?;
+        self.named(&name).await?.ok_or(LinkError::Missing(name))
+    }
+
+    async fn named(&self, name: &str) -> Result<Option<Ethernet>, LinkError> {
+        Ok(self.ethernets(|_| true).await?.into_iter().find(|ethernet| ethernet.name == name))
+    }
+
+    /// Takes away the default routes through an interface.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_gateway(&self, ethernet: &Ethernet) -> Result<(), LinkError> {
+        let every = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut routes = self.handle.route().get(every).execute();
+        let mut ours = Vec::new();
+        while let Some(route) = routes.try_next().await.map_err(netlink("listing routes", ethernet))? {
+            if route.header.destination_prefix_length == 0 && leaves_through(&route, ethernet.index) {
+                ours.push(route);
+            }
+        }
+        for route in ours {
+            let fail = netlink("removing the default route", ethernet);
+            self.handle.route().del(route).execute().await.map_err(fail)?;
+        }
+        Ok(())
+    }
+
     /// Makes `gateway` the default route.
     ///
     /// # Errors
@@ -195,6 +250,16 @@ impl Links {
         let request = self.handle.route().add(route).replace();
         request.execute().await.map_err(netlink("setting the default route", ethernet))
     }
+}
+
+/// What the interface for a VLAN is called.
+#[must_use]
+pub fn vlan_name(number: u16) -> String {
+    format!("vlan{number}")
+}
+
+fn leaves_through(route: &RouteMessage, index: u32) -> bool {
+    route.attributes.contains(&RouteAttribute::Oif(index))
 }
 
 /// Devices of the overlay, which are on no network of their own.
