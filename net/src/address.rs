@@ -3,13 +3,14 @@
 //! ```text
 //! Overlay         the overlay, and which part of it each board's containers have: 10.N.0.0/16 of 10.0.0.0/8
 //! 10.N.0.1        board N's bridge, wherry0        gre-M         tunnel to board M
+//! fdxx:…:N::1     its IPv6 address                 fdxx:…:N::xy  a container's, by its IPv4 address
 //! wv12            board's end of container c12     02:57:0a:N:x:y   MAC of 10.N.x.y
 //! wherry-wg       WireGuard, below all tunnels     10.0.255.N    board N's address on it: the end of its tunnels
 //! wherry-wg1      the same, with another key
 //! ```
 use std::net::Ipv4Addr;
 use wherry_protocol::{ContainerId, NodeIndex};
-pub use wherry_protocol::{Overlay, OverlayError, Prefix, PrefixError};
+pub use wherry_protocol::{Overlay, OverlayError, Prefix, Prefix6, PrefixError};
 
 /// The bridge that a board's containers hang on.
 pub const BRIDGE: &str = "wherry0";
