@@ -337,7 +337,7 @@ fn frames(of: &Board<'_>) -> Table {
             .when(Match::SourcePort(Transport::Udp, DHCP_SERVER))
             .drop(DropReason::Spoofed),
         Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source], "owners").accept(),
-        Rule::new().when(Match::Ipv6Frame).when(Match::Protocol(Protocol::Icmpv6)).drop(DropReason::Spoofed),
+        Rule::new().when(Match::Protocol(Protocol::Icmpv6)).drop(DropReason::Spoofed),
         Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source6], "owners6").accept(),
         Rule::new().drop(DropReason::Spoofed),
     ];

@@ -121,7 +121,7 @@ impl Program {
             Match::Destination(not, network) => self.network(IP_DESTINATION, *not, *network),
             Match::Source6(not, network) => self.network6(IP6_SOURCE, *not, *network),
             Match::Destination6(not, network) => self.network6(IP6_DESTINATION, *not, *network),
-            Match::Ipv6 | Match::Ipv6Frame => self.need(Need::Ipv6),
+            Match::Ipv6 => self.need(Need::Ipv6),
             Match::Arp => self.need(Need::Arp),
             Match::Ipv4 => self.need(Need::Ipv4),
             Match::Protocol(protocol) => self.need(Need::Protocol(*protocol)),

@@ -213,8 +213,6 @@ pub enum Match {
     Arp,
     /// Is IPv4 (bridge family).
     Ipv4,
-    /// Is IPv6 (bridge family).
-    Ipv6Frame,
     /// Protocol above IP.
     Protocol(Protocol),
     /// Source port of a transport protocol.

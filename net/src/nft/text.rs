@@ -154,7 +154,6 @@ impl Display for Match {
             Self::Ipv6 => f.write_str("meta nfproto ipv6"),
             Self::Arp => f.write_str("meta protocol arp"),
             Self::Ipv4 => f.write_str("meta protocol ip"),
-            Self::Ipv6Frame => f.write_str("meta protocol ip6"),
             Self::Protocol(protocol) => write!(f, "meta l4proto {protocol}"),
             Self::SourcePort(over, port) => write!(f, "{} sport {port}", transport(*over)),
             Self::DestinationPort(over, port) => write!(f, "{} dport {port}", transport(*over)),
