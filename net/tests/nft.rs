@@ -140,8 +140,8 @@ fn a_thousand_containers_fit_one_transaction() {
         assert_eq!(listing, normal(&ruleset.to_string()));
         assert_eq!(
             listing.matches("\"wv").count(),
-            1001,
-            "1000 elements and the rule that asks for the prefix"
+            2001,
+            "1000 elements of each kind and the rule that asks for the prefix"
         );
     });
 }
