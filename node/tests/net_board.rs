@@ -5,22 +5,17 @@ mod board;
 mod netns;
 
 use board::*;
-use netns::{BOARD, INTERNET, ROUTER, Space, attempt, board_with_router, isolated, run, wait_for_carrier};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use netns::{BOARD, INTERNET, ROUTER, Space, attempt, isolated, run};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use wherry_net::dhcp::Lease;
-use wherry_net::setup::Uplink;
 use wherry_node::dns::{self, Directory, DnsLimits, Upstream};
 use wherry_node::net::{LocalContainer, NetConfig, NetError, Network};
 use wherry_protocol::message::{
-    Called, Connection, Drops, Egress, NetworkDesired, Peer, PublishedOn, PublishedPort, Transport,
+    Called, Drops, Egress, NetworkDesired, Peer, PublishedOn, PublishedPort, Transport,
 };
-use wherry_protocol::{ContainerId, NodeIndex};
-use wherry_protocol::{Overlay, Prefix};
+use wherry_protocol::{ContainerId, NodeIndex, Overlay, Prefix};
 
 #[test]
 fn a_connection_opens_one_port_one_way_and_nothing_else() {

@@ -85,7 +85,20 @@ pub(crate) fn connect(inside: Inside) -> Result<(), InsideError> {
         .into_iter()
         .try_for_each(|spec| route.add_route(eth0, spec, Existing::Replace))
         .map_err(doing("set the routes of eth0"))?;
-    if inside.ipv6 { connect6(&mut route, inside).map_err(doing("set up IPv6 on eth0")) } else { Ok(()) }
+    match inside.ipv6 {
+        true => connect6(&mut route, inside).map_err(doing("set up IPv6 on eth0")),
+        false => disconnect6(&mut route, inside).map_err(doing("take IPv6 from eth0")),
+    }
+}
+
+/// Where packets have become too small for IPv6, an address would only make others try.
+fn disconnect6(route: &mut RouteSocket, inside: Inside) -> Result<(), Errno> {
+    let own = Prefix6::host(inside.overlay.address6(inside.address));
+    match route.remove_address(CONTAINER_INTERFACE, own.into()) {
+        // It had none, or the kernel has no IPv6 at all.
+        Err(Errno::EADDRNOTAVAIL | Errno::ENODEV | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => Ok(()),
+        other => other,
+    }
 }
 
 /// The same for IPv6, but with a way to other containers only, and to the board, whose MAC address is known beforehand.
