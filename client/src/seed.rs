@@ -349,8 +349,7 @@ mod tests {
                 Err(SeedError::Nodes(n)) if n == nodes
             ));
         }
-        let (interface, address) = ("eth0".into(), "10.0.0.2/24".into());
-        let broker_network = Some(StaticNetwork { interface, address, gateway: None });
+        let broker_network = BoardNetwork { address: Some("10.0.0.2/24".into()), ..BoardNetwork::default() };
         let options = SeedOptions { broker_network, ..demo() };
         assert!(matches!(ClusterSeed::generate(&options, 0, &mut OsRandom), Err(SeedError::Overlay(_))));
         let options = SeedOptions { broker_address: Some("a b".into()), ..demo() };

@@ -217,7 +217,7 @@ async fn haproxy(folder: &Path, backend: SocketAddr) -> Running {
 fn certify(folder: &Path) {
     let made = rcgen::generate_simple_self_signed([HOST.to_owned()]).unwrap();
     let certificate = pem("CERTIFICATE", made.cert.der());
-    let key = pem("PRIVATE KEY", made.key_pair.serialized_der());
+    let key = pem("PRIVATE KEY", &made.signing_key.serialize_der());
     fs::write(folder.join("cert.pem"), &certificate).unwrap();
     fs::write(folder.join("key.pem"), &key).unwrap();
     fs::write(folder.join("both.pem"), certificate + &key).unwrap();

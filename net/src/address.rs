@@ -3,13 +3,74 @@
 //! ```text
 //! Overlay         the overlay, and which part of it each board's containers have: 10.N.0.0/16 of 10.0.0.0/8
 //! 10.N.0.1        board N's bridge, wherry0        gre-M         tunnel to board M
+//! fdxx:…:N::1     its IPv6 address                 fdxx:…:N::xy  a container's, by its IPv4 address
 //! wv12            board's end of container c12     02:57:0a:N:x:y   MAC of 10.N.x.y
 //! wherry-wg       WireGuard, below all tunnels     10.0.255.N    board N's address on it: the end of its tunnels
 //! wherry-wg1      the same, with another key
 //! ```
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use wherry_protocol::{ContainerId, NodeIndex};
-pub use wherry_protocol::{Overlay, OverlayError, Prefix, PrefixError};
+pub use wherry_protocol::{Overlay, OverlayError, Prefix, Prefix6, PrefixError};
+
+/// A network or an interface's address of either kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IpPrefix {
+    /// IPv4.
+    V4(Prefix),
+    /// IPv6.
+    V6(Prefix6),
+}
+
+impl IpPrefix {
+    /// The address.
+    #[must_use]
+    pub fn address(self) -> IpAddr {
+        match self {
+            Self::V4(prefix) => prefix.address.into(),
+            Self::V6(prefix) => prefix.address.into(),
+        }
+    }
+
+    /// The same network with the host bits cleared.
+    #[must_use]
+    pub fn network(self) -> Self {
+        match self {
+            Self::V4(prefix) => prefix.network().into(),
+            Self::V6(prefix) => prefix.network().into(),
+        }
+    }
+
+    /// Length of the prefix.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        match self {
+            Self::V4(prefix) => prefix.bits,
+            Self::V6(prefix) => prefix.bits,
+        }
+    }
+}
+
+impl From<Prefix> for IpPrefix {
+    fn from(prefix: Prefix) -> Self {
+        Self::V4(prefix)
+    }
+}
+
+impl From<Prefix6> for IpPrefix {
+    fn from(prefix: Prefix6) -> Self {
+        Self::V6(prefix)
+    }
+}
+
+impl fmt::Display for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(prefix) => prefix.fmt(f),
+            Self::V6(prefix) => prefix.fmt(f),
+        }
+    }
+}
 
 /// The bridge that a board's containers hang on.
 pub const BRIDGE: &str = "wherry0";
@@ -26,6 +87,8 @@ pub const WIREGUARD_PORTS: [u16; 2] = [51820, 51821];
 /// What WireGuard adds over IPv4: 20 bytes of IPv4, 8 of UDP, 16 of header and 16 of authentication tag (the WireGuard
 /// paper, section 5.4.6).
 pub const WIREGUARD_OVERHEAD_BYTES: u32 = 60;
+/// Smallest largest packet that IPv6 works with, in bytes (RFC 8200 §5).
+pub const IPV6_MIN_MTU: u32 = 1280;
 /// What GRE without key or checksum adds: 20 bytes of IPv4 and 4 of GRE (RFC 2784 §2.1).
 pub const GRE_OVERHEAD_BYTES: u32 = 24;
 

@@ -79,7 +79,7 @@ fn full_board(containers: &BTreeMap<ContainerId, Ipv4Addr>) -> Ruleset {
         ],
         uplink: Some("eth0"),
         lan: &["192.168.50.12/24".parse::<Prefix>().unwrap(), "203.0.113.9/27".parse().unwrap()],
-        overlay: Overlay::default(),
+        overlay: Overlay::default().with_global([0x12, 0x34, 0x56, 0x78, 0x9a]),
         index: Some(NodeIndex(1)),
         peers: &[peer(2, "192.168.50.13"), peer(3, "192.168.50.14")],
         connections: &[
@@ -106,7 +106,7 @@ fn board_rules_read_back() {
         published: &[],
         uplink: None,
         lan: &[],
-        overlay: Overlay::default(),
+        overlay: Overlay::default().with_global([0x12, 0x34, 0x56, 0x78, 0x9a]),
         index: None,
         peers: &[],
         connections: &[],
@@ -124,7 +124,7 @@ fn container_rules_read_back() {
         address: address("10.1.0.2"),
         connections: &[connection(me, far, Transport::Tcp, 80), connection(near, me, Transport::Tcp, 5432)],
         callers: &[],
-        overlay: Overlay::default(),
+        overlay: Overlay::default().with_global([0x12, 0x34, 0x56, 0x78, 0x9a]),
         resolvers: &[address("10.1.0.1")],
         lan: &["192.168.50.12/24".parse().unwrap()],
         egress: &[Egress::Lan("192.168.50.16/28".parse().unwrap())],
@@ -147,8 +147,8 @@ fn a_thousand_containers_fit_one_transaction() {
         assert_eq!(listing, normal(&ruleset.to_string()));
         assert_eq!(
             listing.matches("\"wv").count(),
-            1001,
-            "1000 elements and the rule that asks for the prefix"
+            2001,
+            "1000 elements of each kind and the rule that asks for the prefix"
         );
     });
 }

@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 use domain::base::iana::{Opcode, Rcode, Rtype};
 use domain::base::{Message, MessageBuilder, Name};
-use domain::rdata::{A, Ptr};
-use std::net::{Ipv4Addr, SocketAddr};
+use domain::rdata::{A, Aaaa, Ptr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,6 +17,8 @@ use wherry_protocol::{ContainerId, Overlay};
 
 /// The one container is this test itself.
 const ME: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// 10.2.0.3, if nobody has chosen anything.
+const OVERLAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 2, 0, 0, 0, 3);
 const LIMITS: DnsLimits =
     DnsLimits { per_asker: 4, all: 6, idle: Duration::from_millis(300), question_bytes: 4096 };
 
@@ -161,7 +163,12 @@ async fn the_cluster_s_names() {
         firsts.insert(all[0]);
     }
     assert_eq!(firsts.len(), 3, "each of them comes first at times");
-    let nothing = ask("web", Rtype::AAAA).await;
+    let six = ask("web-3", Rtype::AAAA).await;
+    let message = Message::from_octets(six).unwrap();
+    let mut records = message.answer().unwrap().limit_to::<Aaaa>();
+    assert_eq!(records.next().unwrap().unwrap().data().addr(), OVERLAY6);
+    assert!(records.next().is_none());
+    let nothing = ask("web", Rtype::TXT).await;
     assert_eq!((code(&nothing), addresses(&nothing).len()), (Rcode::NOERROR, 0));
     assert_eq!(code(&ask("db.ada.wherry", Rtype::A).await), Rcode::NXDOMAIN);
     let back = ask("3.0.2.10.in-addr.arpa", Rtype::PTR).await;

@@ -6,7 +6,7 @@ mod netns;
 
 use netns::{Space, isolated, run, wait_for_carrier};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -139,7 +139,19 @@ fn a_board_s_network_that_takes_smaller_packets_is_followed() {
         assert!(one.space.run("ip link show gre-2").contains("mtu 1216"));
         assert!(one.cell.run("ip link show eth0").contains("mtu 1300"));
         assert!(one.cell.run("ip route").contains("mtu 1216"));
+        // Less than IPv6 works with: there is none until there is room again.
+        for space in [&one.space, &one.cell] {
+            assert!(!space.run("ip -6 addr").contains("inet6 fd00:"), "{}", space.run("ip -6 addr"));
+        }
         transfer(&one, &two, 80, 1 << 20);
+        for board in [&one, &two] {
+            board.space.run("ip link set eth0 mtu 1500");
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(one.cell.run("ip -6 addr").contains("inet6 fd00:0:0:1::2/128"));
+        let bridge = one.space.run("ip -6 addr show wherry0");
+        assert!(bridge.contains("fd00:0:0:1::1/64") && !bridge.contains("fe80"), "{bridge}");
+        assert!(one.space.run("ip -6 route").contains("fd00:0:0:2::/64 dev gre-2"));
     });
 }
 
@@ -175,6 +187,49 @@ fn containers_of_two_boards_reach_each_other_as_allowed() {
         assert!(!one.space.run("ip link").contains("gre-2"), "a tunnel that nobody needs is gone");
         let left = one.space.run("ip -d link show wherry-wg");
         assert!(left.contains("wireguard") && left.contains("mtu 1440"), "{left}");
+    });
+}
+
+#[test]
+#[ignore = "needs a kernel with GRE, as the boards have: tests/overlay.rs runs it in a guest"]
+fn ipv6_goes_through_the_tunnels_as_allowed_and_nobody_poses_there() {
+    isolated(|| {
+        let (one, two) = two_boards();
+        let connection = allow(&two.container, &one.container, Transport::Udp, 53);
+        one.apply(&[&two.peer], &[connection]);
+        two.apply(&[&one.peer], &[connection]);
+        let six = |board: &Board| Overlay::default().address6(board.container.address);
+        let server = one.cell.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 53)).unwrap());
+        server.set_read_timeout(Some(SHORT)).unwrap();
+        let heard = || server.recv_from(&mut [0; 2000]).ok();
+        let client = two.cell.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap());
+        client.set_read_timeout(Some(SHORT)).unwrap();
+        // As large as goes through in one piece: 40 bytes of IPv6 and 8 of UDP.
+        client.send_to(&[7; 1416 - 48], (six(&one), 53)).unwrap();
+        let (length, from) = heard().expect("a packet through the tunnel");
+        assert_eq!((length, from.ip()), (1416 - 48, six(&two).into()));
+        server.send_to(b"answer", from).unwrap();
+        assert_eq!(client.recv_from(&mut [0; 10]).unwrap().1.ip(), six(&one));
+        client.send_to(b"x", (six(&one), 54)).ok();
+        one.cell.enter(|| {
+            UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap().send_to(b"x", (six(&two), 53)).ok()
+        });
+        assert_eq!(heard(), None, "another port, and the other way round");
+        let spoofed = || {
+            let rules = one.space.run("nft list chain inet wherry from_peers");
+            let counted = rules.lines().filter(|line| line.contains("ip6 saddr"));
+            counted.filter(|line| !line.contains("packets 0 ")).count()
+        };
+        assert_eq!(spoofed(), 0);
+        // Board two itself, as a container of board three.
+        let other = Overlay::default().address6(Ipv4Addr::new(10, 3, 0, 2));
+        two.space.run(&format!("ip -6 addr add {other}/128 dev lo nodad"));
+        two.space.enter(|| UdpSocket::bind((other, 0)).unwrap().send_to(b"x", (six(&one), 53)).unwrap());
+        assert_eq!((heard(), spoofed()), (None, 1));
+        // What is no longer allowed is over, for packets of known flows too.
+        one.apply(&[&two.peer], &[]);
+        client.send_to(b"x", (six(&one), 53)).unwrap();
+        assert_eq!(heard(), None);
     });
 }
 

@@ -38,5 +38,5 @@ pub use key::OsRandom;
 pub use key::{PublicKey, Random, SecretKey};
 pub use limits::Limits;
 pub use overlay::{Overlay, OverlayError};
-pub use prefix::{Prefix, PrefixError};
+pub use prefix::{Prefix, Prefix6, PrefixError};
 pub use token::{Role, Token};

@@ -1,8 +1,8 @@
 //! The address plan of a cluster: which network each board's containers have, chosen once by its broker.
-use crate::{NodeIndex, Prefix};
+use crate::{NodeIndex, Prefix, Prefix6};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// Networks that are nobody's on the internet (RFC 1918 §3).
@@ -15,6 +15,15 @@ const PRIVATE: [Prefix; 3] = [
 const BOARD_BITS: u8 = 8;
 /// Longest prefix: 253 addresses for the containers of each board.
 const MAX_BITS: u8 = 16;
+/// Locally assigned unique local addresses (RFC 4193 §3.1).
+const ULA: u8 = 0xfd;
+/// Lengths of the prefix that a cluster has for itself, and of each network within (RFC 4193 §3.1).
+const ULA_BITS: u8 = 48;
+const ULA_SUBNET_BITS: u8 = 64;
+
+/// What makes a cluster's IPv6 addresses its own: 40 bits that nobody else is likely to have chosen (RFC 4193 §3.2).
+pub type GlobalId = [u8; 5];
+
 /// The tunnels' ends are the last network of this length among the addresses of board 0, which has no containers.
 const ENDS_BITS: u8 = 24;
 
@@ -53,29 +62,32 @@ pub enum OverlayError {
     },
 }
 
-/// The addresses of all containers of a cluster: one private network, cut into 256 of the same size, by the boards' numbers.
+/// The addresses of all containers of a cluster: one private network, cut into 256 of the same size, by the boards' numbers; and
+/// one /48 of IPv6, of which each board has the /64 with its number. A container's IPv6 address follows from its IPv4 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Fields", into = "Fields")]
 pub struct Overlay {
     network: Prefix,
+    global: GlobalId,
 }
 
 /// What is sent and stored; checked when it comes back.
 #[derive(Serialize, Deserialize)]
 struct Fields {
     network: Prefix,
+    global: GlobalId,
 }
 
 impl TryFrom<Fields> for Overlay {
     type Error = OverlayError;
     fn try_from(fields: Fields) -> Result<Self, OverlayError> {
-        Self::new(fields.network)
+        Self::new(fields.network).map(|overlay| overlay.with_global(fields.global))
     }
 }
 
 impl From<Overlay> for Fields {
     fn from(overlay: Overlay) -> Self {
-        Self { network: overlay.network }
+        Self { network: overlay.network, global: overlay.global }
     }
 }
 
@@ -83,12 +95,12 @@ impl Default for Overlay {
     /// 10.0.0.0/8: board N has 10.N.0.0/16.
     fn default() -> Self {
         let [largest, ..] = PRIVATE;
-        Self { network: largest }
+        Self { network: largest, global: GlobalId::default() }
     }
 }
 
 impl Overlay {
-    /// Cuts `network`.
+    /// Cuts `network`. Its IPv6 addresses are those of nobody in particular, see [`Overlay::with_global`].
     ///
     /// # Errors
     /// When it is not private, too small, or no network.
@@ -100,7 +112,23 @@ impl Overlay {
         if !PRIVATE.iter().any(|private| private.bits <= network.bits && private.contains(network.address)) {
             return Err(OverlayError::Public(network));
         }
-        if network.bits > MAX_BITS { Err(OverlayError::TooSmall(network)) } else { Ok(Self { network }) }
+        if network.bits > MAX_BITS {
+            Err(OverlayError::TooSmall(network))
+        } else {
+            Ok(Self { network, global: GlobalId::default() })
+        }
+    }
+
+    /// The same with these IPv6 addresses.
+    #[must_use]
+    pub fn with_global(self, global: GlobalId) -> Self {
+        Self { global, ..self }
+    }
+
+    /// What its IPv6 addresses are known by.
+    #[must_use]
+    pub fn global(&self) -> GlobalId {
+        self.global
     }
 
     /// All of it.
@@ -121,6 +149,32 @@ impl Overlay {
     #[must_use]
     pub fn gateway(&self, index: NodeIndex) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.subnet(index).address.to_bits() | 1)
+    }
+
+    /// All of its IPv6 addresses.
+    #[must_use]
+    pub fn network6(&self) -> Prefix6 {
+        let [a, b, c, d, e] = self.global;
+        let bytes = [ULA, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        Prefix6::new(Ipv6Addr::from(bytes), ULA_BITS)
+    }
+
+    /// The IPv6 network of board `index`'s containers.
+    #[must_use]
+    pub fn subnet6(&self, index: NodeIndex) -> Prefix6 {
+        let number = u128::from(index.0) << (128 - ULA_SUBNET_BITS);
+        let network = self.network6().address.to_bits();
+        Prefix6::new(Ipv6Addr::from_bits(network | number), ULA_SUBNET_BITS)
+    }
+
+    /// The IPv6 address of whoever has `address`: the same board's, and the same number within.
+    #[must_use]
+    pub fn address6(&self, address: Ipv4Addr) -> Ipv6Addr {
+        let host_bits = 32 - u32::from(self.network.bits + BOARD_BITS);
+        let within = address.to_bits() & !self.network.mask();
+        let (board, host) = (within >> host_bits, within & ((1 << host_bits) - 1));
+        let board = u128::from(board) << (128 - ULA_SUBNET_BITS);
+        Ipv6Addr::from_bits(self.network6().address.to_bits() | board | u128::from(host))
     }
 
     /// A board's end of all its tunnels: its address on the WireGuard devices. No container has one of that network.
@@ -211,6 +265,27 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_addresses_follow_from_the_others() {
+        let id = [0x12, 0x34, 0x56, 0x78, 0x9a];
+        let usual = Overlay::default().with_global(id);
+        assert_eq!(usual.network6().to_string(), "fd12:3456:789a::/48");
+        assert_eq!(usual.subnet6(NodeIndex(18)).to_string(), "fd12:3456:789a:12::/64");
+        let of = |overlay: Overlay, address: &str| overlay.address6(address.parse().unwrap()).to_string();
+        assert_eq!(of(usual, "10.18.0.1"), "fd12:3456:789a:12::1");
+        assert_eq!(of(usual, "10.1.255.254"), "fd12:3456:789a:1::fffe");
+        let other = overlay("172.20.0.0/14").with_global(id);
+        assert_eq!(of(other, "172.20.4.2"), "fd12:3456:789a:1::2");
+        assert_eq!(of(other, "172.23.251.254"), "fd12:3456:789a:fe::3fe");
+        for plan in [usual, other, overlay("192.168.0.0/16").with_global(id)] {
+            let (index, mut seen) = (NodeIndex(7), std::collections::BTreeSet::new());
+            let all = plan.addresses(index).map(|address| plan.address6(address));
+            assert!(
+                all.into_iter().all(|address| plan.subnet6(index).contains(address) && seen.insert(address))
+            );
+        }
+    }
+
+    #[test]
     fn reserved_addresses_are_not_usable() {
         let (usual, index) = (Overlay::default(), NodeIndex(3));
         for bad in ["10.3.0.0", "10.3.0.1", "10.3.255.255", "10.4.0.2", "192.168.0.2"] {
@@ -234,7 +309,8 @@ mod tests {
             assert!(error.contains(words), "{text}: {error}");
         }
         for bits in [17, 33, 255] {
-            let fields = Fields { network: Prefix { address: Ipv4Addr::new(10, 0, 0, 0), bits } };
+            let network = Prefix { address: Ipv4Addr::new(10, 0, 0, 0), bits };
+            let fields = Fields { network, global: GlobalId::default() };
             assert!(Overlay::try_from(fields).is_err(), "{bits}");
         }
     }

@@ -1,7 +1,7 @@
 //! Networks in the notation of RFC 4632 §3.1: an address and a length.
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// A text that is no `a.b.c.d/n`.
@@ -66,6 +66,56 @@ impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.bits {
             32 => write!(f, "{}", self.address),
+            bits => write!(f, "{}/{bits}", self.address),
+        }
+    }
+}
+
+/// An IPv6 address with a prefix length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix6 {
+    /// The address; host bits may be set when it stands for an interface.
+    pub address: Ipv6Addr,
+    /// Length, 0 to 128.
+    pub bits: u8,
+}
+
+impl Prefix6 {
+    /// `address`/`bits`; lengths over 128 count as 128.
+    #[must_use]
+    pub const fn new(address: Ipv6Addr, bits: u8) -> Self {
+        Self { address, bits: if bits > 128 { 128 } else { bits } }
+    }
+
+    /// One address.
+    #[must_use]
+    pub const fn host(address: Ipv6Addr) -> Self {
+        Self { address, bits: 128 }
+    }
+
+    /// The mask as a number.
+    #[must_use]
+    pub fn mask(self) -> u128 {
+        u128::MAX.checked_shl(128 - u32::from(self.bits.min(128))).unwrap_or(0)
+    }
+
+    /// The same network with the host bits cleared.
+    #[must_use]
+    pub fn network(self) -> Self {
+        Self { address: Ipv6Addr::from_bits(self.address.to_bits() & self.mask()), bits: self.bits }
+    }
+
+    /// Whether `address` lies within.
+    #[must_use]
+    pub fn contains(self, address: Ipv6Addr) -> bool {
+        (address.to_bits() ^ self.address.to_bits()) & self.mask() == 0
+    }
+}
+
+impl fmt::Display for Prefix6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bits {
+            128 => write!(f, "{}", self.address),
             bits => write!(f, "{}/{bits}", self.address),
         }
     }

@@ -28,7 +28,7 @@ fn files(name: &str) -> BTreeMap<String, Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tunnels_between_boards_on_their_own_kernel() {
-    pass("net_overlay", 8).await;
+    pass("net_overlay", 9).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use web::WebShared;
 use wherry_images::store::BlobStore;
 use wherry_protocol::io::ServerKeys;
+use wherry_protocol::overlay::GlobalId;
 use wherry_protocol::token::TokenSecret;
 use wherry_protocol::{Digest, Limits, Name, OsRandom, Overlay, Random, Role, SecretKey, Token};
 
@@ -166,7 +167,9 @@ impl Service {
         let now = clock.now();
         let mut broker =
             Broker::load(now, identity, records).map_err(|source| ServeError::State { path, source })?;
-        let settled = broker.settle_overlay(setup.overlay)?;
+        let mut global = GlobalId::default();
+        OsRandom.fill(&mut global);
+        let settled = broker.settle_overlay(setup.overlay, global)?;
         keep(&mut store, settled)?;
         let overlay = broker.overlay();
         let lost = compare(&broker, &blobs)?;

@@ -2,6 +2,7 @@
 use super::{Broker, Output, error};
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{ContainerSpec, Egress};
+use wherry_protocol::overlay::GlobalId;
 use wherry_protocol::{ErrorCode, NodeIndex, Overlay, WireError};
 
 /// The configuration wants other addresses for containers than those that some have.
@@ -20,13 +21,18 @@ pub struct OverlayChange {
 
 impl Broker {
     /// Says at the start which addresses containers should have; `None`: those that were chosen before, or else the usual
-    /// ones.
+    /// ones. `fresh` is what the IPv6 addresses are known by from the first start on.
     ///
     /// # Errors
     /// When there are containers with other addresses; nothing is changed then.
-    pub fn settle_overlay(&mut self, wanted: Option<Overlay>) -> Result<Vec<Output>, OverlayChange> {
+    pub fn settle_overlay(
+        &mut self,
+        wanted: Option<Overlay>,
+        fresh: GlobalId,
+    ) -> Result<Vec<Output>, OverlayChange> {
         let stored = self.tables.meta().overlay;
-        let chosen = wanted.or(stored).unwrap_or_default();
+        let global = stored.map_or(fresh, |stored| stored.global());
+        let chosen = wanted.or(stored).unwrap_or_default().with_global(global);
         let containers = self.tables.containers().count();
         match stored {
             Some(stored) if stored == chosen => return Ok(Vec::new()),

@@ -18,6 +18,7 @@ impl Broker {
             node_connected: self.connected.contains_key(&container.node),
             placement: container.placement.clone(),
             address: container.address,
+            address6: self.overlay().address6(container.address),
             state: container.state.clone(),
             restarts: container.restarts,
             created_seconds: container.created_seconds,

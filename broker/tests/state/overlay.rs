@@ -16,15 +16,18 @@ fn world(overlay: &str) -> (World, User, Board) {
 fn the_first_start_chooses_and_the_next_ones_keep() {
     let mut world = World::new();
     world.settle(None).unwrap();
-    assert_eq!((world.broker.overlay(), world.commits), (Overlay::default(), 1), "written down");
+    let first = world.broker.overlay();
+    assert_eq!((first.network(), world.commits), (Overlay::default().network(), 1), "written down");
+    world.number();
     world.settle(None).unwrap();
     world.settle(Some("10.0.0.0/8")).unwrap();
-    assert_eq!(world.commits, 1, "nothing new");
+    assert_eq!((world.broker.overlay(), world.commits), (first, 1), "nothing new");
     // Nobody has an address yet.
     world.settle(Some("172.20.0.0/14")).unwrap();
     world.restart();
     world.settle(None).unwrap();
     assert_eq!(world.broker.overlay().to_string(), "172.20.0.0/14");
+    assert_eq!(world.broker.overlay().network6(), first.network6(), "made once");
 }
 
 #[test]
@@ -32,6 +35,7 @@ fn boards_and_containers_get_their_parts() {
     let (mut world, user, board) = world("172.20.0.0/14");
     let web = world.running(&user, "web", board, "n1");
     assert_eq!(web.address.to_string(), "172.20.4.2");
+    assert_eq!(web.address6.to_string(), "fd01:101:101:1::2");
     let (_, orders) = world.arrive(100, facts(100), Vec::new());
     let desired = sync(&orders);
     assert_eq!(desired.overlay, world.broker.overlay());

@@ -66,7 +66,7 @@ impl World {
     /// What a start with this configuration makes of the containers' addresses.
     pub(crate) fn settle(&mut self, overlay: Option<&str>) -> Result<(), OverlayChange> {
         let wanted = overlay.map(|text| text.parse().expect("an overlay"));
-        let out = self.broker.settle_overlay(wanted)?;
+        let out = self.broker.settle_overlay(wanted, [self.next as u8; 5])?;
         self.keep(&out);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! A broker with one node that only pretends: containers run little programs named by their command.
 use futures_util::{AsyncReadExt as _, AsyncWriteExt as _};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -480,6 +480,7 @@ impl State {
             node_connected: true,
             placement: "most free memory".into(),
             address: Ipv4Addr::new(10, 1, 0, 1 + u8::try_from(id.0).unwrap()),
+            address6: Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, 1 + u16::try_from(id.0).unwrap()),
             state,
             created_seconds: THEN_SECONDS,
             detached: request.detached,

@@ -234,8 +234,8 @@ fn what_a_flag_may_not_say_is_refused_in_one_sentence() {
         (&["--dns", "0.0.0.0"], "0.0.0.0 cannot be a name server"),
         (&["--dns", "224.0.0.1"], "224.0.0.1 cannot be a name server"),
         (
-            &["--egress", "lan:10.1.0.0/16"],
-            "'lan:10.1.0.0/16' reaches into 10.0.0.0/8, which is not the network of a board: name a smaller one",
+            &["--egress", "lan:127.0.0.0/16"],
+            "'lan:127.0.0.0/16' reaches into 127.0.0.0/8, which is not the network of a board: name a smaller one",
         ),
         (
             &["--egress", "lan:192.168.50.9/24"],

@@ -58,6 +58,7 @@ fn containers() {
     assert_eq!(listed[1]["state"], "exited");
     assert_eq!(listed[1]["exit_code"], 3);
     assert_eq!(listed[2]["address"], "10.1.0.2");
+    assert_eq!(listed[2]["address6"], "fd12:3456:789a:1::2");
     assert!(world.line("ps --all-accounts").ok().contains("ACCOUNT"));
     let inspected = world.line("inspect web c2").json();
     assert_eq!(inspected[0]["spec"]["command"], json!(["sleep"]));

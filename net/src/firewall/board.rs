@@ -1,5 +1,5 @@
 //! The rules of the board itself: what may reach it, what passes through it, and who may call himself what.
-use super::{DNS, TABLE, WEB, addresses, lan_of, only_internet};
+use super::{DNS, TABLE, VERSIONS, Version, WEB, addresses, lan_of, multicast, only_internet};
 use crate::address::{
     BRIDGE, Overlay, PORT_PREFIX, Prefix, TUNNEL_PREFIX, WIREGUARD, WIREGUARD_PORTS, mac, port_name,
     tunnel_name,
@@ -85,13 +85,10 @@ fn tunnels() -> String {
 fn packets(of: &Board<'_>) -> Table {
     let peers: Vec<_> = of.peers.iter().map(|peer| peer.underlay).collect();
     let ends: Vec<_> = of.peers.iter().map(|peer| of.overlay.tunnel_end(peer.index).address).collect();
-    let sets = vec![
-        addresses("peers", &peers),
-        addresses("tunnel_ends", &ends),
-        connections(of),
-        addresses("offline", &offline(of)),
-        addresses("callers", &callers(of)),
-    ];
+    let mut sets = vec![addresses("peers", &peers), addresses("tunnel_ends", &ends)];
+    sets.extend(VERSIONS.map(|version| connections(of, version)));
+    sets.push(addresses("offline", &offline(of)));
+    sets.push(addresses("callers", &callers(of)));
     let mut chains = vec![Chain::at(Hook::Input, Policy::Drop, "input", input(of))];
     match of.index {
         Some(index) => chains.extend(forwarding(of, index)),
@@ -112,14 +109,18 @@ fn callers(of: &Board<'_>) -> Vec<Ipv4Addr> {
     of.callers.iter().filter(here).map(|caller| caller.address).collect()
 }
 
-fn connections(of: &Board<'_>) -> Set {
+/// Names of sets.
+const CONNECTIONS: [&str; 2] = ["connections", "connections6"];
+const OWNERS: [&str; 2] = ["owners", "owners6"];
+
+fn connections(of: &Board<'_>, version: Version) -> Set {
     let element = |c: &Connection| {
-        let ends = [Value::Ipv4(c.from_address), Value::Ipv4(c.to_address)];
+        let ends = [c.from_address, c.to_address].map(|address| version.value(of.overlay, address));
         [ends, [Value::Protocol(c.transport.into()), Value::Port(c.port)]].concat()
     };
     Set {
-        name: "connections",
-        key: vec![KeyType::Ipv4, KeyType::Ipv4, KeyType::Protocol, KeyType::Port],
+        name: version.set(CONNECTIONS),
+        key: vec![version.key_type(), version.key_type(), KeyType::Protocol, KeyType::Port],
         elements: of
             .connections
             .iter()
@@ -156,6 +157,7 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
         rules.extend(WEB.map(|port| callers().port(Transport::Tcp, port).accept()));
     }
     rules.push(Rule::new().state(States::ESTABLISHED_RELATED).accept());
+    rules.push(multicast());
     rules.push(Rule::new().input(BRIDGE).drop(DropReason::PrivateNetwork));
     rules.push(Rule::new().input(&tunnels()).drop(DropReason::PrivateNetwork));
     rules.extend(WIREGUARD.map(|device| Rule::new().input(device).drop(DropReason::PrivateNetwork)));
@@ -262,14 +264,19 @@ fn forward(of: &Board<'_>) -> Vec<Rule> {
 
 /// Packets between containers, wherever they are.
 fn overlay() -> Vec<Rule> {
-    let there = [Key::Source, Key::Destination, Key::Protocol, Key::DestinationPort];
-    let back = [Key::Destination, Key::Source, Key::Protocol, Key::SourcePort];
-    vec![
-        Rule::new().lookup(&there, "connections").state(States::ESTABLISHED_NEW).accept(),
-        Rule::new().lookup(&back, "connections").state(States::ESTABLISHED).accept(),
-        Rule::new().when(Match::Icmp(Icmp::FragmentationNeeded)).state(States::RELATED).accept(),
-        Rule::new().drop(DropReason::NotConnected),
-    ]
+    let connected = |version: Version| {
+        let (from, to, set) = (version.source(), version.destination(), version.set(CONNECTIONS));
+        let there = [from, to, Key::Protocol, Key::DestinationPort];
+        let back = [to, from, Key::Protocol, Key::SourcePort];
+        [
+            Rule::new().lookup(&there, set).state(States::ESTABLISHED_NEW).accept(),
+            Rule::new().lookup(&back, set).state(States::ESTABLISHED).accept(),
+        ]
+    };
+    let mut rules: Vec<Rule> = VERSIONS.into_iter().flat_map(connected).collect();
+    rules.extend(VERSIONS.map(Version::too_large));
+    rules.push(Rule::new().drop(DropReason::NotConnected));
+    rules
 }
 
 /// Packets of containers that leave the cluster.
@@ -280,7 +287,9 @@ fn outside(of: &Board<'_>) -> Vec<Rule> {
         let from = from.when(Match::SourcePort(published.transport, port)).when(Match::Redirected);
         from.state(States::ESTABLISHED).accept()
     };
-    let mut rules: Vec<Rule> = visitors(of).map(answer).collect();
+    // Nothing hides containers' IPv6 addresses outside, and nobody there could answer them.
+    let mut rules = vec![Rule::new().when(Match::Ipv6).drop(DropReason::Ipv6)];
+    rules.extend(visitors(of).map(answer));
     for (id, egress) in of.egress {
         let Some(address) = of.containers.get(id) else { continue };
         let from = |network| Rule::new().source(Prefix::host(*address)).destination(network).accept();
@@ -295,8 +304,8 @@ fn outside(of: &Board<'_>) -> Vec<Rule> {
 }
 
 fn from_containers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
-    let foreign = Match::Source(Not::IsNot, of.overlay.subnet(index));
-    let mut rules = vec![Rule::new().when(foreign).drop(DropReason::Spoofed)];
+    let mut rules: Vec<Rule> =
+        foreign(of, index).map(|m| Rule::new().when(m).drop(DropReason::Spoofed)).into();
     if let Some(uplink) = of.uplink {
         rules.push(Rule::new().output(uplink).jump("outside"));
     }
@@ -304,25 +313,33 @@ fn from_containers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
     rules
 }
 
+/// A source that is no container's of board `index`.
+fn foreign(of: &Board<'_>, index: NodeIndex) -> [Match; 2] {
+    let (v4, v6) = (of.overlay.subnet(index), of.overlay.subnet6(index));
+    [Match::Source(Not::IsNot, v4), Match::Source6(Not::IsNot, v6)]
+}
+
 /// A tunnel carries only its board's containers' packets to ours.
 fn from_peers(of: &Board<'_>, index: NodeIndex) -> Vec<Rule> {
-    let mut rules: Vec<_> = of
-        .peers
-        .iter()
-        .map(|peer| {
-            let wrong = Match::Source(Not::IsNot, of.overlay.subnet(peer.index));
-            Rule::new().input(&tunnel_name(peer.index)).when(wrong).drop(DropReason::Spoofed)
-        })
-        .collect();
-    let elsewhere = Match::Destination(Not::IsNot, of.overlay.subnet(index));
-    rules.push(Rule::new().when(elsewhere).drop(DropReason::NotConnected));
+    let spoofed = |peer: &Peer| {
+        let wrong =
+            |source| Rule::new().input(&tunnel_name(peer.index)).when(source).drop(DropReason::Spoofed);
+        foreign(of, peer.index).map(wrong)
+    };
+    let mut rules: Vec<_> = of.peers.iter().flat_map(spoofed).collect();
+    let elsewhere = [
+        Match::Destination(Not::IsNot, of.overlay.subnet(index)),
+        Match::Destination6(Not::IsNot, of.overlay.subnet6(index)),
+    ];
+    rules.extend(elsewhere.map(|m| Rule::new().when(m).drop(DropReason::NotConnected)));
     rules.push(Rule::new().output(BRIDGE).jump("overlay"));
     rules.push(Rule::new().drop(DropReason::NotConnected));
     rules
 }
 
-/// Frames from containers: each may use its own MAC and IPv4 address and no other, and speak IPv4 and ARP only; so
-/// there is no posing as another, as a DHCP server or as an IPv6 router.
+/// Frames from containers: each may use its own MAC and IP addresses and no others; so there is no posing as another, as a
+/// DHCP server or as an IPv6 router. Nothing is looked for by NDP: boards and containers know each other's MAC addresses
+/// beforehand, so whatever a container says there is a lie, and there is no other ICMPv6 that a container has to send.
 fn frames(of: &Board<'_>) -> Table {
     let rules = vec![
         Rule::new().when(Match::Input(Not::IsNot, format!("{PORT_PREFIX}*"))).accept(),
@@ -334,22 +351,31 @@ fn frames(of: &Board<'_>) -> Table {
             .when(Match::SourcePort(Transport::Udp, DHCP_SERVER))
             .drop(DropReason::Spoofed),
         Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source], "owners").accept(),
+        Rule::new().when(Match::Protocol(Protocol::Icmpv6)).drop(DropReason::Spoofed),
+        Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source6], "owners6").accept(),
         Rule::new().drop(DropReason::Spoofed),
     ];
     let chains = vec![Chain::at(Hook::BridgePrerouting, Policy::Drop, "prerouting", rules)];
-    Table { family: Family::Bridge, name: TABLE, sets: vec![owners(of)], chains }
+    Table {
+        family: Family::Bridge,
+        name: TABLE,
+        sets: VERSIONS.map(|version| owners(of, version)).into(),
+        chains,
+    }
 }
 
 fn not_owner(key: &[Key]) -> Rule {
     Rule::new().when(Match::Lookup(Not::IsNot, key.to_vec(), "owners")).drop(DropReason::Spoofed)
 }
 
-fn owners(of: &Board<'_>) -> Set {
+fn owners(of: &Board<'_>, version: Version) -> Set {
     let element = |(id, address): (&ContainerId, &Ipv4Addr)| {
-        Some(vec![Value::Ifname(port_name(*id)?), Value::Ether(mac(*address)), Value::Ipv4(*address)])
+        let own = version.value(of.overlay, *address);
+        Some(vec![Value::Ifname(port_name(*id)?), Value::Ether(mac(*address)), own])
     };
     let elements = of.containers.iter().filter_map(element).collect();
-    Set { name: "owners", key: vec![KeyType::Ifname, KeyType::Ether, KeyType::Ipv4], elements }
+    let key = vec![KeyType::Ifname, KeyType::Ether, version.key_type()];
+    Set { name: version.set(OWNERS), key, elements }
 }
 
 #[cfg(test)]
@@ -365,7 +391,7 @@ mod tests {
             published: &[],
             uplink: None,
             lan: &[],
-            overlay: Overlay::default(),
+            overlay: golden::overlay(),
             index: None,
             peers: &[],
             connections: &[],
@@ -413,7 +439,7 @@ mod tests {
         let of = Board {
             uplink: Some("eth0"),
             lan: &["10.0.5.12/24".parse().unwrap()],
-            overlay: "172.20.0.0/14".parse().unwrap(),
+            overlay: "172.20.0.0/14".parse::<Overlay>().unwrap().with_global([0xab; 5]),
             index: Some(NodeIndex(1)),
             peers: &[Peer { index: NodeIndex(2), underlay: address("10.0.5.13"), wireguard: None }],
             connections: &[connection],

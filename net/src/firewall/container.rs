@@ -1,8 +1,8 @@
 //! The rules inside one container's network namespace. The container has no CAP_NET_ADMIN and cannot change them.
-use super::{DNS, TABLE, WEB, addresses, lan_of, only_internet, to_resolvers};
+use super::{DNS, TABLE, VERSIONS, Version, WEB, addresses, lan_of, multicast, only_internet, to_resolvers};
 use crate::address::{Overlay, Prefix};
 use crate::nft::{
-    Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
+    Chain, Family, Hook, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
 };
 use std::net::Ipv4Addr;
 use wherry_protocol::ContainerId;
@@ -38,20 +38,30 @@ pub fn container(of: &Container<'_>) -> Ruleset {
         Chain::at(Hook::Input, Policy::Drop, "input", input(of)),
         Chain::at(Hook::Output, Policy::Drop, "output", output(of)),
     ];
-    let sets = vec![inbound(of), outbound(of), addresses("resolvers", of.resolvers)];
+    let mut sets: Vec<Set> =
+        VERSIONS.iter().flat_map(|version| [inbound(of, *version), outbound(of, *version)]).collect();
+    sets.push(addresses("resolvers", of.resolvers));
     Ruleset { tables: vec![Table { family: Family::Inet, name: TABLE, sets, chains }] }
 }
 
+/// Names of the sets.
+const INBOUND: [&str; 2] = ["inbound", "inbound6"];
+const OUTBOUND: [&str; 2] = ["outbound", "outbound6"];
+
 /// Who may reach the container, over which protocol, on which of its ports.
-fn inbound(of: &Container<'_>) -> Set {
+fn inbound(of: &Container<'_>, version: Version) -> Set {
     let mine = of.connections.iter().filter(|c| c.to == of.id && c.to_address == of.address);
-    peers("inbound", mine.map(|c| (c.from_address, c)))
+    peers(of, version, INBOUND, mine.map(|c| (c.from_address, c)))
 }
 
 /// Whom the container may reach, over which protocol, on which of their ports.
-fn outbound(of: &Container<'_>) -> Set {
+fn outbound(of: &Container<'_>, version: Version) -> Set {
     let mine = of.connections.iter().filter(|c| c.from == of.id && c.from_address == of.address);
-    let mut set = peers("outbound", mine.map(|c| (c.to_address, c)));
+    let mut set = peers(of, version, OUTBOUND, mine.map(|c| (c.to_address, c)));
+    // The way to the web endpoint begins at the board's IPv4 address.
+    if version != Version::V4 {
+        return set;
+    }
     let calls = of.callers.iter().any(|caller| caller.container == of.id && caller.address == of.address);
     let boards = of.resolvers.iter().filter(|_| calls);
     let ports = boards.flat_map(|board| WEB.map(|port| (*board, port)));
@@ -61,11 +71,18 @@ fn outbound(of: &Container<'_>) -> Set {
     set
 }
 
-fn peers<'a>(name: &'static str, connections: impl Iterator<Item = (Ipv4Addr, &'a Connection)>) -> Set {
-    let elements = connections
-        .map(|(peer, c)| vec![Value::Ipv4(peer), Value::Protocol(c.transport.into()), Value::Port(c.port)])
-        .collect();
-    Set { name, key: vec![KeyType::Ipv4, KeyType::Protocol, KeyType::Port], elements }
+fn peers<'a>(
+    of: &Container<'_>,
+    version: Version,
+    names: [&'static str; 2],
+    connections: impl Iterator<Item = (Ipv4Addr, &'a Connection)>,
+) -> Set {
+    let element = |(peer, c): (Ipv4Addr, &Connection)| {
+        let peer = version.value(of.overlay, peer);
+        vec![peer, Value::Protocol(c.transport.into()), Value::Port(c.port)]
+    };
+    let key = vec![version.key_type(), KeyType::Protocol, KeyType::Port];
+    Set { name: version.set(names), key, elements: connections.map(element).collect() }
 }
 
 /// Visitors from outside, never from the overlay.
@@ -94,22 +111,21 @@ fn input(of: &Container<'_>) -> Vec<Rule> {
         let rule = Rule::new().lookup(&[Key::Source], "resolvers").when(Match::SourcePort(over, DNS));
         rule.state(States::ESTABLISHED).accept()
     };
-    let mut rules = vec![
-        Rule::new().input("lo").accept(),
-        Rule::new()
-            .lookup(&[Key::Source, Key::Protocol, Key::DestinationPort], "inbound")
-            .state(States::ESTABLISHED_NEW)
-            .accept(),
-        Rule::new()
-            .lookup(&[Key::Source, Key::Protocol, Key::SourcePort], "outbound")
-            .state(States::ESTABLISHED)
-            .accept(),
-        // Routers on the way say that a packet was too large: path MTU discovery needs it.
-        Rule::new().when(Match::Icmp(Icmp::FragmentationNeeded)).state(States::RELATED).accept(),
-        from_resolver(Transport::Udp),
-        from_resolver(Transport::Tcp),
-        Rule::new().source(overlay).drop(DropReason::NotConnected),
-    ];
+    let connected = |version: Version| {
+        let there = [version.source(), Key::Protocol, Key::DestinationPort];
+        let back = [version.source(), Key::Protocol, Key::SourcePort];
+        [
+            Rule::new().lookup(&there, version.set(INBOUND)).state(States::ESTABLISHED_NEW).accept(),
+            Rule::new().lookup(&back, version.set(OUTBOUND)).state(States::ESTABLISHED).accept(),
+        ]
+    };
+    let mut rules = vec![Rule::new().input("lo").accept()];
+    rules.extend(VERSIONS.into_iter().flat_map(connected));
+    rules.extend(VERSIONS.map(Version::too_large));
+    rules.extend([from_resolver(Transport::Udp), from_resolver(Transport::Tcp), multicast()]);
+    rules.push(Rule::new().source(overlay).drop(DropReason::NotConnected));
+    let overlay6 = Match::Source6(Not::Is, of.overlay.network6());
+    rules.push(Rule::new().when(overlay6).drop(DropReason::NotConnected));
     rules.extend(visitors(of));
     let elsewhere = Rule::new().when(Match::Source(Not::IsNot, overlay));
     rules.push(elsewhere.state(States::ESTABLISHED_RELATED).accept());
@@ -118,21 +134,23 @@ fn input(of: &Container<'_>) -> Vec<Rule> {
 }
 
 fn output(of: &Container<'_>) -> Vec<Rule> {
-    let mut rules = vec![
-        Rule::new().output("lo").accept(),
-        Rule::new()
-            .lookup(&[Key::Destination, Key::Protocol, Key::DestinationPort], "outbound")
-            .state(States::ESTABLISHED_NEW)
-            .accept(),
-        Rule::new()
-            .lookup(&[Key::Destination, Key::Protocol, Key::SourcePort], "inbound")
-            .state(States::ESTABLISHED)
-            .accept(),
-    ];
+    let connected = |version: Version| {
+        let there = [version.destination(), Key::Protocol, Key::DestinationPort];
+        let back = [version.destination(), Key::Protocol, Key::SourcePort];
+        [
+            Rule::new().lookup(&there, version.set(OUTBOUND)).state(States::ESTABLISHED_NEW).accept(),
+            Rule::new().lookup(&back, version.set(INBOUND)).state(States::ESTABLISHED).accept(),
+        ]
+    };
+    let mut rules = vec![Rule::new().output("lo").accept()];
+    rules.extend(VERSIONS.into_iter().flat_map(connected));
     rules.extend(to_resolvers());
     rules.extend(answers(of));
     rules.extend(lan_of(of.overlay, of.egress).map(|network| Rule::new().destination(network).accept()));
     rules.extend(only_internet(of.overlay, of.lan));
+    let overlay6 = Match::Destination6(Not::Is, of.overlay.network6());
+    rules.push(Rule::new().when(overlay6).drop(DropReason::NotConnected));
+    rules.push(multicast());
     rules.push(Rule::new().when(Match::Ipv6).drop(DropReason::Ipv6));
     rules.push(match of.egress.contains(&Egress::Internet) {
         true => Rule::new().accept(),
@@ -171,7 +189,7 @@ mod tests {
             address: "10.1.0.2".parse().unwrap(),
             connections,
             callers: &[],
-            overlay: Overlay::default(),
+            overlay: golden::overlay(),
             resolvers: &["10.1.0.1".parse().unwrap()],
             lan: &["192.168.50.12/24".parse().unwrap()],
             egress,
@@ -206,7 +224,7 @@ mod tests {
             address: "172.20.4.2".parse().unwrap(),
             connections: &[connection((7, "172.20.4.2"), (9, "172.20.8.2"), Transport::Tcp, 80)],
             callers: &[],
-            overlay: "172.20.0.0/14".parse().unwrap(),
+            overlay: "172.20.0.0/14".parse::<Overlay>().unwrap().with_global([0xab; 5]),
             resolvers: &["172.20.4.1".parse().unwrap()],
             lan: &["10.0.5.12/24".parse().unwrap()],
             egress: &[Egress::Internet, Egress::Lan("10.0.5.0/28".parse().unwrap())],

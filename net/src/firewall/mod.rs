@@ -9,10 +9,10 @@ mod container;
 pub use board::{Board, Ports, Published, board};
 pub use container::{Container, container};
 
-use super::address::{Overlay, Prefix};
-use super::nft::{Key, KeyType, NftError, NftSocket, Rule, Set, Value};
+use super::address::{Overlay, Prefix, Prefix6};
+use super::nft::{Icmp, Key, KeyType, Match, NftError, NftSocket, Not, Rule, Set, States, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use wherry_protocol::message::{DropReason, Egress, Transport};
 
 /// Closes a board that runs no containers (a broker) but for what it offers, `published` ports among it. In the calling
@@ -35,6 +35,64 @@ pub fn protect(ports: Ports, published: &[Published]) -> Result<(), NftError> {
         egress: &BTreeMap::new(),
     };
     NftSocket::open()?.replace(&board(&nothing))
+}
+
+/// The two addresses that each container has. Whatever is about connections exists once for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V4,
+    V6,
+}
+
+const VERSIONS: [Version; 2] = [Version::V4, Version::V6];
+
+impl Version {
+    fn key_type(self) -> KeyType {
+        match self {
+            Self::V4 => KeyType::Ipv4,
+            Self::V6 => KeyType::Ipv6,
+        }
+    }
+
+    /// The address of this kind of whoever has `address`.
+    fn value(self, overlay: Overlay, address: Ipv4Addr) -> Value {
+        match self {
+            Self::V4 => Value::Ipv4(address),
+            Self::V6 => Value::Ipv6(overlay.address6(address)),
+        }
+    }
+
+    fn source(self) -> Key {
+        match self {
+            Self::V4 => Key::Source,
+            Self::V6 => Key::Source6,
+        }
+    }
+
+    fn destination(self) -> Key {
+        match self {
+            Self::V4 => Key::Destination,
+            Self::V6 => Key::Destination6,
+        }
+    }
+
+    /// The name of the set for this kind of address.
+    fn set(self, names: [&'static str; 2]) -> &'static str {
+        let [v4, v6] = names;
+        match self {
+            Self::V4 => v4,
+            Self::V6 => v6,
+        }
+    }
+
+    /// Routers on the way say that a packet was too large: path MTU discovery needs it.
+    fn too_large(self) -> Rule {
+        let kind = match self {
+            Self::V4 => Icmp::FragmentationNeeded,
+            Self::V6 => Icmp::PacketTooBig,
+        };
+        Rule::new().when(Match::Icmp(kind)).state(States::RELATED).accept()
+    }
 }
 
 /// The name of all our tables.
@@ -83,6 +141,12 @@ fn addresses(name: &'static str, addresses: &[Ipv4Addr]) -> Set {
     Set { name, key: vec![KeyType::Ipv4], elements }
 }
 
+/// What the kernel says on a link by itself: it reports groups that it listens to (RFC 3810), which nobody here asks for.
+fn multicast() -> Rule {
+    let everywhere = Prefix6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16);
+    Rule::new().when(Match::Destination6(Not::Is, everywhere)).ignore(DropReason::Ipv6)
+}
+
 /// Rules that let packets to the DNS servers pass.
 fn to_resolvers() -> [Rule; 2] {
     [Transport::Udp, Transport::Tcp]
@@ -91,7 +155,13 @@ fn to_resolvers() -> [Rule; 2] {
 
 #[cfg(test)]
 mod golden {
+    use crate::address::Overlay;
     use std::path::Path;
+
+    /// Whose rules the files show.
+    pub(super) fn overlay() -> Overlay {
+        Overlay::default().with_global([0x12, 0x34, 0x56, 0x78, 0x9a])
+    }
 
     /// Compares with a file under `tests/golden`; with WHERRY_BLESS set, writes it instead.
     pub(super) fn check(name: &str, text: &str) {

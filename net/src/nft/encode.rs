@@ -204,6 +204,7 @@ fn key_type(part: KeyType) -> (u32, u32) {
         KeyType::Ifname => (41, 16),
         KeyType::Ether => (9, 6),
         KeyType::Ipv4 => (7, 4),
+        KeyType::Ipv6 => (8, 16),
         KeyType::Protocol => (12, 1),
         KeyType::Port => (13, 2),
     }

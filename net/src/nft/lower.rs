@@ -3,7 +3,7 @@
 //! A packet's fields are loaded into registers and compared there; a comparison that fails ends the rule. What `nft`
 //! calls dependencies (`ip saddr` only makes sense for IPv4) is made explicit here, once per rule.
 use super::model::{Family, Icmp, Key, Match, Not, Protocol, Rule, Statement, States, Value, Verdict};
-use crate::address::Prefix;
+use crate::address::{Prefix, Prefix6};
 use wherry_protocol::message::Transport;
 
 /// First of the 32-bit registers; keys of several parts fill them one after another (NFT_REG32_00).
@@ -61,9 +61,11 @@ const fn payload(header: Header, offset: u32, bytes: u32) -> Load {
     Load::Payload { header, offset, bytes }
 }
 
-// Offsets: RFC 791 §3.1 (IPv4), RFC 826 (ARP), RFC 792 (ICMP); ports come first in TCP and UDP alike.
+// Offsets: RFC 791 §3.1 (IPv4), RFC 8200 §3 (IPv6), RFC 826 (ARP), RFC 792 (ICMP); ports come first in TCP and UDP alike.
 const IP_SOURCE: u32 = 12;
 const IP_DESTINATION: u32 = 16;
+const IP6_SOURCE: u32 = 8;
+const IP6_DESTINATION: u32 = 24;
 const ETHER_SOURCE: Load = payload(Header::Link, 6, 6);
 const ARP_ETHER: Load = payload(Header::Network, 8, 6);
 const ARP_IP: Load = payload(Header::Network, 14, 4);
@@ -76,6 +78,7 @@ const ICMP_CODE: Load = payload(Header::Transport, 1, 1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
     Ipv4,
+    Ipv6,
     Arp,
     Protocol(Protocol),
 }
@@ -114,9 +117,11 @@ impl Program {
         match condition {
             Match::Input(not, name) => self.compare(Load::Meta(Meta::Iifname), *not, interface(name)),
             Match::Output(not, name) => self.compare(Load::Meta(Meta::Oifname), *not, interface(name)),
-            Match::Source(not, network) => self.address(IP_SOURCE, *not, *network),
-            Match::Destination(not, network) => self.address(IP_DESTINATION, *not, *network),
-            Match::Ipv6 => self.compare(Load::Meta(Meta::Nfproto), Not::Is, vec![NFPROTO_IPV6]),
+            Match::Source(not, network) => self.network(IP_SOURCE, *not, *network),
+            Match::Destination(not, network) => self.network(IP_DESTINATION, *not, *network),
+            Match::Source6(not, network) => self.network6(IP6_SOURCE, *not, *network),
+            Match::Destination6(not, network) => self.network6(IP6_DESTINATION, *not, *network),
+            Match::Ipv6 => self.need(Need::Ipv6),
             Match::Arp => self.need(Need::Arp),
             Match::Ipv4 => self.need(Need::Ipv4),
             Match::Protocol(protocol) => self.need(Need::Protocol(*protocol)),
@@ -137,6 +142,8 @@ impl Program {
         let (load, data) = match (need, self.family) {
             (Need::Ipv4, Family::Inet) => (Meta::Nfproto, vec![NFPROTO_IPV4]),
             (Need::Ipv4, Family::Bridge) => (Meta::Protocol, ETHERTYPE_IPV4.to_be_bytes().to_vec()),
+            (Need::Ipv6, Family::Inet) => (Meta::Nfproto, vec![NFPROTO_IPV6]),
+            (Need::Ipv6, Family::Bridge) => (Meta::Protocol, ETHERTYPE_IPV6.to_be_bytes().to_vec()),
             (Need::Arp, Family::Inet | Family::Bridge) => {
                 (Meta::Protocol, ETHERTYPE_ARP.to_be_bytes().to_vec())
             }
@@ -156,16 +163,27 @@ impl Program {
         self.code.push(Instruction::Compare { not, data });
     }
 
-    fn address(&mut self, offset: u32, not: Not, network: Prefix) {
+    fn network(&mut self, offset: u32, not: Not, network: Prefix) {
         self.need(Need::Ipv4);
-        let whole = network.network().address.octets();
-        let bytes = usize::from(network.bits.div_ceil(8).max(1)).min(whole.len());
-        if network.bits > 0 && network.bits.is_multiple_of(8) {
-            let data = whole[..bytes].to_vec();
-            return self.compare(payload(Header::Network, offset, u32::from(network.bits / 8)), not, data);
+        let (whole, mask) = (network.network().address.octets(), network.mask().to_be_bytes());
+        self.beginning(offset, not, network.bits, (&whole, &mask));
+    }
+
+    fn network6(&mut self, offset: u32, not: Not, network: Prefix6) {
+        self.need(Need::Ipv6);
+        let (whole, mask) = (network.network().address.octets(), network.mask().to_be_bytes());
+        self.beginning(offset, not, network.bits, (&whole, &mask));
+    }
+
+    /// Compares the first `bits` of an address: whole bytes, or all of it through a mask.
+    fn beginning(&mut self, offset: u32, not: Not, bits: u8, (whole, mask): (&[u8], &[u8])) {
+        let bytes = usize::from(bits / 8).min(whole.len());
+        if bits > 0 && bits.is_multiple_of(8) {
+            let data = whole.get(..bytes).unwrap_or(whole).to_vec();
+            return self.compare(payload(Header::Network, offset, u32::from(bits / 8)), not, data);
         }
-        self.load(payload(Header::Network, offset, 4), FIRST);
-        self.code.push(Instruction::Mask { mask: network.mask().to_be_bytes().to_vec() });
+        self.load(payload(Header::Network, offset, whole.len() as u32), FIRST);
+        self.code.push(Instruction::Mask { mask: mask.to_vec() });
         self.code.push(Instruction::Compare { not, data: whole.to_vec() });
     }
 
@@ -175,10 +193,15 @@ impl Program {
     }
 
     fn icmp(&mut self, kind: Icmp) {
-        self.need(Need::Ipv4);
-        self.need(Need::Protocol(Protocol::Icmp));
+        let (version, protocol) = match kind {
+            Icmp::EchoRequest | Icmp::FragmentationNeeded => (Need::Ipv4, Protocol::Icmp),
+            Icmp::PacketTooBig => (Need::Ipv6, Protocol::Icmpv6),
+        };
+        self.need(version);
+        self.need(Need::Protocol(protocol));
         match kind {
             Icmp::EchoRequest => self.compare(ICMP_TYPE, Not::Is, vec![8]),
+            Icmp::PacketTooBig => self.compare(ICMP_TYPE, Not::Is, vec![2]),
             Icmp::FragmentationNeeded => {
                 self.compare(ICMP_TYPE, Not::Is, vec![3]);
                 self.compare(ICMP_CODE, Not::Is, vec![4]);
@@ -215,6 +238,7 @@ impl Program {
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_ARP: u16 = 0x0806;
 // NF_CT_STATE_BIT(IP_CT_ESTABLISHED, IP_CT_RELATED, IP_CT_NEW).
 const STATE_ESTABLISHED: u32 = 2;
@@ -229,6 +253,7 @@ pub(super) fn number(protocol: Protocol) -> u8 {
         Protocol::Tcp => 6,
         Protocol::Udp => 17,
         Protocol::Gre => 47,
+        Protocol::Icmpv6 => 58,
     }
 }
 
@@ -251,6 +276,7 @@ fn requirement(part: Key) -> Option<Need> {
         Key::Input | Key::EtherSource | Key::Protocol | Key::SourcePort | Key::DestinationPort => None,
         Key::ArpEther | Key::ArpIp => Some(Need::Arp),
         Key::Source | Key::Destination => Some(Need::Ipv4),
+        Key::Source6 | Key::Destination6 => Some(Need::Ipv6),
     }
 }
 
@@ -263,6 +289,8 @@ fn source(part: Key) -> (Load, u32) {
         Key::ArpIp => (ARP_IP, 4),
         Key::Source => (payload(Header::Network, IP_SOURCE, 4), 4),
         Key::Destination => (payload(Header::Network, IP_DESTINATION, 4), 4),
+        Key::Source6 => (payload(Header::Network, IP6_SOURCE, 16), 16),
+        Key::Destination6 => (payload(Header::Network, IP6_DESTINATION, 16), 16),
         Key::Protocol => (Load::Meta(Meta::L4proto), 1),
         Key::SourcePort => (SOURCE_PORT, 2),
         Key::DestinationPort => (DESTINATION_PORT, 2),
@@ -278,6 +306,7 @@ pub(super) fn element(parts: &[Value]) -> Vec<u8> {
             Value::Ifname(name) => padded(name.as_bytes(), IFNAMSIZ),
             Value::Ether(mac) => mac.to_vec(),
             Value::Ipv4(address) => address.octets().to_vec(),
+            Value::Ipv6(address) => address.octets().to_vec(),
             Value::Protocol(protocol) => vec![number(*protocol)],
             Value::Port(port) => port.to_be_bytes().to_vec(),
         };

@@ -1,7 +1,7 @@
 //! What a ruleset says.
-use crate::address::Prefix;
+use crate::address::{Prefix, Prefix6};
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use wherry_protocol::message::{DropReason, Transport};
 
 /// Tables that are replaced together: either all of it holds or none.
@@ -53,6 +53,8 @@ pub enum KeyType {
     Ether,
     /// IPv4 address.
     Ipv4,
+    /// IPv6 address.
+    Ipv6,
     /// Transport protocol.
     Protocol,
     /// Port.
@@ -68,6 +70,8 @@ pub enum Value {
     Ether([u8; 6]),
     /// IPv4 address.
     Ipv4(Ipv4Addr),
+    /// IPv6 address.
+    Ipv6(Ipv6Addr),
     /// Transport protocol.
     Protocol(Protocol),
     /// Port.
@@ -85,6 +89,8 @@ pub enum Protocol {
     Udp,
     /// 47.
     Gre,
+    /// 58.
+    Icmpv6,
 }
 
 impl From<Transport> for Protocol {
@@ -197,7 +203,11 @@ pub enum Match {
     Source(Not, Prefix),
     /// IPv4 destination.
     Destination(Not, Prefix),
-    /// Is IPv6.
+    /// IPv6 source.
+    Source6(Not, Prefix6),
+    /// IPv6 destination.
+    Destination6(Not, Prefix6),
+    /// Is IPv6 (inet family).
     Ipv6,
     /// Is ARP (bridge family).
     Arp,
@@ -219,13 +229,15 @@ pub enum Match {
     Lookup(Not, Vec<Key>, &'static str),
 }
 
-/// Kinds of ICMP message (RFC 792).
+/// Kinds of ICMP message (RFC 792, RFC 4443).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Icmp {
     /// Ping.
     EchoRequest,
     /// The packet was too large and must not be fragmented: what path MTU discovery lives on (RFC 1191).
     FragmentationNeeded,
+    /// The same in IPv6 (RFC 4443 §3.2).
+    PacketTooBig,
 }
 
 /// States of connection tracking.
@@ -265,6 +277,10 @@ pub enum Key {
     Source,
     /// IPv4 destination.
     Destination,
+    /// IPv6 source.
+    Source6,
+    /// IPv6 destination.
+    Destination6,
     /// Protocol above IP.
     Protocol,
     /// Source port of any transport protocol.
@@ -363,6 +379,12 @@ impl Rule {
     #[must_use]
     pub fn drop(self, reason: DropReason) -> Self {
         self.then(Statement::Counter).then(Statement::Verdict(Verdict::Drop(reason)))
+    }
+
+    /// Drops the packet without a word: what the kernel says by itself is nobody's attempt.
+    #[must_use]
+    pub fn ignore(self, reason: DropReason) -> Self {
+        self.then(Statement::Verdict(Verdict::Drop(reason)))
     }
 
     /// On with another chain.

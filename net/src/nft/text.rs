@@ -44,6 +44,7 @@ impl Display for KeyType {
             Self::Ifname => "ifname",
             Self::Ether => "ether_addr",
             Self::Ipv4 => "ipv4_addr",
+            Self::Ipv6 => "ipv6_addr",
             Self::Protocol => "inet_proto",
             Self::Port => "inet_service",
         })
@@ -56,6 +57,7 @@ impl Display for Value {
             Self::Ifname(name) => write!(f, "\"{name}\""),
             Self::Ether(mac) => f.write_str(&joined(mac.iter().map(|byte| format!("{byte:02x}")), ":")),
             Self::Ipv4(address) => write!(f, "{address}"),
+            Self::Ipv6(address) => write!(f, "{address}"),
             Self::Protocol(protocol) => write!(f, "{protocol}"),
             Self::Port(port) => write!(f, "{port}"),
         }
@@ -69,6 +71,7 @@ impl Display for Protocol {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Gre => "gre",
+            Self::Icmpv6 => "ipv6-icmp",
         })
     }
 }
@@ -146,6 +149,8 @@ impl Display for Match {
             Self::Output(not, name) => write!(f, "oifname {not}\"{name}\""),
             Self::Source(not, network) => write!(f, "ip saddr {not}{network}"),
             Self::Destination(not, network) => write!(f, "ip daddr {not}{network}"),
+            Self::Source6(not, network) => write!(f, "ip6 saddr {not}{network}"),
+            Self::Destination6(not, network) => write!(f, "ip6 daddr {not}{network}"),
             Self::Ipv6 => f.write_str("meta nfproto ipv6"),
             Self::Arp => f.write_str("meta protocol arp"),
             Self::Ipv4 => f.write_str("meta protocol ip"),
@@ -156,6 +161,7 @@ impl Display for Match {
             Self::Icmp(Icmp::FragmentationNeeded) => {
                 f.write_str("icmp type destination-unreachable icmp code frag-needed")
             }
+            Self::Icmp(Icmp::PacketTooBig) => f.write_str("icmpv6 type packet-too-big"),
             Self::State(states) => write!(f, "ct state {states}"),
             Self::Redirected => f.write_str("ct status dnat"),
             Self::Lookup(not, key, set) => write!(f, "{} {not}@{set}", joined(key, " . ")),
@@ -179,6 +185,8 @@ impl Display for Key {
             Self::ArpIp => "arp saddr ip",
             Self::Source => "ip saddr",
             Self::Destination => "ip daddr",
+            Self::Source6 => "ip6 saddr",
+            Self::Destination6 => "ip6 daddr",
             Self::Protocol => "meta l4proto",
             Self::SourcePort => "th sport",
             Self::DestinationPort => "th dport",

@@ -2,8 +2,8 @@
 use super::directory::{Directory, Finding};
 use domain::base::iana::{Class, Opcode, Rcode, Rtype};
 use domain::base::{Message, MessageBuilder, Name, ToName as _, Ttl};
-use domain::rdata::{A, Ptr};
-use std::net::Ipv4Addr;
+use domain::rdata::{A, Aaaa, Ptr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use wherry_net::dns::Transport;
 
 /// How long an answer about the cluster holds: containers come and go.
@@ -47,15 +47,21 @@ pub fn answer(
     }
     let name = asked.qname().to_name::<Vec<u8>>().to_string().to_ascii_lowercase();
     match (directory.find(asker, name.trim_end_matches('.')), asked.qtype()) {
-        (Finding::Addresses(found), Rtype::A | Rtype::ANY) => {
-            let records: Vec<Record> = found.into_iter().map(Record::A).collect();
+        (Finding::Addresses(found), kind @ (Rtype::A | Rtype::AAAA | Rtype::ANY)) => {
+            let v6 = found.iter().map(|address| Record::Aaaa(directory.address6(*address)));
+            let v6 = v6.filter(|_| kind != Rtype::A).collect::<Vec<_>>();
+            let v4 = found.into_iter().map(Record::A).filter(|_| kind != Rtype::AAAA);
+            let records: Vec<Record> = v4.chain(v6).collect();
             finished(respond(message, Rcode::NOERROR, &records, over, turn))
+        }
+        (Finding::Board(board), Rtype::A | Rtype::ANY) => {
+            finished(respond(message, Rcode::NOERROR, &[Record::A(board)], over, turn))
         }
         (Finding::Name(name), Rtype::PTR | Rtype::ANY) => {
             finished(respond(message, Rcode::NOERROR, &[Record::Ptr(name)], over, turn))
         }
         // It is there, but has nothing of the kind.
-        (Finding::Addresses(_) | Finding::Name(_), _) => reply(Rcode::NOERROR),
+        (Finding::Addresses(_) | Finding::Board(_) | Finding::Name(_), _) => reply(Rcode::NOERROR),
         (Finding::Unknown, _) => reply(Rcode::NXDOMAIN),
         (Finding::Refused, _) => reply(Rcode::REFUSED),
         (Finding::Elsewhere, _) => Verdict::Forward,
@@ -71,6 +77,7 @@ pub(super) fn failure(question: &[u8]) -> Option<Vec<u8>> {
 
 enum Record {
     A(Ipv4Addr),
+    Aaaa(Ipv6Addr),
     Ptr(String),
 }
 
@@ -108,6 +115,7 @@ fn respond(
         let ttl = Ttl::from_secs(TTL_SECONDS);
         let pushed = match record {
             Record::A(address) => answer.push((owner, ttl, A::new(*address))),
+            Record::Aaaa(address) => answer.push((owner, ttl, Aaaa::new(*address))),
             Record::Ptr(name) => answer.push((owner, ttl, Ptr::new(name.parse::<Name<Vec<u8>>>().ok()?))),
         };
         whole &= pushed.is_ok();

@@ -1,7 +1,7 @@
 //! Who may know which names.
 use crate::net::LocalContainer;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use wherry_protocol::message::{Called, Egress, NetworkDesired, WebCaller};
 use wherry_protocol::{ContainerId, Overlay};
 
@@ -9,17 +9,22 @@ use wherry_protocol::{ContainerId, Overlay};
 const DOMAIN: &str = "wherry";
 /// Where names of addresses are looked for (RFC 1035 §3.5).
 const REVERSE: &str = ".in-addr.arpa";
+/// The same for IPv6 (RFC 3596 §2.5).
+const REVERSE6: &str = ".ip6.arpa";
 
 /// What one container may ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Asker {
+    /// Who has the address now.
     is: Option<ContainerId>,
     /// Whether it may ask about the world outside.
     outside: bool,
     /// Names without the final dot, in lower case, and their addresses.
     names: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// Names on the web that it may ask for, and the board's address, where the way there begins.
+    web: BTreeMap<String, Ipv4Addr>,
     /// The full name behind an address.
-    reverse: BTreeMap<Ipv4Addr, String>,
+    reverse: BTreeMap<IpAddr, String>,
 }
 
 /// What all containers of a board may ask, by their addresses.
@@ -34,6 +39,8 @@ pub struct Directory {
 pub enum Finding {
     /// A name of the cluster: these addresses, in ascending order.
     Addresses(Vec<Ipv4Addr>),
+    /// A name on the web: the board itself, over IPv4.
+    Board(Ipv4Addr),
     /// An address of the cluster: this name.
     Name(String),
     /// It would be the cluster's, and is not one that the asker may know.
@@ -60,7 +67,7 @@ impl Directory {
             let is_ours = ours.get(&connection.from) == Some(&connection.from_address);
             let asker = askers.get_mut(&connection.from_address).filter(|_| is_ours);
             if let (Some(asker), Some(called)) = (asker, called.get(&connection.to)) {
-                asker.learn(called, connection.to_address);
+                asker.learn(called, connection.to_address, overlay);
             }
         }
         directory
@@ -73,8 +80,7 @@ impl Directory {
             if let Some(asker) =
                 self.askers.get_mut(&caller.address).filter(|a| a.is == Some(caller.container))
             {
-                let led = caller.hosts.iter().map(|host| (host.clone(), [gateway].into()));
-                asker.names.extend(led);
+                asker.web.extend(caller.hosts.iter().map(|host| (host.clone(), gateway)));
             }
         }
     }
@@ -86,15 +92,24 @@ impl Directory {
         (asker.outside, asker.is) = (outside, Some(container.id));
     }
 
+    /// The IPv6 address of whoever has `address`.
+    #[must_use]
+    pub fn address6(&self, address: Ipv4Addr) -> Ipv6Addr {
+        self.overlay.address6(address)
+    }
+
     /// What `asker` may know of `name` (in lower case, without the final dot).
     #[must_use]
     pub fn find(&self, asker: Ipv4Addr, name: &str) -> Finding {
         let Some(asker) = self.askers.get(&asker) else { return Finding::Refused };
-        let wildcard = || asker.names.get(&format!("*.{}", name.split_once('.')?.1));
-        if let Some(addresses) = asker.names.get(name).or_else(wildcard) {
+        if let Some(addresses) = asker.names.get(name) {
             return Finding::Addresses(addresses.iter().copied().collect());
         }
-        if is_address_of(self.overlay, name) {
+        let wildcard = || asker.web.get(&format!("*.{}", name.split_once('.')?.1));
+        if let Some(board) = asker.web.get(name).or_else(wildcard) {
+            return Finding::Board(*board);
+        }
+        if is_address_of(self.overlay, name) || is_address6_of(self.overlay, name) {
             let known = reversed(name).and_then(|address| asker.reverse.get(&address));
             return known.map_or(Finding::Unknown, |name| Finding::Name(name.clone()));
         }
@@ -109,14 +124,16 @@ impl Directory {
 }
 
 impl Asker {
-    fn learn(&mut self, called: &Called, address: Ipv4Addr) {
+    fn learn(&mut self, called: &Called, address: Ipv4Addr, overlay: Overlay) {
         let service = called.service.iter().map(|service| service.as_str());
         for short in std::iter::once(called.name.as_str()).chain(service) {
             for name in [short.to_owned(), format!("{short}.{}.{DOMAIN}", called.account)] {
                 self.names.entry(name).or_default().insert(address);
             }
         }
-        self.reverse.insert(address, format!("{}.{}.{DOMAIN}", called.name, called.account));
+        let full = format!("{}.{}.{DOMAIN}", called.name, called.account);
+        self.reverse.insert(overlay.address6(address).into(), full.clone());
+        self.reverse.insert(address.into(), full);
     }
 }
 
@@ -135,8 +152,34 @@ fn is_address_of(overlay: Overlay, name: &str) -> bool {
     bits >= overlay.network().bits && overlay.network().contains(Ipv4Addr::from(address))
 }
 
+/// The same for IPv6: a label is a digit of sixteen.
+fn is_address6_of(overlay: Overlay, name: &str) -> bool {
+    let Some(labels) = name.strip_suffix(REVERSE6) else { return false };
+    let (mut address, mut bits) = (0_u128, 0_u8);
+    for digit in labels.rsplit('.').map_while(digit).take(32) {
+        (address, bits) = (address << 4 | u128::from(digit), bits + 4);
+    }
+    let ours = overlay.network6();
+    let address = address.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+    bits >= ours.bits && ours.contains(Ipv6Addr::from_bits(address))
+}
+
+fn digit(label: &str) -> Option<u8> {
+    u8::from_str_radix(label, 16).ok().filter(|_| label.len() == 1)
+}
+
+fn reversed(name: &str) -> Option<IpAddr> {
+    reversed4(name).map(IpAddr::from).or_else(|| reversed6(name).map(IpAddr::from))
+}
+
+fn reversed6(name: &str) -> Option<Ipv6Addr> {
+    let digits: Vec<u8> = name.strip_suffix(REVERSE6)?.split('.').map(digit).collect::<Option<_>>()?;
+    let address = digits.iter().rev().fold(0_u128, |address, digit| address << 4 | u128::from(*digit));
+    (digits.len() == 32).then(|| Ipv6Addr::from_bits(address))
+}
+
 /// `2.0.1.10.in-addr.arpa` is 10.1.0.2.
-fn reversed(name: &str) -> Option<Ipv4Addr> {
+fn reversed4(name: &str) -> Option<Ipv4Addr> {
     let mut parts = name.strip_suffix(REVERSE)?.split('.');
     let mut octet = || parts.next()?.parse::<u8>().ok();
     let [d, c, b, a] = [octet()?, octet()?, octet()?, octet()?];
@@ -222,6 +265,25 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_addresses_have_names_too() {
+        let overlay = Overlay::default().with_global([0x12, 0x34, 0x56, 0x78, 0x9a]);
+        let directory = Directory { overlay, ..directory() };
+        let mut asker = Asker::default();
+        asker.learn(&called(3, "web-1", None), WEB, overlay);
+        let directory = Directory { askers: [(ME, asker)].into(), ..directory };
+        let zone = "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa";
+        let name = format!("2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.0.0.0.{zone}");
+        assert_eq!(directory.find(ME, &name), Finding::Name("web-1.ada.wherry".into()));
+        for unknown in [zone.to_owned(), format!("x.{zone}"), format!("3{}", &name[1..]), format!("1.{name}")]
+        {
+            assert_eq!(directory.find(ME, &unknown), Finding::Unknown, "{unknown}");
+        }
+        for other in ["8.b.d.0.1.0.0.2.ip6.arpa", "2.1.d.f.ip6.arpa", "ip6.arpa", "12.34.ip6.arpa"] {
+            assert!(!is_address6_of(overlay, other), "{other}");
+        }
+    }
+
+    #[test]
     fn the_overlay_s_reverse_zone_is_where_the_overlay_is() {
         let overlay: Overlay = "172.20.0.0/14".parse().unwrap();
         let ours = |name: &str| is_address_of(overlay, name);
@@ -252,7 +314,7 @@ mod tests {
             ],
             gateway,
         );
-        let found = Finding::Addresses(vec![gateway]);
+        let found = Finding::Board(gateway);
         assert_eq!(directory.find(CLOSED, "www.example.org"), found);
         assert_eq!(directory.find(CLOSED, "any.example.com"), found);
         for other in ["example.com", "a.b.example.com", "api.example.org"] {

@@ -93,6 +93,8 @@ fn take(route: &mut RouteSocket, namespaces: &Namespaces<'_>, step: &NetOp) -> R
         NetOp::RemoveAddress(address) => route.remove_address(BRIDGE, *address),
         NetOp::AddRoute(wanted) => route.add_route(&wanted.link, spec(wanted), Existing::Replace),
         NetOp::RemoveRoute(wrong) => gone(route.remove_route(&wrong.link, spec(wrong))),
+        NetOp::SetNeighbour { address, mac } => route.set_neighbour(BRIDGE, *address, *mac),
+        NetOp::RemoveNeighbour { address } => gone(route.remove_neighbour(BRIDGE, *address)),
         NetOp::Set { setting, .. } => settings::write(&setting.path, setting.value).map_err(errno),
     }
 }
@@ -100,7 +102,7 @@ fn take(route: &mut RouteSocket, namespaces: &Namespaces<'_>, step: &NetOp) -> R
 /// What is to be removed may be gone already: a container's end of the pair goes with its namespace.
 fn gone(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
-        Err(Errno::ENODEV | Errno::ESRCH | Errno::ENXIO) => Ok(()),
+        Err(Errno::ENODEV | Errno::ESRCH | Errno::ENXIO | Errno::ENOENT) => Ok(()),
         other => other,
     }
 }

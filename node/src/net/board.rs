@@ -6,8 +6,9 @@ use super::inside::{Inside, connect, prepare};
 use super::namespace::within;
 use super::network::LocalContainer;
 use super::observe::{mtu_of, observe};
-use super::plan::{Desired, Facts, NetOp, desired, plan, tunnel_mtu};
+use super::plan::{Desired, Facts, NetOp, desired, has_ipv6, plan, tunnel_mtu};
 use super::route::RouteSocket;
+use super::settings;
 use super::underlay::{Underlay, Wish};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
@@ -98,6 +99,8 @@ pub(super) struct Board {
     rules: Rules,
     /// `None` where there can be no tunnels: without WireGuard they would be open to read and to forge.
     underlay: Option<Underlay>,
+    /// Whether the kernel has IPv6.
+    ipv6: bool,
     /// Largest packet of the interface to the outside, in bytes.
     mtu: u32,
 }
@@ -125,6 +128,7 @@ impl Board {
             route,
             rules: Rules::of(nft),
             underlay,
+            ipv6: settings::read("ipv6/conf/all/forwarding").is_some(),
             mtu: DEFAULT_MTU,
         };
         board.converge()?;
@@ -246,10 +250,11 @@ impl Board {
     /// The containers' ends. They change only when the network to the outside takes larger or smaller packets.
     fn insides(&mut self, index: NodeIndex) -> Result<(), NetError> {
         let (mtu, overlay_mtu, overlay) = (self.mtu, tunnel_mtu(self.mtu), self.overlay);
+        let ipv6 = has_ipv6(self.ipv6, self.mtu);
         let mut result = Ok(());
         for (id, attached) in &mut self.attached {
             let address = attached.container.address;
-            let wanted = Inside { address, overlay, index, mtu, overlay_mtu };
+            let wanted = Inside { address, overlay, index, mtu, ipv6, overlay_mtu };
             if attached.inside != Some(wanted) {
                 let made = inside(*id, &attached.namespace, || connect(wanted));
                 let made = made.and_then(|made| made.map_err(|source| NetError::Inside { id: *id, source }));
@@ -332,6 +337,7 @@ impl Board {
             index,
             overlay: self.overlay,
             mtu: self.mtu,
+            ipv6: self.ipv6,
             tunnels: possible,
             containers: &self.containers(),
             peers: &peers,

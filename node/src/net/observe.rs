@@ -2,15 +2,16 @@
 use super::plan::{Desired, Observed, Route, SeenKind, SeenLink};
 use super::route::RouteSocket;
 use super::settings;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoGre, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
-use wherry_net::address::{BRIDGE, PORT_PREFIX, Prefix, TUNNEL_PREFIX};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use wherry_net::address::{BRIDGE, PORT_PREFIX, Prefix, Prefix6, TUNNEL_PREFIX};
 
 /// The board as far as it is ours, and the values of the settings that `desired` names.
 /// `links` are all devices.
@@ -27,9 +28,14 @@ pub(crate) fn observe(
         Some(index) => route.addresses(index)?,
         None => Vec::new(),
     };
+    let neighbours = match bridge {
+        Some(index) => route.neighbours(index)?,
+        None => Vec::new(),
+    };
     Ok(Observed {
         links: links.iter().filter_map(ours).collect(),
         addresses: addresses.into_iter().collect(),
+        neighbours: neighbours.into_iter().collect(),
         routes: route.routes()?.iter().filter_map(|route| through_tunnel(route, &names)).collect(),
         settings: desired
             .settings
@@ -135,16 +141,37 @@ fn tunnel(info: &LinkInfo) -> Option<SeenKind> {
 }
 
 fn through_tunnel(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {
-    let mut found = (Ipv4Addr::UNSPECIFIED, None, None);
+    // Those of the kernel's own come and go with addresses and devices.
+    if message.header.protocol == RouteProtocol::Kernel {
+        return None;
+    }
+    let mut found = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => found.0 = *address,
+            RouteAttribute::Destination(address) => found.0 = ip(address),
             RouteAttribute::Oif(index) => found.1 = names.get(index),
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => found.2 = Some(*address),
+            RouteAttribute::PrefSource(address) => found.2 = ip(address),
             _ => {}
         }
     }
     let link = found.1.filter(|name| name.starts_with(TUNNEL_PREFIX))?.clone();
-    let destination = Prefix::new(found.0, message.header.destination_prefix_length);
+    let bits = message.header.destination_prefix_length;
+    // A default route names no destination.
+    let everywhere: IpAddr = match message.header.address_family {
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    let destination = match found.0.unwrap_or(everywhere) {
+        IpAddr::V4(address) => Prefix::new(address, bits).into(),
+        IpAddr::V6(address) => Prefix6::new(address, bits).into(),
+    };
     Some(Route { destination, link, source: found.2 })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
 }

@@ -2,9 +2,10 @@
 //! `apply` does what this says, one step after the other, and nothing else.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use wherry_net::address::{
-    BRIDGE, GRE_OVERHEAD_BYTES, Overlay, Prefix, WIREGUARD_OVERHEAD_BYTES, mac, port_name, tunnel_name,
+    BRIDGE, GRE_OVERHEAD_BYTES, IPV6_MIN_MTU, IpPrefix, Overlay, Prefix, Prefix6, WIREGUARD_OVERHEAD_BYTES,
+    mac, port_name, tunnel_name,
 };
 use wherry_protocol::{ContainerId, NodeIndex};
 
@@ -73,11 +74,11 @@ pub enum SeenKind {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     /// Where to.
-    pub destination: Prefix,
+    pub destination: IpPrefix,
     /// Through which device.
     pub link: String,
     /// Which of the board's addresses its own packets carry.
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
 }
 
 /// A kernel setting below /proc/sys/net.
@@ -99,7 +100,9 @@ pub struct Desired {
     /// Devices that may stay as they are if they are there: those of containers whose namespace we do not hold yet.
     pub keep: BTreeSet<String>,
     /// The bridge's addresses.
-    pub addresses: BTreeSet<Prefix>,
+    pub addresses: BTreeSet<IpPrefix>,
+    /// Whose MAC address is known on the bridge beforehand: nobody is looked for by NDP, and nobody's answer is believed.
+    pub neighbours: BTreeMap<Ipv6Addr, [u8; 6]>,
     /// Routes through our devices.
     pub routes: BTreeSet<Route>,
     /// Settings.
@@ -111,8 +114,10 @@ pub struct Desired {
 pub struct Observed {
     /// Devices with a name of ours.
     pub links: BTreeMap<String, SeenLink>,
-    /// The bridge's IPv4 addresses.
-    pub addresses: BTreeSet<Prefix>,
+    /// The bridge's addresses.
+    pub addresses: BTreeSet<IpPrefix>,
+    /// Permanent neighbours on the bridge.
+    pub neighbours: BTreeMap<Ipv6Addr, [u8; 6]>,
     /// Routes through tunnels.
     pub routes: BTreeSet<Route>,
     /// Values of the desired settings, by path; a setting the kernel does not have is missing.
@@ -161,13 +166,25 @@ pub enum NetOp {
         name: String,
     },
     /// Gives the bridge an address.
-    AddAddress(Prefix),
+    AddAddress(IpPrefix),
     /// Takes an address from the bridge.
-    RemoveAddress(Prefix),
+    RemoveAddress(IpPrefix),
     /// Adds a route.
     AddRoute(Route),
     /// Removes a route.
     RemoveRoute(Route),
+    /// Says which MAC address somebody on the bridge has.
+    SetNeighbour {
+        /// Somebody.
+        address: Ipv6Addr,
+        /// This one.
+        mac: [u8; 6],
+    },
+    /// Forgets somebody on the bridge.
+    RemoveNeighbour {
+        /// Somebody.
+        address: Ipv6Addr,
+    },
     /// Writes a setting.
     Set {
         /// Which, and the value.
@@ -190,8 +207,10 @@ impl NetOp {
             Self::RemoveAddress(address) => Some(Self::AddAddress(*address)),
             Self::AddRoute(route) => Some(Self::RemoveRoute(route.clone())),
             Self::RemoveRoute(route) => Some(Self::AddRoute(route.clone())),
+            Self::SetNeighbour { address, .. } => Some(Self::RemoveNeighbour { address: *address }),
             // What was deleted was wrong, and the others only bring a device nearer to what it must be in any case.
             Self::DeleteLink { .. }
+            | Self::RemoveNeighbour { .. }
             | Self::SetMac { .. }
             | Self::AttachPort { .. }
             | Self::SetUp { .. }
@@ -217,6 +236,8 @@ impl fmt::Display for NetOp {
             Self::RemoveRoute(route) => {
                 write!(f, "remove the route to {} through {}", route.destination, route.link)
             }
+            Self::SetNeighbour { address, .. } => write!(f, "tell {BRIDGE} where {address} is"),
+            Self::RemoveNeighbour { address } => write!(f, "let {BRIDGE} forget {address}"),
             Self::Set { setting, .. } => write!(f, "set net/{} to {}", setting.path, setting.value),
         }
     }
@@ -231,6 +252,8 @@ pub struct Facts<'a> {
     pub overlay: Overlay,
     /// Largest packet of the interface to the outside, in bytes.
     pub mtu: u32,
+    /// Whether the kernel has IPv6.
+    pub ipv6: bool,
     /// Whether there can be tunnels.
     pub tunnels: bool,
     /// Containers, each with whether its namespace is at hand.
@@ -252,42 +275,68 @@ pub fn tunnel_mtu(uplink: u32) -> u32 {
     underlay_mtu(uplink) - GRE_OVERHEAD_BYTES
 }
 
+/// Whether there is IPv6 between containers: where one of their packets need not be smaller than it allows.
+#[must_use]
+pub fn has_ipv6(kernel: bool, uplink: u32) -> bool {
+    kernel && tunnel_mtu(uplink) >= IPV6_MIN_MTU
+}
+
 /// The board as it should be.
 #[must_use]
 pub fn desired(facts: &Facts<'_>) -> Desired {
+    let ipv6 = has_ipv6(facts.ipv6, facts.mtu);
     let mut desired = Desired {
         links: [(BRIDGE.to_owned(), Link { kind: Kind::Bridge, mtu: facts.mtu })].into(),
-        addresses: [on_bridge(facts)].into(),
+        addresses: on_bridge(facts, ipv6),
         settings: settings(),
         ..Desired::default()
     };
     for (id, (address, at_hand)) in facts.containers {
         let Some(name) = port_name(*id) else { continue };
+        if ipv6 {
+            desired.neighbours.insert(facts.overlay.address6(*address), mac(*address));
+        }
         if *at_hand {
+            let port = name.clone();
             desired.links.insert(name, Link { kind: Kind::Port { container: *address }, mtu: facts.mtu });
+            desired.settings.extend(facts.ipv6.then(|| on_device6(&port, "disable_ipv6", "1")));
         } else {
             desired.keep.insert(name);
         }
     }
     if facts.tunnels {
-        facts.peers.iter().for_each(|peer| tunnel(&mut desired, facts, *peer));
+        facts.peers.iter().for_each(|peer| tunnel(&mut desired, facts, *peer, ipv6));
+    }
+    if ipv6 {
+        desired.settings.insert(Setting { path: "ipv6/conf/all/forwarding".into(), value: "1", link: None });
+        desired.settings.extend(speaks_ipv6(BRIDGE));
     }
     desired
 }
 
-/// The board's address, with the network of its containers.
-fn on_bridge(facts: &Facts<'_>) -> Prefix {
-    Prefix::new(facts.overlay.gateway(facts.index), facts.overlay.subnet(facts.index).bits)
+/// The board's addresses, with the networks of its containers.
+fn on_bridge(facts: &Facts<'_>, ipv6: bool) -> BTreeSet<IpPrefix> {
+    let (overlay, index) = (facts.overlay, facts.index);
+    let gateway = overlay.gateway(index);
+    let v4 = Prefix::new(gateway, overlay.subnet(index).bits);
+    let v6 = ipv6.then(|| Prefix6::new(overlay.address6(gateway), overlay.subnet6(index).bits));
+    v6.into_iter().map(IpPrefix::from).chain([v4.into()]).collect()
 }
 
-fn tunnel(desired: &mut Desired, facts: &Facts<'_>, peer: NodeIndex) {
+fn tunnel(desired: &mut Desired, facts: &Facts<'_>, peer: NodeIndex, ipv6: bool) {
     let name = tunnel_name(peer);
     let end = |index| facts.overlay.tunnel_end(index).address;
     let kind = Kind::Tunnel { local: end(facts.index), remote: end(peer) };
     desired.links.insert(name.clone(), Link { kind, mtu: tunnel_mtu(facts.mtu) });
     desired.settings.insert(reverse_path_filter(&name));
-    let source = Some(facts.overlay.gateway(facts.index));
-    desired.routes.insert(Route { destination: facts.overlay.subnet(peer), link: name, source });
+    let gateway = facts.overlay.gateway(facts.index);
+    let destination = facts.overlay.subnet(peer).into();
+    desired.routes.insert(Route { destination, link: name.clone(), source: Some(gateway.into()) });
+    if ipv6 {
+        desired.settings.extend(speaks_ipv6(&name));
+        let (destination, source) = (facts.overlay.subnet6(peer).into(), facts.overlay.address6(gateway));
+        desired.routes.insert(Route { destination, link: name, source: Some(source.into()) });
+    }
 }
 
 /// A packet is dropped unless its answer would leave through the device it came in by (RFC 3704 §2.2, strict).
@@ -297,6 +346,15 @@ fn reverse_path_filter(name: &str) -> Setting {
 
 fn of_device(name: &str, setting: &str, value: &'static str) -> Setting {
     Setting { path: format!("ipv4/conf/{name}/{setting}"), value, link: Some(name.to_owned()) }
+}
+
+fn on_device6(name: &str, setting: &str, value: &'static str) -> Setting {
+    Setting { path: format!("ipv6/conf/{name}/{setting}"), value, link: Some(name.to_owned()) }
+}
+
+/// IPv6 with the addresses that we give and no others: without one of the link's own nothing is said there unasked.
+fn speaks_ipv6(name: &str) -> [Setting; 2] {
+    [on_device6(name, "disable_ipv6", "0"), on_device6(name, "addr_gen_mode", "1")]
 }
 
 fn settings() -> BTreeSet<Setting> {
@@ -311,6 +369,7 @@ fn settings() -> BTreeSet<Setting> {
         // Frames that stay on the bridge are the bridge table's business alone. Missing without br_netfilter.
         global("bridge/bridge-nf-call-iptables", "0"),
         global("bridge/bridge-nf-call-arptables", "0"),
+        global("bridge/bridge-nf-call-ip6tables", "0"),
         // Saves making gre0, gretap0 and the like in each container's namespace. Only the first namespace has it.
         global("core/fb_tunnels_only_for_init_net", "1"),
     ]
@@ -337,6 +396,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
             steps.push(NetOp::SetUp { name: name.clone() });
         }
     }
+    steps.extend(change_neighbours(desired, &observed));
     steps.extend(change_routes(desired, &observed));
     steps
 }
@@ -364,6 +424,7 @@ fn removals(desired: &Desired, observed: &mut Observed) -> Vec<NetOp> {
         observed.routes.retain(|route| route.link != *name);
         if name == BRIDGE {
             observed.addresses.clear();
+            observed.neighbours.clear();
         }
     }
     names.into_iter().map(|name| NetOp::DeleteLink { name }).collect()
@@ -408,7 +469,8 @@ fn change_addresses(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
         .map(|address| NetOp::RemoveAddress(*address))
         .collect();
     for address in &desired.addresses {
-        let wanted = mac(address.address);
+        let IpPrefix::V4(own) = address else { continue };
+        let wanted = mac(own.address);
         let has = matches!(observed.links.get(BRIDGE).and_then(|seen| seen.kind),
             Some(SeenKind::Bridge { mac }) if mac == wanted);
         if !has {
@@ -418,6 +480,14 @@ fn change_addresses(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
     steps
         .extend(desired.addresses.difference(&observed.addresses).map(|address| NetOp::AddAddress(*address)));
     steps
+}
+
+fn change_neighbours(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
+    let gone = observed.neighbours.keys().filter(|address| !desired.neighbours.contains_key(address));
+    let gone = gone.map(|address| NetOp::RemoveNeighbour { address: *address });
+    let new =
+        desired.neighbours.iter().filter(|(address, mac)| observed.neighbours.get(address) != Some(mac));
+    gone.chain(new.map(|(address, mac)| NetOp::SetNeighbour { address: *address, mac: *mac })).collect()
 }
 
 fn change_routes(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
@@ -445,8 +515,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Those of every device.
+    const DEVICE_SETTINGS: [&str; 4] = [
+        "ipv4/conf/NAME/rp_filter",
+        "ipv4/conf/NAME/send_redirects",
+        "ipv6/conf/NAME/disable_ipv6",
+        "ipv6/conf/NAME/addr_gen_mode",
+    ];
+
     /// What the kernel would make of a step.
-    fn take(board: &mut Observed, step: &NetOp, desired: &Desired) {
+    fn take(board: &mut Observed, step: &NetOp) {
         match step {
             NetOp::CreateLink { name, link } => {
                 let kind = match link.kind {
@@ -456,17 +534,19 @@ mod tests {
                 };
                 let seen = SeenLink { kind: Some(kind), mtu: link.mtu, up: false };
                 assert!(board.links.insert(name.clone(), seen).is_none(), "{name} was there");
-                for setting in desired.settings.iter().filter(|s| s.link.as_ref() == Some(name)) {
-                    board.settings.insert(setting.path.clone(), "default".into());
+                for setting in DEVICE_SETTINGS {
+                    board.settings.insert(setting.replace("NAME", name), "default".into());
                 }
             }
             NetOp::DeleteLink { name } => {
                 assert!(board.links.remove(name).is_some(), "{name} was not there");
                 board.routes.retain(|route| route.link != *name);
-                let conf = format!("ipv4/conf/{name}/");
-                board.settings.retain(|path, _| !path.starts_with(&conf));
+                let conf = |version| format!("{version}/conf/{name}/");
+                let own = [conf("ipv4"), conf("ipv6")];
+                board.settings.retain(|path, _| !own.iter().any(|conf| path.starts_with(conf)));
                 if name == BRIDGE {
                     board.addresses.clear();
+                    board.neighbours.clear();
                 }
             }
             NetOp::SetMtu { name, from, to } => {
@@ -488,11 +568,16 @@ mod tests {
             NetOp::RemoveAddress(address) => assert!(board.addresses.remove(address)),
             NetOp::AddRoute(route) => {
                 assert!(board.links[&route.link].up, "a route needs a device that is up");
-                let ours = board.addresses.iter().map(|address| address.address).collect::<Vec<_>>();
+                let ours = board.addresses.iter().map(|address| address.address()).collect::<Vec<_>>();
                 assert!(route.source.is_none_or(|source| ours.contains(&source)));
                 assert!(board.routes.insert(route.clone()));
             }
             NetOp::RemoveRoute(route) => assert!(board.routes.remove(route)),
+            NetOp::SetNeighbour { address, mac } => {
+                assert!(board.links[BRIDGE].up, "a neighbour needs a device that is up");
+                board.neighbours.insert(*address, *mac);
+            }
+            NetOp::RemoveNeighbour { address } => assert!(board.neighbours.remove(address).is_some()),
             NetOp::Set { setting, .. } => {
                 assert!(setting.link.as_ref().is_none_or(|link| board.links.contains_key(link)));
                 board.settings.insert(setting.path.clone(), setting.value.into());
@@ -511,6 +596,7 @@ mod tests {
         );
         assert_eq!(board.addresses, desired.addresses);
         assert_eq!(board.routes, desired.routes);
+        assert_eq!(board.neighbours, desired.neighbours);
         for setting in &desired.settings {
             let value = board.settings.get(&setting.path);
             assert!(value.is_none_or(|value| value == setting.value), "{setting:?} is {value:?}");
@@ -520,7 +606,7 @@ mod tests {
 
     fn converge(board: &mut Observed, desired: &Desired) {
         for step in plan(desired, board) {
-            take(board, &step, desired);
+            take(board, &step);
         }
         reached(board, desired);
         assert_eq!(plan(desired, board), []);
@@ -541,7 +627,8 @@ mod tests {
     prop_compose! {
         fn any_desired()(
             index in 1..4u8,
-            mtu in prop_oneof![Just(1500u32), Just(9000)],
+            mtu in prop_oneof![Just(1500u32), Just(9000), Just(1300)],
+            ipv6 in any::<bool>(),
             tunnels in any::<bool>(),
             overlay in any_overlay(),
             containers in prop::collection::btree_map(1..6u64, (2..5u8, any::<bool>()), 0..4),
@@ -552,7 +639,7 @@ mod tests {
                 .collect();
             let peers = peers.into_iter().map(NodeIndex).collect();
             desired(&Facts {
-                index: NodeIndex(index), overlay, mtu, tunnels, containers: &containers, peers: &peers,
+                index: NodeIndex(index), overlay, mtu, ipv6, tunnels, containers: &containers, peers: &peers,
             })
         }
     }
@@ -585,13 +672,14 @@ mod tests {
             let mut board = Observed::default();
             for (name, (kind, up, mtu)) in links {
                 if name == BRIDGE {
-                    board.addresses.insert(Prefix::new(Overlay::default().gateway(NodeIndex(octet)), 16));
+                    board.addresses.insert(Prefix::new(Overlay::default().gateway(NodeIndex(octet)), 16).into());
+                    board.neighbours.insert(Ipv6Addr::LOCALHOST, [octet; 6]);
                 }
-                for setting in ["rp_filter", "send_redirects"] {
-                    board.settings.insert(format!("ipv4/conf/{name}/{setting}"), "0".into());
+                for setting in DEVICE_SETTINGS {
+                    board.settings.insert(setting.replace("NAME", &name), "0".into());
                 }
                 if up && name.starts_with("gre-") {
-                    let destination = Overlay::default().subnet(NodeIndex(octet + 3));
+                    let destination = Overlay::default().subnet(NodeIndex(octet + 3)).into();
                     board.routes.insert(Route { destination, link: name.clone(), source: None });
                 }
                 board.links.insert(name, SeenLink { kind, mtu, up });
@@ -616,8 +704,9 @@ mod tests {
         ];
         desired(&Facts {
             index: NodeIndex(1),
-            overlay: Overlay::default(),
+            overlay: Overlay::default().with_global([0x12, 0x34, 0x56, 0x78, 0x9a]),
             mtu: 1500,
+            ipv6: true,
             tunnels: true,
             containers: &containers.into(),
             peers: &[NodeIndex(2)].into(),
@@ -666,5 +755,6 @@ mod tests {
         assert_eq!((underlay_mtu(1500), tunnel_mtu(1500)), (1440, 1416));
         assert_eq!(tunnel_mtu(9000), 8916);
         assert_eq!(tunnel_mtu(10), 68);
+        assert!(has_ipv6(true, 1364) && !has_ipv6(true, 1363) && !has_ipv6(false, 1500));
     }
 }

@@ -3,8 +3,11 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
     NetlinkHeader, NetlinkMessage,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
     RouteType,
@@ -13,8 +16,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockProtocol;
-use std::net::{IpAddr, Ipv4Addr};
-use wherry_net::address::Prefix;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use wherry_net::address::{IpPrefix, Prefix, Prefix6};
 use wherry_net::netlink::{Socket, messages};
 
 /// NLMSG_DONE: the end of a dump.
@@ -27,22 +30,22 @@ pub(crate) struct RouteSocket(Socket);
 /// A route as we set them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RouteSpec {
-    pub(crate) destination: Prefix,
-    pub(crate) gateway: Option<Ipv4Addr>,
-    pub(crate) source: Option<Ipv4Addr>,
+    pub(crate) destination: IpPrefix,
+    pub(crate) gateway: Option<IpAddr>,
+    pub(crate) source: Option<IpAddr>,
     /// Largest packet towards there, in bytes, where it is not the device's.
     pub(crate) mtu: Option<u32>,
 }
 
 impl RouteSpec {
     /// Everything within `destination` is on the device's own wire.
-    pub(crate) fn direct(destination: Prefix) -> Self {
-        Self { destination, gateway: None, source: None, mtu: None }
+    pub(crate) fn direct(destination: impl Into<IpPrefix>) -> Self {
+        Self { destination: destination.into(), gateway: None, source: None, mtu: None }
     }
 
     /// Everything without a better route goes to `gateway`.
     pub(crate) fn default_through(gateway: Ipv4Addr) -> Self {
-        Self { gateway: Some(gateway), ..Self::direct(Prefix::new(Ipv4Addr::UNSPECIFIED, 0)) }
+        Self { gateway: Some(gateway.into()), ..Self::direct(Prefix::new(Ipv4Addr::UNSPECIFIED, 0)) }
     }
 }
 
@@ -120,10 +123,9 @@ impl RouteSocket {
         Ok(links.collect())
     }
 
-    /// IPv4 addresses of the device numbered `index`.
-    pub(crate) fn addresses(&mut self, index: u32) -> Result<Vec<Prefix>, Errno> {
-        let mut question = AddressMessage::default();
-        question.header.family = AddressFamily::Inet;
+    /// IP addresses of the device numbered `index`.
+    pub(crate) fn addresses(&mut self, index: u32) -> Result<Vec<IpPrefix>, Errno> {
+        let question = AddressMessage::default();
         let all = self.dump(RouteNetlinkMessage::GetAddress(question))?;
         let addresses = all.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewAddress(address) if address.header.index == index => {
@@ -134,11 +136,14 @@ impl RouteSocket {
         Ok(addresses.collect())
     }
 
-    /// IPv4 routes of the main table.
+    /// IP routes of the main table.
     pub(crate) fn routes(&mut self) -> Result<Vec<RouteMessage>, Errno> {
-        let mut question = RouteMessage::default();
-        question.header.address_family = AddressFamily::Inet;
-        let all = self.dump(RouteNetlinkMessage::GetRoute(question))?;
+        let mut all = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut question = RouteMessage::default();
+            question.header.address_family = family;
+            all.extend(self.dump(RouteNetlinkMessage::GetRoute(question))?);
+        }
         let routes = all.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewRoute(route) if route.header.table == RouteHeader::RT_TABLE_MAIN => {
                 Some(route)
@@ -146,6 +151,33 @@ impl RouteSocket {
             _ => None,
         });
         Ok(routes.collect())
+    }
+
+    /// Permanent IPv6 neighbours on the device numbered `index`.
+    pub(crate) fn neighbours(&mut self, index: u32) -> Result<Vec<(Ipv6Addr, [u8; 6])>, Errno> {
+        let mut question = NeighbourMessage::default();
+        question.header.family = AddressFamily::Inet6;
+        let all = self.dump(RouteNetlinkMessage::GetNeighbour(question))?;
+        let neighbours = all.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewNeighbour(neighbour) if neighbour.header.ifindex == index => {
+                permanent(&neighbour)
+            }
+            _ => None,
+        });
+        Ok(neighbours.collect())
+    }
+
+    /// Says which MAC address somebody behind a device has, for good.
+    pub(crate) fn set_neighbour(&mut self, name: &str, address: Ipv6Addr, mac: [u8; 6]) -> Result<(), Errno> {
+        let mut message = neighbour_message(name, address)?;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        self.change(RouteNetlinkMessage::NewNeighbour(message), Existing::Replace.flags())
+    }
+
+    /// Forgets somebody behind a device.
+    pub(crate) fn remove_neighbour(&mut self, name: &str, address: Ipv6Addr) -> Result<(), Errno> {
+        self.change(RouteNetlinkMessage::DelNeighbour(neighbour_message(name, address)?), 0)
     }
 
     /// Makes a device that must not be there yet.
@@ -186,15 +218,15 @@ impl RouteSocket {
     pub(crate) fn add_address(
         &mut self,
         name: &str,
-        address: Prefix,
+        address: impl Into<IpPrefix>,
         existing: Existing,
     ) -> Result<(), Errno> {
-        let message = address_message(name, address)?;
+        let message = address_message(name, address.into())?;
         self.change(RouteNetlinkMessage::NewAddress(message), existing.flags())
     }
 
     /// Takes an address from a device.
-    pub(crate) fn remove_address(&mut self, name: &str, address: Prefix) -> Result<(), Errno> {
+    pub(crate) fn remove_address(&mut self, name: &str, address: IpPrefix) -> Result<(), Errno> {
         let message = address_message(name, address)?;
         self.change(RouteNetlinkMessage::DelAddress(message), 0)
     }
@@ -223,37 +255,75 @@ fn named(name: &str) -> LinkMessage {
     link
 }
 
-fn own_address(message: &AddressMessage) -> Option<Prefix> {
-    let own = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+fn own_address(message: &AddressMessage) -> Option<IpPrefix> {
+    let bits = message.header.prefix_len;
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(Prefix::new(*address, bits).into()),
+        // IPv6 addresses have no other end.
+        AddressAttribute::Address(IpAddr::V6(address)) => Some(Prefix6::new(*address, bits).into()),
         _ => None,
-    });
-    own.map(|address| Prefix::new(address, message.header.prefix_len))
+    })
 }
 
-fn address_message(name: &str, address: Prefix) -> Result<AddressMessage, Errno> {
+fn address_message(name: &str, address: IpPrefix) -> Result<AddressMessage, Errno> {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.prefix_len = address.bits;
+    message.header.family = family(address);
+    message.header.prefix_len = address.bits();
     message.header.index = if_nametoindex(name)?;
-    message.attributes.push(AddressAttribute::Local(IpAddr::V4(address.address)));
-    message.attributes.push(AddressAttribute::Address(IpAddr::V4(address.address)));
-    if address.bits < 31 {
-        message.attributes.push(AddressAttribute::Broadcast(address.broadcast()));
+    message.attributes.push(AddressAttribute::Local(address.address()));
+    message.attributes.push(AddressAttribute::Address(address.address()));
+    match address {
+        IpPrefix::V4(v4) if v4.bits < 31 => {
+            message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
+        }
+        IpPrefix::V4(_) => {}
+        // Nobody else can have it, so there is no need to ask around before it is used.
+        IpPrefix::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
     }
     Ok(message)
 }
 
+fn family(address: IpPrefix) -> AddressFamily {
+    match address {
+        IpPrefix::V4(_) => AddressFamily::Inet,
+        IpPrefix::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn neighbour_message(name: &str, address: Ipv6Addr) -> Result<NeighbourMessage, Errno> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.ifindex = if_nametoindex(name)?;
+    message.header.kind = RouteType::Unicast;
+    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)));
+    Ok(message)
+}
+
+fn permanent(message: &NeighbourMessage) -> Option<(Ipv6Addr, [u8; 6])> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => address = Some(*found),
+            NeighbourAttribute::LinkLayerAddress(found) => mac = found.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    Some((address?, mac?)).filter(|_| message.header.state == NeighbourState::Permanent)
+}
+
 fn route_message(name: &str, route: RouteSpec) -> Result<RouteMessage, Errno> {
-    let inet = RouteAddress::Inet;
+    let inet = |address| match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    };
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.destination_prefix_length = route.destination.bits;
+    message.header.address_family = family(route.destination);
+    message.header.destination_prefix_length = route.destination.bits();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Static;
     message.header.scope = if route.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
     message.header.kind = RouteType::Unicast;
-    message.attributes.push(RouteAttribute::Destination(inet(route.destination.network().address)));
+    message.attributes.push(RouteAttribute::Destination(inet(route.destination.network().address())));
     message.attributes.push(RouteAttribute::Oif(if_nametoindex(name)?));
     message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(inet(gateway))));
     message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(inet(source))));

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, SystemTime};
-use wherry_net::address::{Overlay, Prefix, WIREGUARD, WIREGUARD_PORTS};
+use wherry_net::address::{IpPrefix, Overlay, Prefix, WIREGUARD, WIREGUARD_PORTS};
 use wherry_protocol::message::{Peer, WireguardKeys};
 use wherry_protocol::{NodeIndex, OsRandom, PublicKey, SecretKey};
 
@@ -203,6 +203,7 @@ fn host_route(message: &RouteMessage, index: u32) -> Option<Ipv4Addr> {
 fn address(route: &mut RouteSocket, wanted: Prefix) -> Result<(), Errno> {
     let name = WIREGUARD[USUAL];
     let have = route.addresses(nix::net::if_::if_nametoindex(name)?)?;
+    let wanted = IpPrefix::from(wanted);
     for wrong in have.iter().filter(|address| **address != wanted) {
         route.remove_address(name, *wrong)?;
     }

@@ -40,7 +40,7 @@ pub enum DropReason {
     Unsolicited,
     /// GRE outside of WireGuard.
     Unencrypted,
-    /// IPv6 where there is none.
+    /// IPv6 to outside the cluster.
     Ipv6,
 }
 

@@ -11,7 +11,7 @@ use crate::id::{AccountId, ContainerId, Digest, Generation, Name, NodeIndex};
 use crate::key::PublicKey;
 use crate::token::Role;
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// First message on a stream that a user opens. Each says which [`Reply`] a success gives;
 /// `Reply::Error` is always possible.
@@ -451,6 +451,8 @@ pub struct ContainerInfo {
     pub placement: String,
     /// Its address on the overlay.
     pub address: Ipv4Addr,
+    /// Its IPv6 address there.
+    pub address6: Ipv6Addr,
     /// What it does.
     pub state: ContainerState,
     /// How often it was started again in this life.

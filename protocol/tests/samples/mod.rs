@@ -333,6 +333,10 @@ fn image_info() -> ImageInfo {
     }
 }
 
+fn overlay() -> Overlay {
+    Overlay::default().with_global([0x12, 0x34, 0x56, 0x78, 0x9a])
+}
+
 fn container_info() -> ContainerInfo {
     ContainerInfo {
         id: ContainerId(300),
@@ -345,6 +349,7 @@ fn container_info() -> ContainerInfo {
         node_connected: true,
         placement: "most room".into(),
         address: Ipv4Addr::new(10, 2, 0, 2),
+        address6: overlay().address6(Ipv4Addr::new(10, 2, 0, 2)),
         state: ContainerState::Running { pid: 42, started_ms: 1000 },
         restarts: 1,
         created_seconds: 1,
@@ -535,7 +540,7 @@ fn node() -> Vec<Row> {
     let stopped = Want::Stopped { signal: 15, grace_seconds: 10 };
     let sync = NodeDesired {
         index: NodeIndex(2),
-        overlay: Overlay::default(),
+        overlay: overlay(),
         containers: vec![desired()],
         network: network(),
         plane: 1,

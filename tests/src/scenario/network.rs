@@ -49,7 +49,10 @@ pub(super) fn connections(world: &mut dyn World) -> Result<(), Failure> {
         Ok(outcome) if outcome.stderr.contains("server started") => Ok(()),
         other => Err(format!("{other:?}")),
     })?;
-    ensure(fetch(admin, &url)?.is_none(), || "two containers talk without a connection".into())?;
+    let url6 = format!("http://[{}]/", web.address6);
+    for url in [&url, &url6] {
+        ensure(fetch(admin, url)?.is_none(), || format!("{url} answers without a connection"))?;
+    }
     admin.ok(&["connect", "probe", "web:80"])?;
     let page = until("the page after connect", SOON, || match fetch(admin, &url) {
         Ok(Some(page)) => Ok(page),
@@ -58,12 +61,15 @@ pub(super) fn connections(world: &mut dyn World) -> Result<(), Failure> {
     ensure(page.to_lowercase().contains("<html") || page.contains("Wherry"), || {
         format!("the page is {page}")
     })?;
+    ensure(fetch(admin, &url6)?.as_ref() == Some(&page), || format!("{url6} is not the same page"))?;
     let listed = admin.ok(&["connections"])?;
     ensure(listed.contains("probe") && listed.contains("web"), || format!("`wherry connections`: {listed}"))?;
     only_that_port_and_direction(world, &web)?;
     names(admin, &web)?;
     admin.ok(&["disconnect", "probe", "web:80"])?;
-    ensure(fetch(admin, &url)?.is_none(), || "two containers talk after disconnect".into())?;
+    for url in [&url, &url6] {
+        ensure(fetch(admin, url)?.is_none(), || format!("{url} answers after disconnect"))?;
+    }
     let lookup = admin.run(&["exec", "probe", "--", "busybox", "nslookup", "web"])?;
     ensure(!lookup.stdout.contains(&web.address), || {
         format!("the name is known after disconnect: {lookup:?}")
@@ -76,6 +82,7 @@ fn names(admin: &Wherry, web: &ContainerView) -> Result<(), Failure> {
     let lookup = |from: &str, name: &str| admin.run(&["exec", from, "--", "busybox", "nslookup", name]);
     let found = lookup("probe", "web")?;
     ensure(found.code == 0 && found.stdout.contains(&web.address), || format!("nslookup web: {found:?}"))?;
+    ensure(found.stdout.contains(&web.address6), || format!("nslookup web knows no IPv6: {found:?}"))?;
     let missing = lookup("probe", "probe")?;
     ensure(missing.code != 0, || format!("nslookup probe: {missing:?}"))?;
     let service = admin.run(&["connect", "label:app=probe", "service:web:81"])?;

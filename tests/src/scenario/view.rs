@@ -15,6 +15,8 @@ pub struct ContainerView {
     pub node: String,
     /// Its address on the overlay.
     pub address: String,
+    /// Its IPv6 address.
+    pub address6: String,
     /// `running`, `exited`, …
     pub state: String,
     /// Process id on its node, while it runs.
@@ -37,6 +39,7 @@ pub fn containers(who: &Wherry) -> Result<Vec<ContainerView>, Failure> {
         name: text(value, "name"),
         node: text(value, "node"),
         address: text(value, "address"),
+        address6: text(value, "address6"),
         state: text(value, "state"),
         pid: value.get("pid").and_then(Value::as_u64),
         exit_code: value.get("exit_code").and_then(Value::as_i64),

@@ -73,6 +73,7 @@ pub(crate) struct Container<'a> {
     node_connected: bool,
     placement: &'a str,
     address: String,
+    address6: String,
     #[serde(flatten)]
     state: State,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -100,6 +101,7 @@ impl<'a> Container<'a> {
             node_connected: info.node_connected,
             placement: &info.placement,
             address: info.address.to_string(),
+            address6: info.address6.to_string(),
             state: State::of(&info.state),
             paused: info.condition.paused,
             asleep: info.condition.asleep,
