@@ -24,6 +24,7 @@ server.modules = ( "mod_accesslog" )
 index-file.names = ( "index.html" )
 mimetype.assign = ( ".html" => "text/html; charset=utf-8", "" => "application/octet-stream" )
 accesslog.filename = "/dev/stderr"
+$SERVER["socket"] == "[::]:80" { }
 "#;
 
 /// What people type at a small shell, and what tests need.
