@@ -274,7 +274,7 @@ async fn containers_ask_as_who_they_are() {
     assert_eq!(client.get("www.example.org", "/").await.status, 404);
     assert_eq!(get(&broker, "api.example.org", "/user").await.status, 403);
     assert_eq!(get(&broker, "api.example.org", "/").await.status, 200);
-    let refused = board.call(&other, false).await.err().expect("a refusal");
+    let refused = board.call(&other, false).await.expect_err("a refusal");
     assert_eq!(refused.code, wherry_protocol::ErrorCode::Forbidden);
 }
 

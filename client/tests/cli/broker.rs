@@ -190,6 +190,15 @@ impl Shared {
         send(&mut stream, &reply).await
     }
 
+    async fn access_log(&self, mut stream: Stream) -> Result<(), SessionError> {
+        send(&mut stream, &Reply::Done).await?;
+        let lines = self.state().web.lines.clone();
+        for line in lines {
+            send(&mut stream, &line).await?;
+        }
+        stream.close().await.map_err(SessionError::from)
+    }
+
     async fn answer(&self, mut stream: Stream, peer: PublicKey) -> Result<(), SessionError> {
         let request: Request =
             recv(&mut stream, Limits::DEFAULT.message_bytes).await?.ok_or(SessionError::Closed)?;
@@ -253,14 +262,7 @@ impl Shared {
                     }
                 }
             }
-            Request::AccessLog { .. } => {
-                send(&mut stream, &Reply::Done).await?;
-                let lines = self.state().web.lines.clone();
-                for line in lines {
-                    send(&mut stream, &line).await?;
-                }
-                stream.close().await.map_err(SessionError::from)
-            }
+            Request::AccessLog { .. } => self.access_log(stream).await,
             Request::Events => {
                 send(&mut stream, &Reply::Done).await?;
                 let infos: Vec<_> = self.state().containers.values().cloned().collect();
@@ -574,16 +576,7 @@ impl State {
             | Request::Tunnel { .. }
             | Request::AccessLog { .. }
             | Request::Events => return Err(refused(ErrorCode::Internal, "answered elsewhere")),
-            Request::PublishEndpoint(_)
-            | Request::RemoveEndpoint(_)
-            | Request::Endpoints { .. }
-            | Request::Domains
-            | Request::PrepareDomain(_)
-            | Request::ClaimDomain { .. }
-            | Request::ShareDomain { .. }
-            | Request::ReleaseDomain(_)
-            | Request::ConfigureAcme(_) => self.ask_web(request)?,
-            request => self.ask_container(request)?,
+            request => self.ask_web(request)?,
         })
     }
 
@@ -618,7 +611,7 @@ impl State {
                 self.web.acme = settings.map(|settings| *settings);
                 Reply::Done
             }
-            other => panic!("not about the web: {other:?}"),
+            request => self.ask_container(request)?,
         })
     }
 
