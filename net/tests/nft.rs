@@ -10,7 +10,7 @@ use std::time::Duration;
 use wherry_net::address::{Overlay, Prefix};
 use wherry_net::firewall::{Board, Container, Ports, Published, board, container, protect};
 use wherry_net::nft::{
-    Chain, Family, Hook, KeyType, NftError, NftSocket, Policy, Rule, Ruleset, Set, Table, Value,
+    Chain, Element, Family, Hook, KeyType, NftError, NftSocket, Policy, Rule, Ruleset, Set, Table, Value,
 };
 use wherry_protocol::message::{Connection, DropReason, Drops, Egress, Peer, Transport, WebCaller};
 use wherry_protocol::{ContainerId, NodeIndex};
@@ -263,7 +263,8 @@ fn the_generation_changes_with_every_change() {
 
 #[test]
 fn large_sets_are_split() {
-    let elements = (0..5000u32).map(|n| vec![Value::Ipv4(Ipv4Addr::from_bits(0x0a01_0000 + n))]).collect();
+    let elements =
+        (0..5000u32).map(|n| Element::new([Value::Ipv4(Ipv4Addr::from_bits(0x0a01_0000 + n))])).collect();
     let set = Set { name: "many", key: vec![KeyType::Ipv4], elements };
     let table = Table { family: Family::Inet, name: "wherry", sets: vec![set], chains: vec![] };
     isolated(move || {

@@ -5,8 +5,8 @@ use crate::address::{
     tunnel_name,
 };
 use crate::nft::{
-    Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set, States, Table,
-    Value,
+    Chain, Element, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set,
+    States, Table, Value,
 };
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -115,8 +115,8 @@ const OWNERS: [&str; 2] = ["owners", "owners6"];
 
 fn connections(of: &Board<'_>, version: Version) -> Set {
     let element = |c: &Connection| {
-        let ends = [c.from_address, c.to_address].map(|address| version.value(of.overlay, address));
-        [ends, [Value::Protocol(c.transport.into()), Value::Port(c.port)]].concat()
+        let [from, to] = [c.from_address, c.to_address].map(|address| version.value(of.overlay, address));
+        Element::new([from, to, Value::Protocol(c.transport.into()), Value::Port(c.port)])
     };
     Set {
         name: version.set(CONNECTIONS),
@@ -371,7 +371,7 @@ fn not_owner(key: &[Key]) -> Rule {
 fn owners(of: &Board<'_>, version: Version) -> Set {
     let element = |(id, address): (&ContainerId, &Ipv4Addr)| {
         let own = version.value(of.overlay, *address);
-        Some(vec![Value::Ifname(port_name(*id)?), Value::Ether(mac(*address)), own])
+        Some(Element::new([Value::Ifname(port_name(*id)?), Value::Ether(mac(*address)), own]))
     };
     let elements = of.containers.iter().filter_map(element).collect();
     let key = vec![KeyType::Ifname, KeyType::Ether, version.key_type()];

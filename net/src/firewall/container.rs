@@ -2,7 +2,7 @@
 use super::{DNS, TABLE, VERSIONS, Version, WEB, addresses, lan_of, multicast, only_internet, to_resolvers};
 use crate::address::{Overlay, Prefix};
 use crate::nft::{
-    Chain, Family, Hook, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
+    Chain, Element, Family, Hook, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
 };
 use std::net::Ipv4Addr;
 use wherry_protocol::ContainerId;
@@ -51,24 +51,18 @@ const OUTBOUND: [&str; 2] = ["outbound", "outbound6"];
 /// Who may reach the container, over which protocol, on which of its ports.
 fn inbound(of: &Container<'_>, version: Version) -> Set {
     let mine = of.connections.iter().filter(|c| c.to == of.id && c.to_address == of.address);
-    peers(of, version, INBOUND, mine.map(|c| (c.from_address, c)))
+    peers(of, version, INBOUND, mine.map(|c| (c.from_address, c)), [])
 }
 
 /// Whom the container may reach, over which protocol, on which of their ports.
 fn outbound(of: &Container<'_>, version: Version) -> Set {
     let mine = of.connections.iter().filter(|c| c.from == of.id && c.from_address == of.address);
-    let mut set = peers(of, version, OUTBOUND, mine.map(|c| (c.to_address, c)));
     // The way to the web endpoint begins at the board's IPv4 address.
-    if version != Version::V4 {
-        return set;
-    }
-    let calls = of.callers.iter().any(|caller| caller.container == of.id && caller.address == of.address);
+    let calls = version == Version::V4
+        && of.callers.iter().any(|caller| caller.container == of.id && caller.address == of.address);
     let boards = of.resolvers.iter().filter(|_| calls);
-    let ports = boards.flat_map(|board| WEB.map(|port| (*board, port)));
-    set.elements.extend(ports.map(|(board, port)| {
-        vec![Value::Ipv4(board), Value::Protocol(Transport::Tcp.into()), Value::Port(port)]
-    }));
-    set
+    let web = boards.flat_map(|board| WEB.map(|port| key(Value::Ipv4(*board), Transport::Tcp, port)));
+    peers(of, version, OUTBOUND, mine.map(|c| (c.to_address, c)), web)
 }
 
 fn peers<'a>(
@@ -76,13 +70,21 @@ fn peers<'a>(
     version: Version,
     names: [&'static str; 2],
     connections: impl Iterator<Item = (Ipv4Addr, &'a Connection)>,
+    besides: impl IntoIterator<Item = Element>,
 ) -> Set {
     let element = |(peer, c): (Ipv4Addr, &Connection)| {
         let peer = version.value(of.overlay, peer);
-        vec![peer, Value::Protocol(c.transport.into()), Value::Port(c.port)]
+        key(peer, c.transport, c.port)
     };
-    let key = vec![version.key_type(), KeyType::Protocol, KeyType::Port];
-    Set { name: version.set(names), key, elements: connections.map(element).collect() }
+    Set {
+        name: version.set(names),
+        key: vec![version.key_type(), KeyType::Protocol, KeyType::Port],
+        elements: connections.map(element).chain(besides).collect(),
+    }
+}
+
+fn key(peer: Value, transport: Transport, port: u16) -> Element {
+    Element::new([peer, Value::Protocol(transport.into()), Value::Port(port)])
 }
 
 /// Visitors from outside, never from the overlay.

@@ -10,7 +10,7 @@ pub use board::{Board, Ports, Published, board};
 pub use container::{Container, container};
 
 use super::address::{Overlay, Prefix, Prefix6};
-use super::nft::{Icmp, Key, KeyType, Match, NftError, NftSocket, Not, Rule, Set, States, Value};
+use super::nft::{Element, Icmp, Key, KeyType, Match, NftError, NftSocket, Not, Rule, Set, States, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use wherry_protocol::message::{DropReason, Egress, Transport};
@@ -137,7 +137,7 @@ fn lan_of(overlay: Overlay, egress: &[Egress]) -> impl Iterator<Item = Prefix> {
 }
 
 fn addresses(name: &'static str, addresses: &[Ipv4Addr]) -> Set {
-    let elements = addresses.iter().map(|address| vec![Value::Ipv4(*address)]).collect();
+    let elements = addresses.iter().map(|address| Element::new([Value::Ipv4(*address)])).collect();
     Set { name, key: vec![KeyType::Ipv4], elements }
 }
 

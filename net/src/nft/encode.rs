@@ -1,6 +1,7 @@
 //! A ruleset as one netlink transaction. Numbers are those of include/uapi/linux/netfilter/nf_tables.h.
-use super::lower::{FIRST, Instruction, Load, element, program};
-use super::model::{Base, Chain, Family, Hook, KeyType, Not, Policy, Ruleset, Set, Table, Value, Verdict};
+use super::element::{Element, length};
+use super::lower::{FIRST, Instruction, Load, program};
+use super::model::{Base, Chain, Family, Hook, KeyType, Not, Policy, Ruleset, Set, Table, Verdict};
 use crate::netlink::{Attributes, append};
 
 /// NFNL_SUBSYS_NFTABLES: the high byte of message types.
@@ -73,8 +74,8 @@ pub(super) fn change(from: &Ruleset, to: &Ruleset, sequence: u32) -> Option<Batc
     let mut writer = Writer::begin(sequence);
     let changes = changed_sets(from, to)?;
     for (table, before, after) in &changes {
-        let gone: Vec<_> = before.elements.difference(&after.elements).collect();
-        let new: Vec<_> = after.elements.difference(&before.elements).collect();
+        let gone: Vec<_> = before.elements.without(&after.elements).collect();
+        let new: Vec<_> = after.elements.without(&before.elements).collect();
         writer.elements(table, after, DELETE_ELEMENTS, 0, &gone);
         writer.elements(table, after, NEW_ELEMENTS, CREATE, &new);
     }
@@ -171,7 +172,7 @@ impl Writer {
         append(&mut self.bytes, SUBSYSTEM << 8 | kind, REQUEST | flags, self.sequence, &payload);
     }
 
-    fn elements(&mut self, table: &Table, set: &Set, kind: u16, flags: u16, elements: &[&Vec<Value>]) {
+    fn elements(&mut self, table: &Table, set: &Set, kind: u16, flags: u16, elements: &[&Element]) {
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
             self.message(table.family, kind, flags, &elements_attributes(table, set, chunk));
         }
@@ -199,35 +200,31 @@ impl Writer {
 }
 
 /// Numbers of nft's own types, kept by the kernel so that `nft list` can show keys as they were meant.
-fn key_type(part: KeyType) -> (u32, u32) {
+fn key_type(part: KeyType) -> u32 {
     match part {
-        KeyType::Ifname => (41, 16),
-        KeyType::Ether => (9, 6),
-        KeyType::Ipv4 => (7, 4),
-        KeyType::Ipv6 => (8, 16),
-        KeyType::Protocol => (12, 1),
-        KeyType::Port => (13, 2),
+        KeyType::Ifname => 41,
+        KeyType::Ether => 9,
+        KeyType::Ipv4 => 7,
+        KeyType::Ipv6 => 8,
+        KeyType::Protocol => 12,
+        KeyType::Port => 13,
     }
 }
 
 fn set_attributes(table: &Table, set: &Set, number: u32) -> Attributes {
-    let joined = set.key.iter().fold(0, |joined, part| joined << 6 | key_type(*part).0);
-    let length = match set.key.as_slice() {
-        [part] => key_type(*part).1,
-        parts => parts.iter().map(|part| key_type(*part).1.next_multiple_of(4)).sum(),
-    };
+    let joined = set.key.iter().fold(0, |joined, part| joined << 6 | key_type(*part));
     Attributes::default()
         .text(1, table.name)
         .text(2, set.name)
         .be32(3, 0)
         .be32(4, joined)
-        .be32(5, length)
+        .be32(5, length(&set.key) as u32)
         .be32(10, number)
 }
 
-fn elements_attributes(table: &Table, set: &Set, elements: &[&Vec<Value>]) -> Attributes {
-    let list = elements.iter().fold(Attributes::default(), |list, parts| {
-        let value = Attributes::default().bytes(1, &element(parts));
+fn elements_attributes(table: &Table, set: &Set, elements: &[&Element]) -> Attributes {
+    let list = elements.iter().fold(Attributes::default(), |list, element| {
+        let value = Attributes::default().bytes(1, element.bytes(&set.key));
         list.nest(1, Attributes::default().nest(1, value))
     });
     Attributes::default().text(1, table.name).text(2, set.name).nest(3, list)

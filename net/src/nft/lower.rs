@@ -2,7 +2,7 @@
 //!
 //! A packet's fields are loaded into registers and compared there; a comparison that fails ends the rule. What `nft`
 //! calls dependencies (`ip saddr` only makes sense for IPv4) is made explicit here, once per rule.
-use super::model::{Family, Icmp, Key, Match, Not, Protocol, Rule, Statement, States, Value, Verdict};
+use super::model::{Family, Icmp, Key, Match, Not, Protocol, Rule, Statement, States, Verdict};
 use crate::address::{Prefix, Prefix6};
 use wherry_protocol::message::Transport;
 
@@ -297,25 +297,6 @@ fn source(part: Key) -> (Load, u32) {
     }
 }
 
-/// A set's element as the registers would hold it: each part padded to whole registers.
-pub(super) fn element(parts: &[Value]) -> Vec<u8> {
-    let single = parts.len() == 1;
-    let mut bytes = Vec::new();
-    for part in parts {
-        let value = match part {
-            Value::Ifname(name) => padded(name.as_bytes(), IFNAMSIZ),
-            Value::Ether(mac) => mac.to_vec(),
-            Value::Ipv4(address) => address.octets().to_vec(),
-            Value::Ipv6(address) => address.octets().to_vec(),
-            Value::Protocol(protocol) => vec![number(*protocol)],
-            Value::Port(port) => port.to_be_bytes().to_vec(),
-        };
-        let length = if single { value.len() } else { value.len().next_multiple_of(REGISTER_BYTES as usize) };
-        bytes.extend(padded(&value, length));
-    }
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -349,9 +330,6 @@ mod tests {
 
     #[test]
     fn keys_fill_whole_registers() {
-        let parts =
-            [Value::Ipv4(Ipv4Addr::new(10, 1, 0, 3)), Value::Protocol(Protocol::Tcp), Value::Port(80)];
-        assert_eq!(element(&parts), [10, 1, 0, 3, 6, 0, 0, 0, 0, 80, 0, 0]);
         let code = program(
             Family::Bridge,
             &Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source], "owners"),

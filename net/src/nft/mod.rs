@@ -6,12 +6,14 @@
 //! lower   rules → register machine  encode  register machine → attributes, one transaction per ruleset
 //! ```
 //! Kernel interface: include/uapi/linux/netfilter/nf_tables.h; the text is nft(8)'s.
+mod element;
 mod encode;
 mod lower;
 mod model;
 mod send;
 mod text;
 
+pub use element::{Element, Elements};
 pub use model::{
     Base, Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set,
     Statement, States, Table, Value, Verdict,

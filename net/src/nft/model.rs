@@ -1,6 +1,6 @@
 //! What a ruleset says.
+use super::element::Elements;
 use crate::address::{Prefix, Prefix6};
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use wherry_protocol::message::{DropReason, Transport};
 
@@ -40,8 +40,8 @@ pub struct Set {
     pub name: &'static str,
     /// What a key is made of.
     pub key: Vec<KeyType>,
-    /// The keys, each with one value per part.
-    pub elements: BTreeSet<Vec<Value>>,
+    /// The keys, each with one value per part of that type.
+    pub elements: Elements,
 }
 
 /// Type of one part of a set's key.
@@ -91,6 +91,10 @@ pub enum Protocol {
     Gre,
     /// 58.
     Icmpv6,
+}
+
+impl Protocol {
+    pub(super) const ALL: [Self; 5] = [Self::Icmp, Self::Tcp, Self::Udp, Self::Gre, Self::Icmpv6];
 }
 
 impl From<Transport> for Protocol {

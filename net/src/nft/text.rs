@@ -31,7 +31,7 @@ impl Display for Set {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "\tset {} {{\n\t\ttype {}\n", self.name, joined(&self.key, " . "))?;
         if !self.elements.is_empty() {
-            let elements = self.elements.iter().map(|parts| joined(parts, " . "));
+            let elements = self.elements.iter().map(|element| joined(element.values(&self.key), " . "));
             writeln!(f, "\t\telements = {{ {} }}", joined(elements, ",\n\t\t\t     "))?;
         }
         f.write_str("\t}\n")
