@@ -376,14 +376,28 @@ impl Board {
 
 async fn obey(control: Stream, containers: Containers, told: mpsc::UnboundedSender<ToNode>) {
     use futures_util::AsyncReadExt as _;
-    let (mut reader, mut writer) = control.split();
-    while let Ok(Some(order)) = recv::<ToNode>(&mut reader, Limits::DEFAULT.message_bytes).await {
-        drop(told.send(order.clone()));
-        for report in answer(order, &containers).await {
-            if send(&mut writer, &report).await.is_err() {
-                return;
+    let (mut reader, writer) = control.split();
+    let writer = Mutex::new(writer);
+    let say = async |report| send(&mut *writer.lock().await, &report).await;
+    let obeying = async {
+        while let Ok(Some(order)) = recv::<ToNode>(&mut reader, Limits::DEFAULT.message_bytes).await {
+            drop(told.send(order.clone()));
+            for report in answer(order, &containers).await {
+                if say(report).await.is_err() {
+                    return;
+                }
             }
         }
+    };
+    // A board that says nothing for long counts as gone.
+    let living = async {
+        while say(FromNode::Load(load())).await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    };
+    tokio::select! {
+        () = obeying => {}
+        () = living => {}
     }
 }
 
