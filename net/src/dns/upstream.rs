@@ -44,8 +44,10 @@ impl Upstream {
         Self(servers)
     }
 
-    /// The first answer that any of them gives to `question`, as it came but for its number.
+    /// The first answer that any of them gives to `question`, as it came but for its number. One that says no more than that
+    /// it failed or will not answer counts only if no other says more.
     pub async fn ask(&self, question: &[u8], over: Transport) -> Option<Vec<u8>> {
+        let mut excuse = None;
         for _ in 0..ROUNDS {
             for server in &self.0 {
                 let answered = match over {
@@ -53,14 +55,27 @@ impl Upstream {
                     Transport::Tcp => timeout(PATIENCE, ask_tcp(*server, question)).await,
                 };
                 match answered {
+                    Ok(Ok(answer)) if is_excuse(&answer) => {
+                        tracing::debug!(%server, "name server: it failed or refused");
+                        excuse.get_or_insert(answer);
+                    }
                     Ok(Ok(answer)) => return Some(answer),
                     Ok(Err(error)) => tracing::debug!(%server, "name server: {error}"),
                     Err(_) => tracing::debug!(%server, "name server: no answer"),
                 }
             }
+            // Each has been heard or is silent; those that answered would say the same again.
+            if excuse.is_some() {
+                return excuse;
+            }
         }
         None
     }
+}
+
+/// SERVFAIL or REFUSED (RFC 1035 §4.1.1).
+fn is_excuse(answer: &[u8]) -> bool {
+    answer.get(3).is_some_and(|flags| matches!(flags & 0x0f, 2 | 5))
 }
 
 /// With a number and a port of its own for every question, so that nobody can guess what an answer must look like
