@@ -168,12 +168,15 @@ impl ClientError {
         match error {
             SessionError::Refused(error) => Self::Refused(error),
             SessionError::Version { message } => Self::Version(message),
+            SessionError::TooManyStreams { limit } => {
+                let text = format!("this session has {limit} streams open, the limit: end some or wait");
+                Self::Refused(WireError::new(ErrorCode::Busy, text))
+            }
             error @ (SessionError::WrongServerKey
             | SessionError::Io(_)
             | SessionError::Closed
             | SessionError::Garbage { .. }
-            | SessionError::TooLarge { .. }
-            | SessionError::TooManyStreams { .. }) => {
+            | SessionError::TooLarge { .. }) => {
                 Self::Lost { address: address.clone(), reason: error.to_string() }
             }
         }

@@ -70,13 +70,11 @@ impl Location {
 
     /// Opens a stream, sends `request` and gives the reply and the stream behind it.
     ///
-    /// If the session turns out to have ended, a request that may be repeated is tried once more on a new one.
+    /// If the stream breaks before the reply, a request that may be repeated is tried once more: on a new session if this one
+    /// has ended. The streams of others on a session that lives on are left alone.
     pub(crate) async fn open(&self, request: &Request) -> Result<(Reply, Stream), ClientError> {
         match self.open_once(request).await {
-            Err(error) if error.is_lost() => {
-                self.session.abandon().await;
-                if repeatable(request) { self.open_once(request).await } else { Err(error) }
-            }
+            Err(error) if error.is_lost() && repeatable(request) => self.open_once(request).await,
             result => result,
         }
     }

@@ -17,6 +17,12 @@ const CONNECT_SECONDS: u64 = 10;
 /// TCP keepalive: a broker that lost power, or a laptop that moved, is noticed within idle + 3 × interval seconds.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// The same while something is on its way: keepalive does not count then, and TCP alone would go on for a quarter of an hour
+/// (tcp(7), TCP_USER_TIMEOUT).
+#[cfg(target_os = "linux")]
+const UNANSWERED: Duration = Duration::from_secs(30);
+/// What one session carries at once.
+const LIMITS: Limits = Limits { streams: Limits::DEFAULT.user_streams, ..Limits::DEFAULT };
 
 /// A first packet that came before its broker was up is repeated by TCP only after 1, 3 and 7 s (RFC 6298 §5.5): so another
 /// attempt is made beside one that says nothing for so long. A session on a LAN is ready within milliseconds.
@@ -56,7 +62,7 @@ async fn attempt(
     let transport = connect(address, port).await?;
     let handshake = async {
         let secure = io::connect(transport.compat(), me, broker, &mut OsRandom).await?;
-        let (mux, mut incoming, driver) = io::multiplex(secure, Side::Dialled, &Limits::DEFAULT);
+        let (mux, mut incoming, driver) = io::multiplex(secure, Side::Dialled, &LIMITS);
         let attempt = Attempt(Some(mux));
         // The driver ends with the session; whoever uses a stream then learns of it there.
         tokio::spawn(driver);
@@ -105,10 +111,14 @@ async fn connect(address: &Address, port: u16) -> Result<TcpStream, ClientError>
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(3);
-    socket2::SockRef::from(&stream)
-        .set_tcp_keepalive(&keepalive)
-        .and_then(|()| stream.set_nodelay(true))
-        .map_err(|error| unreachable(plain(&error)))?;
+    let socket = socket2::SockRef::from(&stream);
+    let prepare = || {
+        socket.set_tcp_keepalive(&keepalive)?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(UNANSWERED))?;
+        stream.set_nodelay(true)
+    };
+    prepare().map_err(|error| unreachable(plain(&error)))?;
     Ok(stream)
 }
 
@@ -153,11 +163,16 @@ impl Session {
         let current = self.current.lock().await.clone();
         if let Some(mux) = current {
             match mux.open().await {
-                Err(io::SessionError::Closed) => self.abandon().await,
+                Err(io::SessionError::Closed) => self.forget(&mux).await,
                 result => return result.map_err(lost),
             }
         }
         self.redial().await?.open().await.map_err(lost)
+    }
+
+    /// Forgets a session that has ended. Another caller may have dialled a new one meanwhile, which stays.
+    async fn forget(&self, ended: &Mux) {
+        self.current.lock().await.take_if(|current| current.same(ended));
     }
 
     /// The session there is, or a new one; several callers get the same.
@@ -171,16 +186,11 @@ impl Session {
         Ok(mux)
     }
 
-    /// Forgets a session on which something failed; the next [`Self::open`] dials anew.
-    pub(crate) async fn abandon(&self) {
+    /// Ends the session in order; the next [`Self::open`] dials anew.
+    pub(crate) async fn close(&self) {
         if let Some(mux) = self.current.lock().await.take() {
             mux.close();
         }
-    }
-
-    /// Ends the session in order.
-    pub(crate) async fn close(&self) {
-        self.abandon().await;
     }
 }
 
@@ -188,6 +198,106 @@ impl Session {
 mod tests {
     use super::*;
     use tokio::net::TcpListener;
+
+    /// A broker on this port that gives what is asked on each connection to `serve`, in order of the connections.
+    async fn broker(
+        listener: TcpListener,
+        secret: SecretKey,
+        serve: impl Fn(usize, Mux, io::Incoming) -> tokio::task::JoinHandle<()>,
+    ) {
+        for number in 0.. {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let keys = io::ServerKeys::new(secret.clone(), &mut OsRandom);
+            let secure = io::accept(tcp.compat(), &keys, &mut OsRandom).await.unwrap();
+            let (mux, mut incoming, driver) = io::multiplex(secure, Side::Accepted, &Limits::DEFAULT);
+            tokio::spawn(driver);
+            let (stream, hello) = io::read_hello(&mut incoming).await.unwrap();
+            io::answer_hello(stream, &hello, "test", Ok(None)).await.unwrap();
+            drop(serve(number, mux, incoming));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn those_who_lose_a_session_share_the_next_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (secret, me) = (SecretKey::generate(&mut OsRandom), SecretKey::generate(&mut OsRandom));
+        let public = secret.public();
+        let dialled = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = std::sync::Arc::clone(&dialled);
+        let server = tokio::spawn(broker(listener, secret, move |number, mux, mut incoming| {
+            count.store(number + 1, std::sync::atomic::Ordering::Relaxed);
+            tokio::spawn(async move {
+                let first = incoming.next().await.unwrap();
+                if number == 0 {
+                    return mux.close();
+                }
+                let mut kept = vec![first];
+                while let Some(stream) = incoming.next().await {
+                    kept.push(stream);
+                }
+            })
+        }));
+        let address: Address = format!("127.0.0.1:{}", at.port()).parse().unwrap();
+        let session = std::sync::Arc::new(Session::new(address, me, public));
+        let begin = async |session: std::sync::Arc<Session>| {
+            let mut stream = session.open().await.unwrap();
+            futures_util::AsyncWriteExt::flush(&mut stream).await.unwrap();
+            stream
+        };
+        begin(std::sync::Arc::clone(&session)).await.hung_up().await;
+        let opening: Vec<_> = (0..32).map(|_| tokio::spawn(begin(std::sync::Arc::clone(&session)))).collect();
+        let mut streams = Vec::new();
+        for opened in opening {
+            streams.push(opened.await.unwrap());
+        }
+        let any = futures_util::future::select_all(streams.iter().map(Stream::hung_up));
+        assert!(tokio::time::timeout(Duration::from_millis(200), any).await.is_err(), "one was cut off");
+        assert_eq!(dialled.load(std::sync::atomic::Ordering::Relaxed), 2);
+        server.abort();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_that_breaks_takes_no_other_along() {
+        use wherry_protocol::message::Request;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (secret, me) = (SecretKey::generate(&mut OsRandom), SecretKey::generate(&mut OsRandom));
+        let stored = crate::store::StoredLocation {
+            name: "test".parse().unwrap(),
+            address: format!("127.0.0.1:{}", at.port()).parse().unwrap(),
+            broker: secret.public(),
+            secret: me,
+            role: wherry_protocol::Role::User,
+            account: wherry_protocol::AccountId(1),
+            label: "ann".parse().unwrap(),
+            token: wherry_protocol::Digest::of(b"token"),
+        };
+        // Whoever pings is cut off, again and again.
+        let server = tokio::spawn(broker(listener, secret, |_, mux, mut incoming| {
+            tokio::spawn(async move {
+                let mut kept = Vec::new();
+                while let Some(mut stream) = incoming.next().await {
+                    match io::recv(&mut stream, 1024).await.unwrap() {
+                        Some(Request::Ping) => drop(stream),
+                        _ => {
+                            io::send(&mut stream, &wherry_protocol::message::Reply::Done).await.unwrap();
+                            kept.push(stream);
+                        }
+                    }
+                }
+                drop(mux);
+            })
+        }));
+        let location = crate::location::Location::stored(stored);
+        let (_, kept) = location.open(&Request::Events).await.unwrap();
+        let error = location.ping().await.unwrap_err();
+        assert!(error.is_lost(), "{error}");
+        let cut_off = tokio::time::timeout(Duration::from_millis(200), kept.hung_up()).await;
+        assert!(cut_off.is_err(), "the other one was cut off");
+        location.events().await.unwrap();
+        server.abort();
+    }
 
     /// As QEMU's port forwarding does while the guest boots: it takes the connection and says nothing.
     #[tokio::test]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::net::UdpSocket;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
-use wherry_protocol::io::{self, SessionError, Stream};
+use wherry_protocol::io::{self, HungUp, SessionError, Stream};
 use wherry_protocol::message::{
     ChangesQuery, Channel, CopySpec, ExecSpec, ExitStatus, Frame, LogQuery, LogSince, Probe, Reply, Routed,
     RoutedRequest, Transport,
@@ -110,6 +110,7 @@ impl Router {
     async fn attach(&self, stream: &mut Stream, container: ContainerRef) -> Result<(), Failure> {
         let instance = self.instance(container)?;
         io::send(stream, &Reply::Done).await?;
+        let gone = stream.hung_up();
         let (mut reader, mut writer) = stream.split();
         let shown = async {
             let attendant = instance.log.attend();
@@ -119,7 +120,7 @@ impl Router {
             io::send(&mut writer, &Frame::Exit(ended.status)).await
         };
         let heard = take_input(&mut reader, &self.runtime, &instance);
-        Ok(first_error(shown, heard).await?)
+        Ok(until_hung_up(first_error(shown, heard), gone).await?)
     }
 
     async fn logs(
@@ -130,9 +131,8 @@ impl Router {
     ) -> Result<(), Failure> {
         let log = self.runtime.log(container).ok_or_else(|| not_started(container))?;
         io::send(stream, &Reply::Done).await?;
-        let (mut reader, mut writer) = stream.split();
-        let shown = show_log(&mut writer, &log, query, None);
-        Ok(until_hung_up(shown, &mut reader).await?)
+        let gone = stream.hung_up();
+        Ok(until_hung_up(show_log(stream, &log, query, None), gone).await?)
     }
 
     async fn tunnel(&self, stream: &mut Stream, container: ContainerRef, port: u16) -> Result<(), Failure> {
@@ -143,9 +143,19 @@ impl Router {
         })?;
         inside.set_nodelay(true).ok();
         io::send(stream, &Reply::Done).await?;
+        let gone = stream.hung_up();
         let mut outside = stream.compat();
-        // Either side may break off at any time; that is the end of a tunnel, not a failure of the node.
-        tokio::io::copy_bidirectional(&mut outside, &mut inside).await.ok();
+        let copied = until_hung_up(
+            async {
+                tokio::io::copy_bidirectional(&mut outside, &mut inside).await.map_err(SessionError::Io)
+            },
+            gone,
+        );
+        if let Err(error) = copied.await {
+            // Either side may break off at any time. The other one must be able to tell that from an end.
+            inside.set_zero_linger().ok();
+            return Err(error.into());
+        }
         Ok(())
     }
 
@@ -200,12 +210,12 @@ impl Router {
         timeout_ms: u32,
     ) -> Result<(), Failure> {
         let patience = std::time::Duration::from_millis(u64::from(timeout_ms));
-        let (mut reader, mut writer) = stream.split();
+        let gone = stream.hung_up();
         let answered = async {
             let ready = self.prober.ready(container, probe, patience).await;
-            io::send(&mut writer, &ready.map_or_else(Reply::Error, |()| Reply::Done)).await
+            io::send(stream, &ready.map_or_else(Reply::Error, |()| Reply::Done)).await
         };
-        Ok(until_hung_up(answered, &mut reader).await?)
+        Ok(until_hung_up(answered, gone).await?)
     }
 
     async fn changes(
@@ -217,9 +227,8 @@ impl Router {
         let instance = self.instance(container)?;
         let config = self.runtime.image_config(&instance.image.config)?;
         io::send(stream, &Reply::Base { manifest: instance.image.clone(), config }).await?;
-        let (mut reader, mut writer) = stream.split();
-        let shown = show_changes(&mut writer, instance, query);
-        Ok(until_hung_up(shown, &mut reader).await?)
+        let gone = stream.hung_up();
+        Ok(until_hung_up(show_changes(stream, instance, query), gone).await?)
     }
 
     async fn crash(&self, stream: &mut Stream) -> Result<(), Failure> {
@@ -303,6 +312,7 @@ async fn carry(stream: &mut Stream, execution: Execution) -> Result<(), Failure>
 
 async fn converse(stream: &mut Stream, execution: &Execution) -> Result<(), SessionError> {
     io::send(stream, &Reply::Done).await?;
+    let gone = stream.hung_up();
     let (mut reader, writer) = stream.split();
     let writer = tokio::sync::Mutex::new(writer);
     let activity = Activity::default();
@@ -330,7 +340,7 @@ async fn converse(stream: &mut Stream, execution: &Execution) -> Result<(), Sess
         };
         io::send(&mut *writer.lock().await, &last).await
     };
-    first_error(spoken, feed(&mut reader, execution)).await
+    until_hung_up(first_error(spoken, feed(&mut reader, execution)), gone).await
 }
 
 /// Output on its way to the user.
@@ -543,20 +553,14 @@ async fn first_error(
     }
 }
 
-/// Runs `speaking` until its end or until the stream is reset.
-async fn until_hung_up(
-    speaking: impl Future<Output = Result<(), SessionError>>,
-    reader: &mut (impl AsyncRead + Unpin),
-) -> Result<(), SessionError> {
-    let silence = async {
-        let mut nothing = [0; 64];
-        loop {
-            match reader.read(&mut nothing).await {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                Err(error) => return Err(SessionError::Io(error)),
-            }
-        }
-    };
-    first_error(speaking, silence).await
+/// Runs `speaking` until its end or until the asker hangs up, which is noticed even while nothing of the asker's is read.
+async fn until_hung_up<T>(
+    speaking: impl Future<Output = Result<T, SessionError>>,
+    gone: HungUp,
+) -> Result<T, SessionError> {
+    tokio::select! {
+        biased;
+        result = speaking => result,
+        () = gone => Err(SessionError::Io(std::io::ErrorKind::ConnectionReset.into())),
+    }
 }

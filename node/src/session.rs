@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use wherry_protocol::Limits;
 use wherry_protocol::io::{self, Mux, SessionError, Stream};
-use wherry_protocol::message::{FromNode, NodeCall, NodeHello, ToNode};
+use wherry_protocol::message::{FromNode, NodeCall, NodeHello, Reply, ToNode};
+use wherry_protocol::{ErrorCode, Limits, WireError};
 
 /// First pause after a session ended or could not be opened.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -19,8 +19,8 @@ const LAST_BACKOFF: Duration = Duration::from_secs(8);
 const HEALTHY: Duration = Duration::from_secs(30);
 /// Reports waiting for a slow session; a node of 1000 containers sends one each when all change at once.
 const REPORT_QUEUE: usize = 2048;
-/// Routed streams served at once; more wait in the session's window.
-const ROUTED_AT_ONCE: usize = 256;
+/// Routed streams served at once; more are told so. Below what the session carries, for images are fetched over it too.
+const ROUTED_AT_ONCE: usize = 384;
 
 /// What the agent hears of the session.
 #[derive(Debug)]
@@ -145,6 +145,18 @@ async fn speak(
     Ok(())
 }
 
+/// Whoever asks is told at once instead of waiting for somebody else's end.
+async fn turn_away(mut stream: Stream) {
+    let text = "the node serves as many requests as it can: try again in a moment";
+    let told = async {
+        io::send(&mut stream, &Reply::Error(WireError::new(ErrorCode::Busy, text))).await?;
+        futures_util::AsyncWriteExt::close(&mut stream).await.map_err(SessionError::Io)
+    };
+    if let Err(error) = told.await {
+        tracing::debug!("a routed stream was turned away and did not hear it: {error}");
+    }
+}
+
 async fn serve_streams<S: ServeStream>(
     link: &mut Link,
     streams: &Arc<S>,
@@ -152,8 +164,9 @@ async fn serve_streams<S: ServeStream>(
 ) -> Result<(), SessionError> {
     loop {
         tokio::select! {
-            stream = link.incoming.next(), if tasks.len() < ROUTED_AT_ONCE => match stream {
-                Some(stream) => { tasks.spawn(Arc::clone(streams).serve(stream)); }
+            stream = link.incoming.next() => match stream {
+                Some(stream) if tasks.len() >= ROUTED_AT_ONCE => drop(tasks.spawn(turn_away(stream))),
+                Some(stream) => drop(tasks.spawn(Arc::clone(streams).serve(stream))),
                 None => return Ok(()),
             },
             Some(ended) = tasks.join_next(), if !tasks.is_empty() => {

@@ -11,6 +11,9 @@ pub struct Limits {
     pub message_bytes: usize,
     /// Streams open at once on one session. Stops a peer from opening streams without end.
     pub streams: usize,
+    /// Streams that a user's program opens at once on its session. Brokers take some more, because a stream that has ended
+    /// here may not have ended there yet.
+    pub user_streams: usize,
     /// Receive window of one session over all of its streams, in bytes: the most a slow reader can make us hold.
     pub session_window_bytes: usize,
     /// Time for a handshake, in seconds. Stops half-open connections from piling up (slowloris).
@@ -29,6 +32,7 @@ impl Limits {
         record_bytes: 16 * 1024,
         message_bytes: 1024 * 1024,
         streams: 512,
+        user_streams: 128,
         session_window_bytes: 16 * 1024 * 1024 + 512 * 256 * 1024,
         handshake_seconds: 10,
         rekey_records: 1 << 32,

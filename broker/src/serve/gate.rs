@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use wherry_protocol::Limits;
 
 /// Bounds of one broker's listeners.
 #[derive(Debug, Clone)]
@@ -25,6 +26,11 @@ pub struct ServeLimits {
     /// Connections from the web endpoint to the containers of one account, apart from those streams: who is busy on the web
     /// can still be looked after.
     pub web_routes_per_account: usize,
+    /// Visitors of one account's published ports, apart from those too.
+    pub visits_per_account: usize,
+    /// Streams of each board's session that the web and visitors leave free, whatever they want: for commands, logs and
+    /// images.
+    pub streams_kept_back: usize,
     /// Blobs being received at once; each holds a thread and a megabyte.
     pub uploads: usize,
     /// Connections to one published port at once.
@@ -43,9 +49,11 @@ impl Default for ServeLimits {
             failures_burst: 64,
             failures_per_second: 8,
             sessions: 4096,
-            user_streams: 128,
+            user_streams: Limits::DEFAULT.user_streams + 32,
             routes_per_account: 256,
             web_routes_per_account: 256,
+            visits_per_account: 256,
+            streams_kept_back: 128,
             uploads: 16,
             visitors_per_port: 256,
             request_seconds: 10,

@@ -1,6 +1,6 @@
 //! Accepting connections: the gate, the handshake, the exchange of versions, and what the key is here.
 use super::gate::Pass;
-use super::{SOFTWARE, Shared, node, user, user_limits};
+use super::{SOFTWARE, Shared, node, user};
 use crate::state::{Answer, Input, SessionId};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use wherry_protocol::message::{EnrolReply, EnrolRequest};
 use wherry_protocol::{AccountId, ErrorCode, Limits, OsRandom, PublicKey, Role, WireError};
 
 /// Pause after accept(2) failed, which it does when descriptors run out: time for some to be given back.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time in which a stranger that is turned away must read why.
 const REFUSAL: Duration = Duration::from_secs(2);
 /// Streams on one connection to the enrolment port: hello and a claim, and one to try again.
@@ -24,6 +24,9 @@ const ENROLMENT_STREAMS: usize = 4;
 const MAX_CLAIM_BYTES: usize = 256;
 /// Idle time after which TCP asks whether the peer is still there, and between questions; after three it is not.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// The same while something is on its way to the peer: keepalive does not count then (tcp(7), TCP_USER_TIMEOUT).
+const UNANSWERED: Duration = Duration::from_secs(80);
 
 type Transport = Compat<TcpStream>;
 
@@ -86,6 +89,16 @@ pub(crate) fn report_panic(done: Result<(), tokio::task::JoinError>) {
     }
 }
 
+/// Makes a lost peer noticed within a minute and a half. Without it the connection works, a little slower and later to notice.
+pub(crate) fn watch_peer(tcp: &TcpStream) {
+    drop(tcp.set_nodelay(true));
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(3);
+    let socket = socket2::SockRef::from(tcp);
+    drop(socket.set_tcp_keepalive(&keepalive));
+    drop(socket.set_tcp_user_timeout(Some(UNANSWERED)));
+}
+
 fn admit<F>(
     shared: &Arc<Shared>,
     tasks: &mut JoinSet<()>,
@@ -95,11 +108,7 @@ fn admit<F>(
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    // Without these the session works, a little slower and later to notice a lost peer.
-    drop(tcp.set_nodelay(true));
-    let keepalive =
-        socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(3);
-    drop(socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive));
+    watch_peer(&tcp);
     let permitted = shared.handshakes.available_permits() > 0;
     match shared.gate.enter(peer.ip(), Instant::now()).filter(|_| permitted) {
         Some(pass) => drop(tasks.spawn(serve(Arc::clone(shared), tcp, pass))),
@@ -137,7 +146,9 @@ async fn session(shared: Arc<Shared>, tcp: TcpStream, pass: Pass) {
 async fn open(shared: &Arc<Shared>, tcp: TcpStream, mut pass: Pass) -> Result<Session, SessionError> {
     let secure = handshake(shared, tcp).await?;
     let key = secure.peer();
-    let (mux, mut incoming, mut driver) = multiplex(secure, Side::Accepted, &user_limits(&shared.limits));
+    let (mux, mut incoming, mut driver) = multiplex(secure, Side::Accepted, &Limits::DEFAULT);
+    // Until it is known who it is, as many as a user may have.
+    mux.limit_streams(shared.limits.user_streams);
     let id = SessionId(shared.core.number());
     let verdict = async {
         let (stream, hello) = read_hello(&mut incoming).await?;
@@ -149,6 +160,10 @@ async fn open(shared: &Arc<Shared>, tcp: TcpStream, mut pass: Pass) -> Result<Se
         Ok::<_, SessionError>((opening, account, role))
     };
     let (mut opening, account, role) = alongside(&mut driver, verdict).await?;
+    match role {
+        Role::Node => mux.limit_streams(Limits::DEFAULT.streams),
+        Role::User | Role::Admin => {}
+    }
     pass.known();
     opening.keep = true;
     drop(opening);

@@ -37,7 +37,7 @@ use wherry_images::store::BlobStore;
 use wherry_protocol::io::ServerKeys;
 use wherry_protocol::overlay::GlobalId;
 use wherry_protocol::token::TokenSecret;
-use wherry_protocol::{Digest, Limits, Name, OsRandom, Overlay, Random, Role, SecretKey, Token};
+use wherry_protocol::{Digest, Name, OsRandom, Overlay, Random, Role, SecretKey, Token};
 
 /// Name and version of this software, as peers are told.
 pub const SOFTWARE: &str = concat!("wherry-broker ", env!("CARGO_PKG_VERSION"));
@@ -133,6 +133,7 @@ pub(crate) struct Shared {
     pub(crate) uploads: Semaphore,
     pub(crate) routes: route::Routes,
     pub(crate) web_routes: route::Routes,
+    pub(crate) visits: route::Routes,
     pub(crate) web: WebShared,
     pub(crate) limits: Arc<ServeLimits>,
     pub(crate) publish_address: IpAddr,
@@ -192,8 +193,9 @@ impl Service {
             handshakes: Semaphore::new(limits.handshakes),
             open_sessions: Arc::new(Semaphore::new(limits.sessions)),
             uploads: Semaphore::new(limits.uploads),
-            routes: route::Routes::new(limits.routes_per_account),
-            web_routes: route::Routes::new(limits.web_routes_per_account),
+            routes: route::Routes::new(limits.routes_per_account, 0),
+            web_routes: route::Routes::new(limits.web_routes_per_account, limits.streams_kept_back),
+            visits: route::Routes::new(limits.visits_per_account, limits.streams_kept_back),
             web,
             limits,
             publish_address: setup.publish_address,
@@ -343,9 +345,4 @@ fn first_token(
     let adopt = Input::Adopt { hash: secret.hash(), role: Role::Admin, expires_seconds };
     begin(broker, store, now, vec![adopt])?;
     Ok(Some(Token { role: Role::Admin, broker: key.public(), secret, address: None }))
-}
-
-/// The protocol's bounds with those of users' sessions.
-pub(crate) fn user_limits(limits: &ServeLimits) -> Limits {
-    Limits { streams: limits.user_streams, ..Limits::DEFAULT }
 }

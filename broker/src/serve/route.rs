@@ -7,19 +7,25 @@ use super::user::finish;
 use crate::state::SessionId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
-use wherry_protocol::io::{SessionError, Stream, send};
+use wherry_protocol::io::{HungUp, SessionError, Stream, send};
 use wherry_protocol::message::{Reply, Routed};
 use wherry_protocol::{AccountId, ErrorCode, WireError};
 
 /// Buffer of one direction, in bytes.
 pub(crate) const BUFFER_BYTES: usize = 16 * 1024;
 
+/// Time for what was said before somebody hung up to reach the other end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Counts streams to boards by account.
 #[derive(Debug, Clone)]
 pub(crate) struct Routes {
     limit: usize,
+    /// Streams of a board's session that these leave free.
+    spare: usize,
     open: Arc<Mutex<HashMap<AccountId, usize>>>,
 }
 
@@ -31,8 +37,8 @@ pub(crate) struct Place {
 }
 
 impl Routes {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, open: Arc::default() }
+    pub(crate) fn new(limit: usize, spare: usize) -> Self {
+        Self { limit, spare, open: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AccountId, usize>> {
@@ -77,7 +83,7 @@ pub(crate) async fn open(
         WireError::new(ErrorCode::Busy, text)
     })?;
     let mux = shared.sessions.mux(session).ok_or_else(gone)?;
-    let mut stream = mux.open().await.map_err(|error| match error {
+    let mut stream = mux.open_sparing(routes.spare).await.map_err(|error| match error {
         SessionError::TooManyStreams { .. } => {
             WireError::new(ErrorCode::Busy, "the node has as many streams open as it can: try again later")
         }
@@ -104,7 +110,27 @@ pub(crate) async fn splice(
         Ok(opened) => opened,
         Err(error) => return finish(user, Reply::Error(error)).await,
     };
+    let hung_up = [user.hung_up(), board.hung_up()];
     let (mut user, mut board) = (user.compat(), board.compat());
-    copy_bidirectional_with_sizes(&mut user, &mut board, BUFFER_BYTES, BUFFER_BYTES).await?;
+    let copied = copy_bidirectional_with_sizes(&mut user, &mut board, BUFFER_BYTES, BUFFER_BYTES);
+    until_hung_up(copied, hung_up).await?;
     Ok(())
+}
+
+/// Copies until either end hangs up: an end that takes nothing would otherwise hide that the other one has gone. What was said
+/// before still has a moment to get through.
+pub(crate) async fn until_hung_up<T>(
+    copied: impl Future<Output = std::io::Result<T>>,
+    hung_up: impl IntoIterator<Item = HungUp>,
+) -> std::io::Result<()> {
+    let mut copied = std::pin::pin!(copied);
+    let gone = futures_util::future::select_all(hung_up);
+    tokio::select! {
+        result = &mut copied => return result.map(drop),
+        _ = gone => {}
+    }
+    match tokio::time::timeout(LAST_WORDS, copied).await {
+        Ok(result) => result.map(drop),
+        Err(_) => Err(std::io::ErrorKind::ConnectionReset.into()),
+    }
 }

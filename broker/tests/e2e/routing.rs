@@ -1,5 +1,6 @@
 use crate::world::*;
 use futures_util::AsyncWriteExt as _;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use wherry_protocol::io::{recv, send};
@@ -68,6 +69,78 @@ async fn a_reader_who_stops_stops_the_writer() {
         assert!(taken < 64 * 1024 * 1024, "nothing holds the writer back");
     }
     assert_eq!(user.ask(Request::Ping).await, Reply::Done, "other streams go on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hangs_up_is_noticed_while_nobody_reads() {
+    let (_broker, user, _board) = cluster().await;
+    let deaf = Request::Tunnel { container: by_name("web"), port: DEAF, transport: Transport::Tcp };
+    let mut stream = user.open(&deaf).await;
+    assert_eq!(soon(reply(&mut stream)).await, Reply::Done);
+    let chunk = vec![1; 64 * 1024];
+    let mut write = async || {
+        let writing = futures_util::AsyncWriteExt::write_all(&mut stream, &chunk);
+        tokio::time::timeout(Duration::from_millis(500), writing).await
+    };
+    while write().await.is_ok() {}
+    assert_eq!(HANG_UPS.load(Ordering::Relaxed), 0);
+    drop(stream);
+    soon(async {
+        while HANG_UPS.load(Ordering::Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+async fn visitor(broker: &Broker, port: u16) -> tokio::net::TcpStream {
+    soon(async {
+        loop {
+            match tokio::net::TcpStream::connect((broker.ip, port)).await {
+                Ok(tcp) => break tcp,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn visitors_leave_room_for_those_who_look_after_the_container() {
+    let (broker, user, _board) = cluster().await;
+    let publish = run_with("pub", |run| {
+        run.spec.publish = vec![PublishedPort::tcp(9084, 80), PublishedPort::tcp(9085, 80)];
+    });
+    user.container(publish).await;
+    user.container(Request::Wait { container: by_name("pub"), until: WaitUntil::Started }).await;
+    let mut visitors = Vec::new();
+    for number in 0..500_u16 {
+        let mut tcp = visitor(&broker, 9084 + number % 2).await;
+        tcp.write_all(b"x").await.ok();
+        visitors.push(tcp);
+    }
+    let mut served = 0;
+    for tcp in &mut visitors {
+        served += usize::from(matches!(soon(tcp.read(&mut [0])).await, Ok(1)));
+    }
+    assert!((200..=256).contains(&served), "{served} visitors were served");
+    let spec = ExecSpec { command: vec!["id".into()], ..ExecSpec::default() };
+    let mut stream = user.open(&Request::Exec { container: by_name("web"), spec }).await;
+    assert_eq!(soon(reply(&mut stream)).await, Reply::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_visitor_can_tell_a_broken_connection_from_an_ended_one() {
+    let (broker, user, board) = cluster().await;
+    let publish = run_with("pub", |run| run.spec.publish = vec![PublishedPort::tcp(9086, 80)]);
+    user.container(publish).await;
+    user.container(Request::Wait { container: by_name("pub"), until: WaitUntil::Started }).await;
+    let mut tcp = visitor(&broker, 9086).await;
+    tcp.write_all(b"hello").await.unwrap();
+    soon(tcp.read_exact(&mut [0; 5])).await.unwrap();
+    drop(board.leave().await);
+    let broken = soon(tcp.read(&mut [0])).await.unwrap_err();
+    assert_eq!(broken.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test(flavor = "multi_thread")]

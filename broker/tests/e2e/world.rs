@@ -445,6 +445,10 @@ async fn serve(mut incoming: Incoming) {
 /// The port where containers speak HTTP; tunnels to all others echo.
 pub(crate) const HTTP: u16 = 8080;
 
+/// The port where nobody reads; until its asker has hung up, which is counted.
+pub(crate) const DEAF: u16 = 9;
+pub(crate) static HANG_UPS: AtomicU8 = AtomicU8::new(0);
+
 /// Answers every request with its method, its path and the container's number, until the other side has said all.
 async fn web_server(container: ContainerId, stream: Stream) {
     use futures_util::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -476,6 +480,10 @@ async fn routed(mut stream: Stream) {
     }
     match routed.request {
         RoutedRequest::Tunnel { container, port: HTTP, .. } => web_server(container.id, stream).await,
+        RoutedRequest::Tunnel { port: DEAF, .. } => {
+            stream.hung_up().await;
+            HANG_UPS.fetch_add(1, Ordering::Relaxed);
+        }
         RoutedRequest::Tunnel { .. } => {
             let (reader, mut writer) = stream.split();
             drop(futures_util::io::copy(reader, &mut writer).await);

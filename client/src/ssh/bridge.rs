@@ -4,7 +4,6 @@ use super::keys::{self, SshKeys};
 use super::login::Login;
 use crate::container::Container;
 use crate::error::ClientError;
-use russh::keys::Algorithm;
 use russh::server::{self, run_stream};
 use russh::{MethodKind, MethodSet, Preferred, compression};
 use std::borrow::Cow;
@@ -139,11 +138,7 @@ fn configuration(keys: &SshKeys) -> server::Config {
         keys: vec![keys.host.clone()],
         window_size: WINDOW_BYTES,
         channel_buffer_size: QUEUE,
-        preferred: Preferred {
-            key: Cow::Borrowed(&[Algorithm::Ed25519]),
-            compression: Cow::Borrowed(&[compression::NONE]),
-            ..Preferred::DEFAULT
-        },
+        preferred: Preferred { compression: Cow::Borrowed(&[compression::NONE]), ..Preferred::DEFAULT },
         max_auth_attempts: MAX_ATTEMPTS,
         // Sessions may be silent for days; TCP and the other end's death are noticed without this.
         inactivity_timeout: None,

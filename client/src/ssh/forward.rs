@@ -46,9 +46,11 @@ async fn carry(
             said_all.cancelled().await;
         }
     };
+    let abandoned = inbound.abandoned();
     tokio::select! {
         _ = inwards(inbound, to, &said_all) => {}
         () = outwards => {}
+        () = abandoned => {}
     }
 }
 

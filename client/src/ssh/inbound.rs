@@ -10,6 +10,7 @@ use russh::{ChannelMsg, ChannelReadHalf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
 /// From here on a client is slowed down, in bytes of all channels of one connection.
 const LONG: usize = 1024 * 1024;
@@ -21,6 +22,8 @@ const MOST: usize = 96 * 1024 * 1024;
 const TRICKLE: u32 = 2;
 /// Pause after each such trickle.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Time for what was sent before the end to be taken.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What a message costs besides its data, in bytes: those without data are granted by nobody.
 const MESSAGE_BYTES: usize = 256;
 
@@ -67,26 +70,42 @@ pub(super) struct Inbound {
     messages: mpsc::UnboundedReceiver<Waiting>,
     /// Room of the message that was given last: it counts until its taker asks for the next.
     given: Option<OwnedSemaphorePermit>,
+    /// Whether the client has closed the channel, or has gone.
+    closed: CancellationToken,
 }
 
 impl Inbound {
     /// Takes the messages of `reader` off the connection's loop from now on, until this is dropped.
     pub(super) fn new(mut reader: ChannelReadHalf, backlog: Backlog) -> Self {
         let (sender, messages) = mpsc::unbounded_channel::<Waiting>();
+        let closed = CancellationToken::new();
+        let at_the_end = closed.clone().drop_guard();
         tokio::spawn(async move {
+            let _at_the_end = at_the_end;
             loop {
                 let message = tokio::select! {
                     message = reader.wait() => message,
                     () = sender.closed() => return,
                 };
                 let Some(message) = message else { return };
+                let last = matches!(message, ChannelMsg::Close);
                 let room = backlog.room(&message).await;
-                if sender.send((message, room)).is_err() {
+                if sender.send((message, room)).is_err() || last {
                     return;
                 }
             }
         });
-        Self { messages, given: None }
+        Self { messages, given: None, closed }
+    }
+
+    /// Completes a moment after the client has closed the channel, even while nobody takes what it sent before: what takes
+    /// nothing more must not outlive whoever wanted it.
+    pub(super) fn abandoned(&self) -> impl Future<Output = ()> + use<> {
+        let closed = self.closed.clone();
+        async move {
+            closed.cancelled().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        }
     }
 
     /// The next message; `None` once the channel is gone.

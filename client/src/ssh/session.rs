@@ -143,9 +143,11 @@ enum Ended {
 
 async fn converse(process: Process, inbound: &mut Inbound, writer: &ChannelWriteHalf<Msg>) -> Ended {
     let Process { input, output } = process;
+    let abandoned = inbound.abandoned();
     tokio::select! {
         ended = speak(output, writer) => ended,
         () = listen(input, inbound) => Ended::Left,
+        () = abandoned => Ended::Left,
     }
 }
 

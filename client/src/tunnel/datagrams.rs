@@ -58,8 +58,9 @@ impl DatagramTunnel {
         loop {
             let (length, peer) = tokio::select! {
                 Some(ended) = flows.join_next() => {
-                    if let Ok((peer, event)) = ended {
-                        senders.remove(&peer);
+                    // Whatever way it ended, its queue went with it.
+                    senders.retain(|_, sender| !sender.is_closed());
+                    if let Ok(event) = ended {
                         report(event);
                     }
                     continue;
@@ -101,13 +102,12 @@ struct Flow {
 }
 
 impl Flow {
-    async fn run(self, port: u16, queue: mpsc::Receiver<Vec<u8>>) -> (SocketAddr, TunnelEvent) {
+    async fn run(self, port: u16, queue: mpsc::Receiver<Vec<u8>>) -> TunnelEvent {
         let peer = self.peer;
-        let event = match self.carry(port, queue).await {
+        match self.carry(port, queue).await {
             Ok((sent, received)) => TunnelEvent::Closed { peer, sent, received },
             Err(error) => TunnelEvent::Failed { peer, error },
-        };
-        (peer, event)
+        }
     }
 
     async fn carry(self, port: u16, mut queue: mpsc::Receiver<Vec<u8>>) -> Result<Carried, ClientError> {

@@ -24,7 +24,7 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 use wherry_protocol::ErrorCode;
 use wherry_protocol::io::Stream;
 
-/// Connections of one tunnel at the same time; below the streams that a session may have open.
+/// Connections of one tunnel at the same time. Those for which the session has no stream wait a while for one.
 const MAX_CONNECTIONS: usize = 256;
 /// Pause after the system refused a connection, for lack of descriptors, say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -145,10 +145,16 @@ async fn splice(
     stream: Stream,
 ) -> Result<Carried, ClientError> {
     let mut stream = stream.compat();
-    tokio::io::copy_bidirectional(&mut socket, &mut stream).await.map_err(|error| container.lost(error))
+    let carried = tokio::io::copy_bidirectional(&mut socket, &mut stream).await;
+    if carried.is_err() {
+        // Cut off is not ended: whoever connected must be able to tell.
+        socket.set_zero_linger().ok();
+    }
+    carried.map_err(|error| container.lost(error))
 }
 
-/// Tries again for a while when nobody answers: the broker or the board may be on its way back.
+/// Tries again for a while when nobody answers or there is no room: the broker or the board may be on its way back, and others
+/// end.
 async fn patiently<T, F>(open: impl Fn() -> F) -> Result<T, ClientError>
 where
     F: Future<Output = Result<T, ClientError>>,
@@ -165,5 +171,6 @@ where
 }
 
 fn is_passing(error: &ClientError) -> bool {
-    error.is_lost() || error.is_absence() || error.code() == Some(ErrorCode::NodeUnreachable)
+    let passing = [ErrorCode::NodeUnreachable, ErrorCode::Busy];
+    error.is_lost() || error.is_absence() || error.code().is_some_and(|code| passing.contains(&code))
 }

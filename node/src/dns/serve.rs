@@ -18,6 +18,9 @@ const PORT: u16 = 53;
 /// Time between attempts to listen: the board's address may not be there yet.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// How much the containers of a board may ask at once.
 #[derive(Debug, Clone, Copy)]
 pub struct DnsLimits {
@@ -42,6 +45,8 @@ struct Server {
     upstream: watch::Receiver<Upstream>,
     limits: DnsLimits,
     all: Arc<Semaphore>,
+    /// Of all places those that connections may take, so that some are left for datagrams.
+    connections: Arc<Semaphore>,
     askers: Mutex<HashMap<Ipv4Addr, usize>>,
     turn: AtomicUsize,
 }
@@ -72,7 +77,7 @@ pub async fn serve(
     }
 }
 
-/// Serves on these sockets until one of them fails.
+/// Serves on these sockets until the one for datagrams fails.
 pub async fn serve_on(
     udp: UdpSocket,
     tcp: TcpListener,
@@ -82,10 +87,19 @@ pub async fn serve_on(
 ) {
     let all = Arc::new(Semaphore::new(limits.all));
     let askers = Mutex::default();
-    let server = Arc::new(Server { directory, upstream, limits, all, askers, turn: AtomicUsize::new(0) });
+    let connections_at_once = Arc::new(Semaphore::new(limits.all / 2));
+    let server = Arc::new(Server {
+        directory,
+        upstream,
+        limits,
+        all,
+        connections: connections_at_once,
+        askers,
+        turn: AtomicUsize::new(0),
+    });
     tokio::select! {
         error = datagrams(&server, Arc::new(udp)) => tracing::warn!("the DNS server's UDP socket: {error}"),
-        error = connections(&server, tcp) => tracing::warn!("the DNS server's TCP socket: {error}"),
+        () = connections(&server, tcp) => {}
     }
 }
 
@@ -126,22 +140,27 @@ async fn send(udp: &UdpSocket, answer: &[u8], to: SocketAddr) {
     }
 }
 
-async fn connections(server: &Arc<Server>, tcp: TcpListener) -> io::Error {
+async fn connections(server: &Arc<Server>, tcp: TcpListener) {
     loop {
         let (stream, from) = match tcp.accept().await {
             Ok(accepted) => accepted,
-            Err(error) if error.raw_os_error().is_none() => continue,
-            Err(error) => return error,
+            // For lack of descriptors, say; those who are connected do not suffer.
+            Err(error) => {
+                tracing::debug!("a connection to the DNS server could not be accepted: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
         };
         let SocketAddr::V4(asker) = from else { continue };
         let asker = *asker.ip();
+        let Ok(connection) = Arc::clone(&server.connections).try_acquire_owned() else { continue };
         let Some(place) = server.enter(asker) else { continue };
         let server = Arc::clone(server);
         tokio::spawn(async move {
             if let Err(error) = converse(&server, asker, stream).await {
                 tracing::debug!(%asker, "DNS over TCP: {error}");
             }
-            drop(place);
+            drop((place, connection));
         });
     }
 }
@@ -167,8 +186,9 @@ async fn converse(server: &Server, asker: Ipv4Addr, mut stream: TcpStream) -> io
         };
         let Some(answer) = answer else { return Ok(()) };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
-        let sent = stream.write_all(&[&length.to_be_bytes(), answer.as_slice()].concat()).await;
-        sent?;
+        let message = [&length.to_be_bytes(), answer.as_slice()].concat();
+        // Who does not read does not keep its place either.
+        timeout(server.limits.idle, stream.write_all(&message)).await??;
     }
 }
 

@@ -28,6 +28,7 @@ pub use message::{recv, send};
 pub use mux::{Driver, Incoming, Mux, multiplex};
 pub use secure::Secure;
 pub use stream::Stream;
+pub use watch::HungUp;
 
 use std::sync::OnceLock;
 use std::time::Instant;

@@ -20,8 +20,15 @@ const FIRST_WINDOW_BYTES: usize = 256 * 1024;
 
 type Opened = Result<Stream, SessionError>;
 
+/// A stream that somebody wants.
+struct Asked {
+    /// How many of the streams that the limit allows must stay free for others.
+    spare: usize,
+    sender: oneshot::Sender<Opened>,
+}
+
 enum Command {
-    Open(oneshot::Sender<Opened>),
+    Open(Asked),
     Close,
 }
 
@@ -44,9 +51,27 @@ impl Mux {
     ///
     /// Fails at once if as many streams are open as the limit allows; waits while more than 256 of ours are unanswered.
     pub async fn open(&self) -> Result<Stream, SessionError> {
+        self.open_sparing(0).await
+    }
+
+    /// The same, but fails already if `spare` streams more could not be opened after it: for those who must not crowd out
+    /// others.
+    pub async fn open_sparing(&self, spare: usize) -> Result<Stream, SessionError> {
         let (sender, receiver) = oneshot::channel();
-        self.commands.unbounded_send(Command::Open(sender)).map_err(|_| SessionError::Closed)?;
+        let asked = Command::Open(Asked { spare, sender });
+        self.commands.unbounded_send(asked).map_err(|_| SessionError::Closed)?;
         receiver.await.map_err(|_| SessionError::Closed)?
+    }
+
+    /// From now on at most so many streams at once, and never more than the session began with.
+    pub fn limit_streams(&self, streams: usize) {
+        self.slots.limit.store(streams.min(self.slots.most), Ordering::Relaxed);
+    }
+
+    /// Whether both are of one session.
+    #[must_use]
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.slots.open, &other.slots.open)
     }
 
     /// Ends the session in order: what was written on streams so far is sent, then the end mark.
@@ -80,7 +105,9 @@ impl Incoming {
 #[derive(Clone)]
 struct Slots {
     open: Arc<AtomicUsize>,
-    limit: usize,
+    limit: Arc<AtomicUsize>,
+    /// What the session's windows were made for.
+    most: usize,
 }
 
 impl Slots {
@@ -88,9 +115,13 @@ impl Slots {
         self.open.load(Ordering::Relaxed)
     }
 
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     // Only the driver takes slots, so there is no race between looking and taking.
-    fn take(&self) -> Option<Slot> {
-        if self.open() >= self.limit {
+    fn take(&self, spare: usize) -> Option<Slot> {
+        if self.open().saturating_add(spare) >= self.limit() {
             return None;
         }
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -134,7 +165,11 @@ where
 {
     let (commands, command_receiver) = mpsc::unbounded();
     let (incoming, streams) = mpsc::unbounded();
-    let slots = Slots { open: Arc::default(), limit: limits.streams };
+    let slots = Slots {
+        open: Arc::default(),
+        limit: Arc::new(AtomicUsize::new(limits.streams)),
+        most: limits.streams,
+    };
     let endings = Endings::default();
     let mode = match side {
         Side::Dialled => yamux::Mode::Client,
@@ -180,7 +215,7 @@ struct Connection<T> {
     slots: Slots,
     endings: Endings,
     /// Who asked for a stream that yamux cannot give yet.
-    waiting: Option<oneshot::Sender<Opened>>,
+    waiting: Option<Asked>,
     state: State,
 }
 
@@ -222,7 +257,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                 Poll::Ready(Some(Ok(stream))) => {
                     // Over the limit, or nobody there to take it: dropping it resets it. The queue to Incoming
                     // needs no bound of its own since its streams are counted.
-                    if let Some(slot) = self.slots.take() {
+                    if let Some(slot) = self.slots.take(0) {
                         let stream = Stream::inbound(stream, &self.endings, slot);
                         drop(self.incoming.unbounded_send(stream));
                     }
@@ -235,7 +270,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     fn poll_commands(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.waiting.is_none() {
             match self.commands.poll_next_unpin(cx) {
-                Poll::Ready(Some(Command::Open(sender))) => self.waiting = Some(sender),
+                Poll::Ready(Some(Command::Open(asked))) => self.waiting = Some(asked),
                 Poll::Ready(Some(Command::Close)) => {
                     self.state = State::Closing;
                     return Poll::Ready(());
@@ -252,8 +287,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(slot) = self.slots.take() else {
-            self.answer(Err(SessionError::TooManyStreams { limit: self.slots.limit }));
+        let spare = self.waiting.as_ref().map_or(0, |asked| asked.spare);
+        let Some(slot) = self.slots.take(spare) else {
+            self.answer(Err(SessionError::TooManyStreams { limit: self.slots.limit() }));
             return Poll::Ready(());
         };
         match self.yamux.poll_new_outbound(cx) {
@@ -267,9 +303,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     }
 
     fn answer(&mut self, opened: Opened) {
-        if let Some(sender) = self.waiting.take() {
+        if let Some(asked) = self.waiting.take() {
             // Whoever asked may have given up; then the stream is dropped again.
-            drop(sender.send(opened));
+            drop(asked.sender.send(opened));
         }
     }
 }

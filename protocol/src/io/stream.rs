@@ -1,10 +1,10 @@
 //! One stream of a session.
 use super::mux::Slot;
-use super::watch::{Ended, Endings};
+use super::watch::{Endings, Fate, HungUp};
 use futures_io::{AsyncRead, AsyncWrite};
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 /// A bidirectional byte stream with flow control of its own.
@@ -20,7 +20,7 @@ pub struct Stream {
     /// Opened by us, and the peer knows nothing of it yet.
     silent: bool,
     closed: bool,
-    ended: Ended,
+    fate: Arc<Fate>,
     endings: Endings,
     _slot: Slot,
 }
@@ -49,8 +49,13 @@ impl Stream {
     }
 
     fn new(inner: yamux::Stream, silent: bool, endings: &Endings, slot: Slot) -> Self {
-        let ended = endings.register(inner.id().val());
-        Self { inner, silent, closed: false, ended, endings: endings.clone(), _slot: slot }
+        let fate = endings.register(inner.id().val());
+        Self { inner, silent, closed: false, fate, endings: endings.clone(), _slot: slot }
+    }
+
+    /// The peer's breaking off, to be waited for beside whatever the stream is used for.
+    pub fn hung_up(&self) -> HungUp {
+        HungUp(Arc::clone(&self.fate))
     }
 
     /// yamux opens a stream with its first frame; before we wait for the peer or end our direction it must know.
@@ -71,7 +76,7 @@ impl AsyncRead for Stream {
             return Poll::Ready(Err(error));
         }
         let count = ready!(Pin::new(&mut this.inner).poll_read(cx, buffer))?;
-        let reset = count == 0 && !buffer.is_empty() && !this.ended.load(Ordering::Acquire);
+        let reset = count == 0 && !buffer.is_empty() && !this.fate.has_ended();
         Poll::Ready(if reset { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(count) })
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! yamux tells its readers of a reset, and of the end of the connection, in the same way as of an orderly end. So the
 //! frames are looked at before yamux gets them: a stream has ended in order if, and only if, a FIN for it has come
-//! whole.
+//! whole. A reset is noticed even while nobody reads, for what nobody hears of is never cleaned up.
 use super::secure::Secure;
 use futures_io::{AsyncRead, AsyncWrite};
+use futures_util::task::AtomicWaker;
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
@@ -17,9 +18,53 @@ pub(super) const HEADER_BYTES: usize = 12;
 const DATA: u8 = 0;
 const SYN: u16 = 1;
 const FIN: u16 = 4;
+const RST: u16 = 8;
 
-/// Whether the peer has ended its direction of a stream in order.
-pub(super) type Ended = Arc<AtomicBool>;
+/// What the peer has done to a stream.
+#[derive(Debug, Default)]
+pub(super) struct Fate {
+    /// It has ended its direction in order.
+    ended: AtomicBool,
+    /// It has reset the stream before that, or the session has ended.
+    broken: AtomicBool,
+    waiting: AtomicWaker,
+}
+
+impl Fate {
+    /// Whether the peer has ended its direction in order.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    fn break_off(&self) {
+        if !self.has_ended() {
+            self.broken.store(true, Ordering::Release);
+            self.waiting.wake();
+        }
+    }
+}
+
+/// Completes when the peer has reset a stream or the session has ended, whether or not what came before has been read. Never
+/// after an orderly end. Of several for one stream only the last one polled is woken.
+#[derive(Debug)]
+#[must_use = "nothing happens unless it is polled"]
+pub struct HungUp(pub(super) Arc<Fate>);
+
+impl Future for HungUp {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.waiting.register(cx.waker());
+        match self.0.broken.load(Ordering::Acquire) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+}
 
 /// The streams that are open, by yamux's number.
 #[derive(Clone, Default)]
@@ -29,18 +74,21 @@ pub(super) struct Endings {
 
 #[derive(Default)]
 struct Table {
-    streams: HashMap<u32, Ended>,
+    streams: HashMap<u32, Arc<Fate>>,
     /// A stream that one frame opened and ended: the frame comes before its stream can be registered.
     born_ended: Option<u32>,
 }
 
 impl Endings {
     /// Watches a stream from now on.
-    pub(super) fn register(&self, stream: u32) -> Ended {
+    pub(super) fn register(&self, stream: u32) -> Arc<Fate> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = Ended::new(AtomicBool::new(table.born_ended == Some(stream)));
-        table.streams.insert(stream, Arc::clone(&ended));
-        ended
+        let fate = Arc::new(Fate::default());
+        if table.born_ended == Some(stream) {
+            fate.end();
+        }
+        table.streams.insert(stream, Arc::clone(&fate));
+        fate
     }
 
     /// The stream is gone.
@@ -49,16 +97,27 @@ impl Endings {
     }
 
     fn note(&self, frame: Frame) {
-        if frame.flags & (SYN | FIN) == 0 {
+        if frame.flags & (SYN | FIN | RST) == 0 {
             return;
         }
         let fin = frame.flags & FIN != 0;
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if frame.flags & SYN != 0 {
             table.born_ended = fin.then_some(frame.stream);
-        } else if let Some(ended) = table.streams.get(&frame.stream) {
-            ended.store(true, Ordering::Release);
+        } else if let Some(fate) = table.streams.get(&frame.stream) {
+            if fin {
+                fate.end();
+            }
+            if frame.flags & RST != 0 {
+                fate.break_off();
+            }
         }
+    }
+
+    /// The session is over.
+    fn all_break_off(&self) {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.streams.values().for_each(|fate| fate.break_off());
     }
 }
 
@@ -131,6 +190,12 @@ impl<T> Watched<T> {
     }
 }
 
+impl<T> Drop for Watched<T> {
+    fn drop(&mut self) {
+        self.endings.all_break_off();
+    }
+}
+
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let Self { secure, parser, endings } = self.get_mut();
@@ -181,9 +246,9 @@ mod tests {
             for bytes in wire[..wire.len() - 1].chunks(piece) {
                 parser.feed(bytes, |frame| endings.note(frame));
             }
-            assert!(three.load(Ordering::Acquire) && !one.load(Ordering::Acquire));
+            assert!(three.has_ended() && !one.has_ended());
             parser.feed(&wire[wire.len() - 1..], |frame| endings.note(frame));
-            assert!(one.load(Ordering::Acquire));
+            assert!(one.has_ended());
         }
     }
 
@@ -194,8 +259,8 @@ mod tests {
         let mut parser = Parser { header: [0; HEADER_BYTES], filled: 0, missing: 0 };
         parser.feed(&header(DATA, FIN, 1, 2), |frame| endings.note(frame));
         parser.feed(b"h", |frame| endings.note(frame));
-        assert!(!one.load(Ordering::Acquire));
+        assert!(!one.has_ended());
         parser.feed(b"i", |frame| endings.note(frame));
-        assert!(one.load(Ordering::Acquire));
+        assert!(one.has_ended());
     }
 }

@@ -282,6 +282,63 @@ async fn too_many_streams_of_the_peer_are_reset_and_the_session_lives() {
 }
 
 #[tokio::test]
+async fn some_streams_are_kept_for_others_and_the_limit_moves() {
+    within(async {
+        let limits = Limits { streams: 8, ..Limits::DEFAULT };
+        let ((mux, _incoming), (_mux, _others)) = mux_pair(&limits).await;
+        mux.limit_streams(4);
+        let _first = mux.open_sparing(2).await.unwrap();
+        let _second = mux.open_sparing(2).await.unwrap();
+        let refused = mux.open_sparing(2).await;
+        assert!(matches!(refused, Err(SessionError::TooManyStreams { limit: 4 })), "{refused:?}");
+        let _third = mux.open().await.unwrap();
+        let _fourth = mux.open().await.unwrap();
+        assert!(mux.open().await.is_err());
+        // Never more than the session was made for.
+        mux.limit_streams(100);
+        let mut more = Vec::new();
+        while let Ok(stream) = mux.open().await {
+            more.push(stream);
+        }
+        assert_eq!(more.len(), 4);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hang_up_is_noticed_by_those_who_do_not_read() {
+    within(async {
+        let ((mux, _incoming), (_mux, mut incoming)) = mux_pair(&Limits::DEFAULT).await;
+        let mut open = async || {
+            let mut mine = mux.open().await.unwrap();
+            mine.write_all(b"unread").await.unwrap();
+            (mine, incoming.next().await.unwrap())
+        };
+        let (dropped, theirs) = open().await;
+        let gone = theirs.hung_up();
+        drop(dropped);
+        gone.await;
+        // An end in order is none.
+        let (mut closed, mut theirs) = open().await;
+        let mut gone = theirs.hung_up();
+        closed.close().await.unwrap();
+        let mut got = Vec::new();
+        theirs.read_to_end(&mut got).await.unwrap();
+        assert!(futures_util::poll!(&mut gone).is_pending());
+        // Nor is it later on, when all of it is gone.
+        theirs.close().await.unwrap();
+        drop(closed);
+        assert!(futures_util::poll!(&mut gone).is_pending());
+        // The end of the session is one.
+        let (_kept, theirs) = open().await;
+        let gone = theirs.hung_up();
+        mux.close();
+        gone.await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_peer_that_knows_the_keys_but_not_yamux_is_refused() {
     within(async {
         for garbage in [vec![0xff; 5000], vec![0; 5000], pattern(9, 5000)] {

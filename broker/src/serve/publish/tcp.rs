@@ -1,5 +1,6 @@
 //! Connections.
 use super::{admitted, open};
+use crate::serve::listen::{ACCEPT_PAUSE, watch_peer};
 use crate::serve::{Shared, route};
 use crate::state::Input;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +13,7 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 use wherry_protocol::io::SessionError;
 use wherry_protocol::message::PublishedPort;
 
-/// Serves until the listener fails.
+/// Serves for ever.
 pub(super) async fn serve(shared: &Arc<Shared>, listener: &TcpListener, port: &PublishedPort) {
     let places = Arc::new(Semaphore::new(shared.limits.visitors_per_port));
     let mut visitors = JoinSet::new();
@@ -21,7 +22,16 @@ pub(super) async fn serve(shared: &Arc<Shared>, listener: &TcpListener, port: &P
             Some(_) = visitors.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
-        let Ok((tcp, from)) = accepted else { return };
+        let (tcp, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Of those who are there nobody suffers.
+                tracing::warn!("cannot accept a connection to the published port {}: {error}", port.port);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        watch_peer(&tcp);
         if !admitted(port, from.ip()) {
             continue;
         }
@@ -43,13 +53,20 @@ async fn visit(
     port: &PublishedPort,
 ) -> Result<(), SessionError> {
     let (stream, _place) =
-        open(shared, &shared.routes, |request| Input::Visit { request, port: port.key() }).await?;
+        open(shared, &shared.visits, |request| Input::Visit { request, port: port.key() }).await?;
     let mut stream = stream.compat();
     if port.proxy {
         stream.write_all(&proxy_header(from, tcp.local_addr()?)).await?;
     }
-    copy_bidirectional_with_sizes(&mut tcp, &mut stream, route::BUFFER_BYTES, route::BUFFER_BYTES).await?;
-    Ok(())
+    let hung_up = stream.get_ref().hung_up();
+    let copied =
+        copy_bidirectional_with_sizes(&mut tcp, &mut stream, route::BUFFER_BYTES, route::BUFFER_BYTES);
+    let result = route::until_hung_up(copied, [hung_up]).await;
+    if result.is_err() {
+        // Cut off is not ended: the visitor must be able to tell.
+        tcp.set_zero_linger().ok();
+    }
+    Ok(result?)
 }
 
 /// PROXY protocol, version 2, section 2.2: signature, version and command (PROXY), family and protocol (TCP over IPv4 or IPv6),
