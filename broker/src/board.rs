@@ -20,12 +20,15 @@ use wherry_net::dhcp::Lease;
 use wherry_net::discovery::{self, Responder};
 use wherry_net::dns::Upstream;
 use wherry_net::firewall::{self, Ports, Published};
+use wherry_net::nft::RulesGeneration;
 use wherry_net::setup::{self, Uplink, Wish};
 use wherry_net::sntp::{Adjustment, Floor, Keeper, Schedule, Servers};
 use wherry_protocol::message::{PublishedPort, Transport};
 use wherry_protocol::{Overlay, OverlayError, Prefix, SecretKey};
 use wherry_sys::landlock::{Kept, confine_thread};
 
+/// Between two looks at whether the firewall is still as it was told.
+const LOOK: Duration = Duration::from_secs(10);
 /// Time between heartbeats to the supervisor.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Environment variable with the log filter, as in `debug` or `wherry_broker::serve=trace`.
@@ -379,15 +382,28 @@ async fn follow_published(
         if !web.borrow_and_update().hosts.is_empty() {
             ports.extend(WEB_PORTS.map(web_port));
         }
-        if let Err(error) = firewall::protect(Ports::Broker, &ports) {
-            tracing::error!("the firewall does not follow the published ports: {error}");
-        }
+        let told = firewall::protect(Ports::Broker, &ports)
+            .inspect_err(|error| tracing::error!("the firewall does not follow the published ports: {error}"))
+            .ok();
         let changed = tokio::select! {
             changed = published.changed() => changed,
             changed = web.changed() => changed,
+            () = touched(told) => Ok(()),
         };
         if changed.is_err() {
             return;
+        }
+    }
+}
+
+/// Until the rules are no longer as they were told.
+async fn touched(told: Option<RulesGeneration>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        match firewall::generation() {
+            Ok(now) if Some(now) == told => {}
+            Ok(_) => return,
+            Err(error) => tracing::warn!("the firewall's rules cannot be looked at: {error}"),
         }
     }
 }

@@ -489,6 +489,8 @@ fn what_is_deleted_by_hand_comes_back() {
             "ip link set wv8 nomaster",
             "ip link set wv7 down",
             "ip link del wv8",
+            "ip route del 10.1.0.0/16 dev wherry0",
+            "ip addr del 10.1.0.1/16 dev wherry0",
         ] {
             run(harm);
             std::thread::sleep(Duration::from_millis(500));
@@ -501,6 +503,39 @@ fn what_is_deleted_by_hand_comes_back() {
             b.space.run("nft list ruleset").contains("policy drop"),
             "a container's rules come back, too"
         );
+    });
+}
+
+#[test]
+fn what_is_deleted_comes_back_however_much_is_asked_meanwhile() {
+    isolated(|| {
+        let mut world = World::looked_after(Duration::from_millis(200));
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        let _web = b.listen(80);
+        world.apply(&[allow(&a, &b, Transport::Tcp, 80)], &[&a, &b]);
+        run("nft flush ruleset");
+        run("ip link set wv8 nomaster");
+        let harmed = std::time::Instant::now();
+        while !run("nft list ruleset").contains("policy drop") || !a.reaches(&b, 80) {
+            assert!(harmed.elapsed() < Duration::from_secs(5), "nobody looked");
+            for _ in 0..20 {
+                world.runtime.block_on(world.network.drops(a.container.id)).unwrap();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_right_is_left_alone() {
+    isolated(|| {
+        let mut world = World::looked_after(Duration::from_millis(50));
+        let (a, b) = (world.attach(7, "10.1.0.2"), world.attach(8, "10.1.0.3"));
+        world.apply(&[allow(&a, &b, Transport::Tcp, 80)], &[&a, &b]);
+        std::thread::sleep(SHORT);
+        let seen = attempt("timeout 1 ip monitor link address route");
+        assert_eq!(String::from_utf8_lossy(&seen.stdout), "");
+        assert!(seen.status.code() == Some(124), "{seen:?}");
     });
 }
 

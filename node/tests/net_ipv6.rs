@@ -4,7 +4,7 @@ mod board;
 #[path = "../../net/tests/netns/mod.rs"]
 mod netns;
 
-use board::{Cell, SHORT, World, address, allow, heard};
+use board::{Cell, SHORT, World, address, allow, board_drops, heard, icmpv6_frame, send_frame};
 use netns::{isolated, run};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -33,13 +33,6 @@ fn dial(cell: &Cell, to: Ipv6Addr, port: u16) -> bool {
 
 fn drops(world: &World, cell: &Cell) -> Drops {
     world.runtime.block_on(world.network.drops(cell.container.id)).unwrap().unwrap()
-}
-
-/// A board's rules, counted anew.
-fn board_drops(reason: &str) -> u64 {
-    let listing = run("nft list ruleset");
-    let lines = listing.lines().filter(|line| line.contains(&format!("comment \"{reason}\"")));
-    lines.filter_map(|line| line.split("packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 #[test]
@@ -132,33 +125,7 @@ fn advertisement(mac: [u8; 6], to: [u8; 6], target: Ipv6Addr, receiver: Ipv6Addr
     icmp.extend(target.octets());
     icmp.extend([2, 1]);
     icmp.extend(mac);
-    let mut pseudo = [target.octets(), receiver.octets()].concat();
-    pseudo.extend((icmp.len() as u32).to_be_bytes());
-    pseudo.extend([0, 0, 0, 58]);
-    pseudo.extend(&icmp);
-    let words = pseudo.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    icmp[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    let mut frame = [to, mac].concat();
-    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-    frame.extend((icmp.len() as u16).to_be_bytes());
-    frame.extend([58, 255]);
-    frame.extend(target.octets());
-    frame.extend(receiver.octets());
-    frame.extend(icmp);
-    frame
-}
-
-fn send_frame(cell: &Cell, frame: &[u8]) {
-    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-    let program = format!(
-        "import socket;s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW);s.bind(('eth0',0));s.send(bytes.fromhex('{hex}'))"
-    );
-    let sent = cell.space.enter(|| std::process::Command::new("python3").args(["-c", &program]).status());
-    assert!(sent.unwrap().success());
+    icmpv6_frame(mac, to, target, receiver, icmp)
 }
 
 #[test]
@@ -180,11 +147,11 @@ fn forged_neighbour_advertisements_do_nothing() {
             before.0
         );
         // c says to the board that b is where c is, and to everybody that the board is.
-        send_frame(&c, &advertisement(mac, gateway, six(&b), board));
+        send_frame(&c.space, &advertisement(mac, gateway, six(&b), board));
         let all = "ff02::1".parse().unwrap();
-        send_frame(&c, &advertisement(mac, [0x33, 0x33, 0, 0, 0, 1], board, all));
+        send_frame(&c.space, &advertisement(mac, [0x33, 0x33, 0, 0, 0, 1], board, all));
         // With its own address too: it has nothing to say there.
-        send_frame(&c, &advertisement(mac, gateway, six(&c), board));
+        send_frame(&c.space, &advertisement(mac, gateway, six(&c), board));
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!((neighbours(), a.space.run("ip -6 neigh show dev eth0")), (before.0, before.1));
         assert_eq!(board_drops("spoofed"), before.2 + 3);

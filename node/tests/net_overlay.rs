@@ -288,8 +288,19 @@ fn nothing_between_the_boards_can_be_read_or_forged() {
         two.space.run(&format!("ip addr add {posing}"));
         two.space.run("ip route add 10.0.255.1/32 via 192.168.50.11 dev eth0");
         let ends = |one: &str, two: &str| format!("local {one} remote {two}");
-        for ends in [ends("192.168.50.12", "192.168.50.11"), ends("10.0.255.2", "10.0.255.1")] {
-            let before = counted()[0];
+        // And somebody who is no board at all.
+        two.space.run("ip addr add 192.168.50.66/24 dev eth0");
+        let refused = || -> u64 {
+            let rules = one.space.run("nft list table inet wherry");
+            let line = rules.lines().find(|line| line.contains("comment \"unencrypted\"")).unwrap();
+            line.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+        };
+        for ends in [
+            ends("192.168.50.12", "192.168.50.11"),
+            ends("10.0.255.2", "10.0.255.1"),
+            ends("192.168.50.66", "192.168.50.11"),
+        ] {
+            let before = (counted()[0], refused());
             two.space.run(&format!("ip link add forged type gre {ends}"));
             two.space.run("ip link set forged up");
             two.space.run("ip route add 10.1.0.0/16 dev forged");
@@ -297,9 +308,11 @@ fn nothing_between_the_boards_can_be_read_or_forged() {
                 UdpSocket::bind((two.container.address, 0)).unwrap().send_to(b"x", to).unwrap();
             });
             assert_eq!(heard(), None, "plain GRE is let in: {ends}");
-            assert!(counted()[0] > before, "nothing was forged: {ends}");
+            assert!(counted()[0] > before.0, "nothing was forged: {ends}");
+            assert!(refused() > before.1, "it was not counted: {ends}");
             two.space.run("ip link del forged");
         }
+        two.space.run("ip addr del 192.168.50.66/24 dev eth0");
         two.space.run("ip route del 10.0.255.1/32");
         two.space.run(&format!("ip addr del {posing}"));
         // And one with another key.

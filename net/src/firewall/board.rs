@@ -143,6 +143,9 @@ fn ends_are_ours(of: &Board<'_>, connection: &Connection) -> bool {
 /// What may reach the board itself.
 fn input(of: &Board<'_>) -> Vec<Rule> {
     let mut rules = vec![Rule::new().input("lo").accept()];
+    // What containers send comes in by the bridge. Frames for a bridge itself (IEEE 802.1D, 01:80:c2:00:00:0X) go past its
+    // table, and show the port they came by.
+    rules.push(Rule::new().input(&format!("{PORT_PREFIX}*")).drop(DropReason::Spoofed));
     // Before what belongs to a known flow: connection tracking does not ask by which interface a packet came, and whoever
     // is on the same network can write a tunnel's addresses on plain GRE.
     let gre = || Rule::new().when(Match::Protocol(Protocol::Gre));
@@ -156,11 +159,12 @@ fn input(of: &Board<'_>) -> Vec<Rule> {
         let callers = || to_gateway().lookup(&[Key::Source], "callers");
         rules.extend(WEB.map(|port| callers().port(Transport::Tcp, port).accept()));
     }
-    rules.push(Rule::new().state(States::ESTABLISHED_RELATED).accept());
+    // Nothing that the board does with others is any of their business: not even an error about it.
     rules.push(multicast());
     rules.push(Rule::new().input(BRIDGE).drop(DropReason::PrivateNetwork));
     rules.push(Rule::new().input(&tunnels()).drop(DropReason::PrivateNetwork));
     rules.extend(WIREGUARD.map(|device| Rule::new().input(device).drop(DropReason::PrivateNetwork)));
+    rules.push(Rule::new().state(States::ESTABLISHED_RELATED).accept());
     let from_peers = || Rule::new().lookup(&[Key::Source], "peers");
     rules.extend(WIREGUARD_PORTS.map(|port| from_peers().port(Transport::Udp, port).accept()));
     rules.extend(offered(of.ports));
@@ -200,7 +204,7 @@ fn offered(ports: Ports) -> Vec<Rule> {
 fn forwarding(of: &Board<'_>, index: NodeIndex) -> Vec<Chain> {
     let mut chains = vec![
         Chain::inner("overlay", overlay()),
-        Chain::inner("outside", outside(of)),
+        Chain::inner("outside", leaving(of)),
         Chain::inner("from_containers", from_containers(of, index)),
         Chain::inner("from_peers", from_peers(of, index)),
         Chain::at(Hook::Forward, Policy::Drop, "forward", forward(of)),
@@ -229,6 +233,11 @@ fn from_allowed(allow: &[Prefix]) -> Vec<Rule> {
     }
 }
 
+/// … and it does not claim to come from a container: that would have come the wrong way.
+fn outside(of: &Board<'_>, rule: Rule) -> Rule {
+    rule.when(Match::Source(Not::IsNot, of.overlay.network()))
+}
+
 /// Sends visitors of published ports on to their containers. They keep their own address.
 fn redirections(of: &Board<'_>, uplink: &str) -> Vec<Rule> {
     let own: Vec<Prefix> = of.lan.iter().map(|lan| Prefix::host(lan.address)).collect();
@@ -237,7 +246,7 @@ fn redirections(of: &Board<'_>, uplink: &str) -> Vec<Rule> {
         for own in &own {
             rules.extend(from_allowed(&published.allow).into_iter().map(|rule| {
                 let to_us = rule.input(uplink).destination(*own).port(published.transport, published.port);
-                to_us.redirect(address, port)
+                outside(of, to_us).redirect(address, port)
             }));
         }
     }
@@ -250,11 +259,11 @@ fn forward(of: &Board<'_>) -> Vec<Rule> {
         rules.extend(visitors(of).map(|(published, address, port)| {
             let to =
                 Rule::new().input(uplink).destination(Prefix::host(address)).port(published.transport, port);
-            to.when(Match::Redirected).state(States::ESTABLISHED_NEW).accept()
+            outside(of, to).when(Match::Redirected).state(States::ESTABLISHED_NEW).accept()
         }));
-        // Answers from the internet. What claims to come from the overlay came the wrong way.
-        let elsewhere = Rule::new().input(uplink).when(Match::Source(Not::IsNot, of.overlay.network()));
-        rules.push(elsewhere.state(States::ESTABLISHED_RELATED).accept());
+        // Answers from the internet.
+        let answers = outside(of, Rule::new().input(uplink));
+        rules.push(answers.state(States::ESTABLISHED_RELATED).accept());
     }
     rules.push(Rule::new().input(BRIDGE).jump("from_containers"));
     rules.push(Rule::new().input(&tunnels()).jump("from_peers"));
@@ -280,7 +289,7 @@ fn overlay() -> Vec<Rule> {
 }
 
 /// Packets of containers that leave the cluster.
-fn outside(of: &Board<'_>) -> Vec<Rule> {
+fn leaving(of: &Board<'_>) -> Vec<Rule> {
     // Answers to those who came to a published port, wherever they came from.
     let answer = |(published, address, port): (&Published, Ipv4Addr, u16)| {
         let from = Rule::new().source(Prefix::host(address));
@@ -350,6 +359,8 @@ fn frames(of: &Board<'_>) -> Table {
             .when(Match::Ipv4)
             .when(Match::SourcePort(Transport::Udp, DHCP_SERVER))
             .drop(DropReason::Spoofed),
+        // Containers are no routers: no packet of another's was too large for one.
+        Rule::new().when(Match::Icmp(Icmp::FragmentationNeeded)).drop(DropReason::Spoofed),
         Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source], "owners").accept(),
         Rule::new().when(Match::Protocol(Protocol::Icmpv6)).drop(DropReason::Spoofed),
         Rule::new().lookup(&[Key::Input, Key::EtherSource, Key::Source6], "owners6").accept(),

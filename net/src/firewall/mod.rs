@@ -10,7 +10,9 @@ pub use board::{Board, Ports, Published, board};
 pub use container::{Container, container};
 
 use super::address::{Overlay, Prefix, Prefix6};
-use super::nft::{Element, Icmp, Key, KeyType, Match, NftError, NftSocket, Not, Rule, Set, States, Value};
+use super::nft::{
+    Element, Icmp, Key, KeyType, Match, NftError, NftSocket, Not, Rule, RulesGeneration, Set, States, Value,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use wherry_protocol::message::{DropReason, Egress, Transport};
@@ -18,9 +20,11 @@ use wherry_protocol::message::{DropReason, Egress, Transport};
 /// Closes a board that runs no containers (a broker) but for what it offers, `published` ports among it. In the calling
 /// thread's namespace.
 ///
+/// Gives the state of the rules then: as long as [`generation`] gives the same, nobody has changed them.
+///
 /// # Errors
 /// When the kernel lacks nf_tables or the process CAP_NET_ADMIN.
-pub fn protect(ports: Ports, published: &[Published]) -> Result<(), NftError> {
+pub fn protect(ports: Ports, published: &[Published]) -> Result<RulesGeneration, NftError> {
     let nothing = Board {
         ports,
         published,
@@ -34,7 +38,17 @@ pub fn protect(ports: Ports, published: &[Published]) -> Result<(), NftError> {
         containers: &BTreeMap::new(),
         egress: &BTreeMap::new(),
     };
-    NftSocket::open()?.replace(&board(&nothing))
+    let mut socket = NftSocket::open()?;
+    socket.replace(&board(&nothing))?;
+    socket.generation()
+}
+
+/// The state of the calling thread's namespace's rules.
+///
+/// # Errors
+/// As [`protect`].
+pub fn generation() -> Result<RulesGeneration, NftError> {
+    NftSocket::open()?.generation()
 }
 
 /// The two addresses that each container has. Whatever is about connections exists once for each.
@@ -104,14 +118,16 @@ const WEB: [u16; 2] = [80, 443];
 
 /// Networks that are not the internet: no container has business there. RFC 6890 lists them; the overlay is one of them or
 /// within one, and comes first.
-const NOT_INTERNET: [Prefix; 9] = [
+const NOT_INTERNET: [Prefix; 11] = [
     Prefix::new(Ipv4Addr::new(0, 0, 0, 0), 8),
     Prefix::new(Ipv4Addr::new(10, 0, 0, 0), 8),
     Prefix::new(Ipv4Addr::new(100, 64, 0, 0), 10),
     Prefix::new(Ipv4Addr::new(127, 0, 0, 0), 8),
     Prefix::new(Ipv4Addr::new(169, 254, 0, 0), 16),
     Prefix::new(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Prefix::new(Ipv4Addr::new(192, 0, 0, 0), 24),
     Prefix::new(Ipv4Addr::new(192, 168, 0, 0), 16),
+    Prefix::new(Ipv4Addr::new(198, 18, 0, 0), 15),
     Prefix::new(Ipv4Addr::new(224, 0, 0, 0), 4),
     Prefix::new(Ipv4Addr::new(240, 0, 0, 0), 4),
 ];

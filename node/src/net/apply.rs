@@ -3,8 +3,8 @@ use super::plan::{Kind, Link, NetOp, Route};
 use super::route::{Existing, RouteSocket, RouteSpec};
 use super::settings;
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoGre, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
-    LinkInfo, LinkMessage,
+    BridgeBooleanOptionFlags, BridgeBooleanOptions, InfoBridge, InfoBridgePort, InfoData, InfoGre, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
 };
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
@@ -118,13 +118,21 @@ fn spec(route: &Route) -> RouteSpec {
 fn create(route: &mut RouteSocket, namespaces: &Namespaces<'_>, name: &str, link: Link) -> Result<(), Errno> {
     let mtu = LinkAttribute::Mtu(link.mtu);
     match link.kind {
-        Kind::Bridge => route.create_link(name, vec![LinkInfo::Kind(InfoKind::Bridge)], vec![mtu]),
+        Kind::Bridge => route.create_link(name, bridge(), vec![mtu]),
         Kind::Port { container } => {
             let namespace = namespaces.get(name).ok_or(Errno::ENOENT)?;
             route.create_link(name, pair(*namespace, container, link.mtu), vec![mtu])
         }
         Kind::Tunnel { local, remote } => route.create_link(name, tunnel(local, remote), vec![mtu]),
     }
+}
+
+/// A bridge that learns nothing from frames for bridges themselves (IEEE 802.1D, 01:80:c2:00:00:0X): the rules do not see them,
+/// and whose address they show could be anybody's.
+fn bridge() -> Vec<LinkInfo> {
+    let flag = BridgeBooleanOptionFlags::NoLinkLocalLearn;
+    let options = InfoBridge::MultiBoolOpt(BridgeBooleanOptions { value: flag, mask: flag });
+    vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(vec![options]))]
 }
 
 /// A veth pair whose other end appears as `eth0` in the container's namespace at once, switched off.

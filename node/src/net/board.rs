@@ -99,6 +99,8 @@ pub(super) struct Board {
     rules: Rules,
     /// `None` where there can be no tunnels: without WireGuard they would be open to read and to forge.
     underlay: Option<Underlay>,
+    /// How making it what it should be went the last time.
+    sealed: Result<(), Errno>,
     /// Whether the kernel has IPv6.
     ipv6: bool,
     /// Largest packet of the interface to the outside, in bytes.
@@ -128,6 +130,7 @@ impl Board {
             route,
             rules: Rules::of(nft),
             underlay,
+            sealed: Ok(()),
             ipv6: settings::read("ipv6/conf/all/forwarding").is_some(),
             mtu: DEFAULT_MTU,
         };
@@ -183,7 +186,18 @@ impl Board {
         self.take_charge();
         self.converge()?;
         self.lan_apart()?;
+        self.sealed()?;
         self.tunnels_missing()
+    }
+
+    /// Puts right what has been changed by others, or could not be done before.
+    pub(super) fn look_after(&mut self) -> Result<(), NetError> {
+        self.converge()?;
+        self.sealed()
+    }
+
+    fn sealed(&self) -> Result<(), NetError> {
+        self.sealed.map_err(kernel("set up WireGuard"))
     }
 
     /// After a restart the broker may be there before the uplink is known again. Rules and tunnels without it would cut
@@ -238,13 +252,15 @@ impl Board {
 
     /// Makes the kernel's state what is wanted. The rules come first: what is closed stays closed whatever fails later.
     pub(super) fn converge(&mut self) -> Result<(), NetError> {
+        let mut closed = Ok(());
         if !self.adopted {
             self.rules.ensure(self.board_rules()).map_err(NetError::Firewall)?;
-            self.rules_within(None)?;
+            // A container that cannot be told does not keep the others from their network.
+            closed = self.rules_within(None);
         }
-        let Some(index) = self.index else { return Ok(()) };
+        let Some(index) = self.index else { return closed };
         self.devices(index)?;
-        self.insides(index)
+        closed.and(self.insides(index))
     }
 
     /// The containers' ends. They change only when the network to the outside takes larger or smaller packets.
@@ -349,10 +365,11 @@ impl Board {
         let uplink = self.uplink.as_ref().and_then(|uplink| mtu_of(&links, &uplink.interface));
         self.mtu = uplink.unwrap_or(self.mtu);
         // Below the tunnels, so before them. A former life's stays until it is known what it should be.
+        self.sealed = Ok(());
         if let Some(underlay) = self.underlay.as_mut().filter(|_| !self.adopted && self.uplink.is_some()) {
             let wish = Wish { index, overlay: self.overlay, uplink: self.mtu, peers: &self.wanted.peers };
-            let made = underlay.ensure(&mut self.route, &links, wish);
-            made.map_err(kernel("set up WireGuard"))?;
+            // Containers of this board reach each other without it.
+            self.sealed = underlay.ensure(&mut self.route, &links, wish);
         }
         let mut desired = self.desired(index);
         let observed =

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{oneshot, watch};
 use wherry_net::setup::Uplink;
@@ -218,19 +218,25 @@ impl Network {
     }
 }
 
-/// Does jobs until the last [`Network`] is gone; when there are none for a while, looks after the kernel.
+/// Does jobs until the last [`Network`] is gone, and looks after the kernel every now and then, however many there are.
 fn work(mut board: Board, queue: &Receiver<Job>, reconcile: Duration, counted: &watch::Sender<Drops>) {
+    let mut next = Instant::now() + reconcile;
     loop {
-        match queue.recv_timeout(reconcile) {
+        let job = match next.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(RecvTimeoutError::Timeout),
+            left => queue.recv_timeout(left),
+        };
+        match job {
             Ok(job) => job(&mut board),
             Err(RecvTimeoutError::Timeout) => {
-                if let Err(error) = board.converge() {
+                if let Err(error) = board.look_after() {
                     tracing::warn!(%error, "the network is not as it should be");
                 }
                 match board.drops() {
                     Ok(drops) => drop(counted.send(drops)),
                     Err(error) => tracing::warn!(%error, "the firewall's counters cannot be read"),
                 }
+                next = Instant::now() + reconcile;
             }
             Err(RecvTimeoutError::Disconnected) => return,
         }

@@ -9,9 +9,9 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use nix::errno::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use wherry_net::address::{BRIDGE, PORT_PREFIX, Prefix, Prefix6, TUNNEL_PREFIX};
+use wherry_net::address::{BRIDGE, IpPrefix, PORT_PREFIX, Prefix, Prefix6, TUNNEL_PREFIX};
 
 /// The board as far as it is ours, and the values of the settings that `desired` names.
 /// `links` are all devices.
@@ -32,17 +32,32 @@ pub(crate) fn observe(
         Some(index) => route.neighbours(index)?,
         None => Vec::new(),
     };
+    let routes = route.routes()?;
+    let up = links.iter().any(|link| Some(link.header.index) == bridge && is_up(link));
+    let cut_off = bridge.filter(|_| up).map(|index| cut_off(&addresses, &routes, index)).unwrap_or_default();
     Ok(Observed {
         links: links.iter().filter_map(ours).collect(),
         addresses: addresses.into_iter().collect(),
+        cut_off,
         neighbours: neighbours.into_iter().collect(),
-        routes: route.routes()?.iter().filter_map(|route| through_tunnel(route, &names)).collect(),
+        routes: routes.iter().filter_map(|route| through_tunnel(route, &names)).collect(),
         settings: desired
             .settings
             .iter()
             .filter_map(|setting| Some((setting.path.clone(), settings::read(&setting.path)?)))
             .collect(),
     })
+}
+
+/// Those of a device's addresses whose network no route leads to it any more. The kernel makes one with the address.
+pub(crate) fn cut_off(addresses: &[IpPrefix], routes: &[RouteMessage], device: u32) -> BTreeSet<IpPrefix> {
+    let led: BTreeSet<IpPrefix> = routes
+        .iter()
+        .map(parse)
+        .filter(|parsed| parsed.through == Some(device))
+        .map(|parsed| parsed.destination)
+        .collect();
+    addresses.iter().filter(|address| !led.contains(&address.network())).copied().collect()
 }
 
 /// The MTU of a device, in bytes, if there is such a device.
@@ -81,11 +96,11 @@ fn mac(link: &LinkMessage) -> Option<[u8; 6]> {
 }
 
 fn seen(link: &LinkMessage, bridge: Option<u32>) -> SeenLink {
-    SeenLink {
-        kind: kind(link, bridge),
-        mtu: mtu(link).unwrap_or(0),
-        up: link.header.flags.contains(LinkFlags::Up),
-    }
+    SeenLink { kind: kind(link, bridge), mtu: mtu(link).unwrap_or(0), up: is_up(link) }
+}
+
+pub(crate) fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up)
 }
 
 fn infos(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
@@ -145,27 +160,39 @@ fn through_tunnel(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Opti
     if message.header.protocol == RouteProtocol::Kernel {
         return None;
     }
-    let mut found = (None, None, None);
+    let parsed = parse(message);
+    let link = names.get(&parsed.through?).filter(|name| name.starts_with(TUNNEL_PREFIX))?.clone();
+    Some(Route { destination: parsed.destination, link, source: parsed.source })
+}
+
+/// What matters of a route.
+struct Parsed {
+    destination: IpPrefix,
+    through: Option<u32>,
+    source: Option<IpAddr>,
+}
+
+fn parse(message: &RouteMessage) -> Parsed {
+    let (mut destination, mut through, mut source) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => found.0 = ip(address),
-            RouteAttribute::Oif(index) => found.1 = names.get(index),
-            RouteAttribute::PrefSource(address) => found.2 = ip(address),
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Oif(index) => through = Some(*index),
+            RouteAttribute::PrefSource(address) => source = ip(address),
             _ => {}
         }
     }
-    let link = found.1.filter(|name| name.starts_with(TUNNEL_PREFIX))?.clone();
     let bits = message.header.destination_prefix_length;
     // A default route names no destination.
     let everywhere: IpAddr = match message.header.address_family {
         AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
         _ => Ipv4Addr::UNSPECIFIED.into(),
     };
-    let destination = match found.0.unwrap_or(everywhere) {
+    let destination = match destination.unwrap_or(everywhere) {
         IpAddr::V4(address) => Prefix::new(address, bits).into(),
         IpAddr::V6(address) => Prefix6::new(address, bits).into(),
     };
-    Some(Route { destination, link, source: found.2 })
+    Parsed { destination, through, source }
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

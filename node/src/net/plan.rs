@@ -116,6 +116,8 @@ pub struct Observed {
     pub links: BTreeMap<String, SeenLink>,
     /// The bridge's addresses.
     pub addresses: BTreeSet<IpPrefix>,
+    /// Those of them whose network the kernel no longer leads to the bridge: somebody took the way away that came with them.
+    pub cut_off: BTreeSet<IpPrefix>,
     /// Permanent neighbours on the bridge.
     pub neighbours: BTreeMap<Ipv6Addr, [u8; 6]>,
     /// Routes through tunnels.
@@ -381,6 +383,9 @@ fn settings() -> BTreeSet<Setting> {
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
     let mut observed = observed.clone();
     let mut steps = removals(desired, &mut observed);
+    // They go with the address.
+    let without: BTreeSet<IpAddr> = observed.cut_off.iter().map(|address| address.address()).collect();
+    observed.routes.retain(|route| route.source.is_none_or(|source| !without.contains(&source)));
     steps.extend(change_settings(desired, &observed, |setting| setting.link.is_none()));
     for (name, link) in in_order(desired) {
         let seen = observed.links.get(name);
@@ -424,6 +429,7 @@ fn removals(desired: &Desired, observed: &mut Observed) -> Vec<NetOp> {
         observed.routes.retain(|route| route.link != *name);
         if name == BRIDGE {
             observed.addresses.clear();
+            observed.cut_off.clear();
             observed.neighbours.clear();
         }
     }
@@ -463,11 +469,11 @@ fn make(name: &str, link: Link, seen: Option<&SeenLink>) -> Vec<NetOp> {
 }
 
 fn change_addresses(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
-    let mut steps: Vec<_> = observed
-        .addresses
-        .difference(&desired.addresses)
-        .map(|address| NetOp::RemoveAddress(*address))
-        .collect();
+    // Given again, an address brings the way to its network back.
+    let kept =
+        |address: &&IpPrefix| desired.addresses.contains(*address) && !observed.cut_off.contains(*address);
+    let wrong = observed.addresses.iter().filter(|address| !kept(address));
+    let mut steps: Vec<_> = wrong.map(|address| NetOp::RemoveAddress(*address)).collect();
     for address in &desired.addresses {
         let IpPrefix::V4(own) = address else { continue };
         let wanted = mac(own.address);
@@ -477,8 +483,9 @@ fn change_addresses(desired: &Desired, observed: &Observed) -> Vec<NetOp> {
             steps.push(NetOp::SetMac { name: BRIDGE.to_owned(), mac: wanted });
         }
     }
-    steps
-        .extend(desired.addresses.difference(&observed.addresses).map(|address| NetOp::AddAddress(*address)));
+    let missing =
+        desired.addresses.iter().filter(|address| !(observed.addresses.contains(*address) && kept(address)));
+    steps.extend(missing.map(|address| NetOp::AddAddress(*address)));
     steps
 }
 

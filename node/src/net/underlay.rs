@@ -1,11 +1,11 @@
 //! What is below all tunnels: two WireGuard devices per board, so that one can have a new key while packets go through the other
 //! (docs/decisions/0021). Which packets belong to which board is decided by keys: the
 //! device takes a tunnel's packets from a board's own address within only if that board's key has sealed them.
-use super::observe::{find, mtu_of};
+use super::observe::{cut_off, find, is_up, mtu_of};
 use super::plan::underlay_mtu;
 use super::route::{Existing, RouteSocket, RouteSpec};
 use super::wireguard::{Device, WireguardPeer4, WireguardSocket};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,9 +85,10 @@ impl Underlay {
         for (plane, seen) in sessions.iter_mut().enumerate() {
             *seen = self.device(route, links, wish, plane)?;
         }
-        address(route, wish.overlay.tunnel_end(wish.index))?;
+        let is_up = |name| find(links, name).is_some_and(is_up);
+        address(route, wish.overlay.tunnel_end(wish.index), is_up(WIREGUARD[USUAL]))?;
         for name in WIREGUARD {
-            if !find(links, name).is_some_and(|link| link.header.flags.contains(LinkFlags::Up)) {
+            if !is_up(name) {
                 route.set_up(name)?;
             }
         }
@@ -200,12 +201,18 @@ fn host_route(message: &RouteMessage, index: u32) -> Option<Ipv4Addr> {
 }
 
 /// The device has one address; with its network come the ways to all other boards' ends.
-fn address(route: &mut RouteSocket, wanted: Prefix) -> Result<(), Errno> {
+fn address(route: &mut RouteSocket, wanted: Prefix, is_up: bool) -> Result<(), Errno> {
     let name = WIREGUARD[USUAL];
-    let have = route.addresses(nix::net::if_::if_nametoindex(name)?)?;
+    let index = nix::net::if_::if_nametoindex(name)?;
+    let mut have = route.addresses(index)?;
+    let cut_off = match is_up {
+        true => cut_off(&have, &route.routes()?, index),
+        false => BTreeSet::new(),
+    };
     let wanted = IpPrefix::from(wanted);
-    for wrong in have.iter().filter(|address| **address != wanted) {
-        route.remove_address(name, *wrong)?;
+    let wrong = |address: &IpPrefix| *address != wanted || cut_off.contains(address);
+    for address in have.extract_if(.., |address| wrong(address)) {
+        route.remove_address(name, address)?;
     }
     if have.contains(&wanted) { Ok(()) } else { route.add_address(name, wanted, Existing::Refuse) }
 }

@@ -1,8 +1,8 @@
 //! A board in a namespace that simulates it, and containers on it.
 #![allow(dead_code, reason = "every test file uses its own part of this")]
-use crate::netns::{BOARD, ROUTER, Space, board_with_router, wait_for_carrier};
+use crate::netns::{BOARD, ROUTER, Space, board_with_router, run, wait_for_carrier};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use wherry_net::dhcp::Lease;
@@ -144,4 +144,68 @@ pub(crate) fn says(stream: &mut TcpStream, peer: &mut TcpStream, word: &[u8]) ->
     peer.set_read_timeout(Some(SHORT)).unwrap();
     stream.write_all(word).unwrap();
     peer.read_exact(&mut vec![0; word.len()]).is_ok()
+}
+
+/// What the board's rules have dropped for this reason, read from the kernel.
+pub(crate) fn board_drops(reason: &str) -> u64 {
+    let listing = run("nft list ruleset");
+    let lines = listing.lines().filter(|line| line.contains(&format!("comment \"{reason}\"")));
+    lines.filter_map(|line| line.split("packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// Sends a whole Ethernet frame through a device of a namespace.
+pub(crate) fn send_frame_through(space: &Space, device: &str, frame: &[u8]) {
+    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+    let program = format!(
+        "import socket;s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW);s.bind(('{device}',0));s.send(bytes.fromhex('{hex}'))"
+    );
+    let sent = space.enter(|| std::process::Command::new("python3").args(["-c", &program]).status());
+    assert!(sent.unwrap().success());
+}
+
+/// The same through `eth0`.
+pub(crate) fn send_frame(space: &Space, frame: &[u8]) {
+    send_frame_through(space, "eth0", frame);
+}
+
+/// The checksum of the internet (RFC 1071), over what has an even number of bytes.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+/// An ICMPv6 message with its checksum filled in, in an Ethernet frame.
+pub(crate) fn icmpv6_frame(
+    mac: [u8; 6],
+    to: [u8; 6],
+    sender: Ipv6Addr,
+    receiver: Ipv6Addr,
+    mut icmp: Vec<u8>,
+) -> Vec<u8> {
+    let length = (icmp.len() as u32).to_be_bytes();
+    let pseudo = [&sender.octets()[..], &receiver.octets(), &length, &[0, 0, 0, 58], &icmp].concat();
+    icmp[2..4].copy_from_slice(&checksum(&pseudo));
+    let head = [0x86, 0xdd, 0x60, 0, 0, 0, length[2], length[3], 58, 255];
+    [&to[..], &mac, &head, &sender.octets(), &receiver.octets(), &icmp].concat()
+}
+
+/// A UDP datagram (without the checksum that IPv4 leaves out, RFC 768) in an Ethernet frame.
+pub(crate) fn udp_frame(
+    mac: [u8; 6],
+    to: [u8; 6],
+    from: SocketAddrV4,
+    at: SocketAddrV4,
+    data: &[u8],
+) -> Vec<u8> {
+    let udp_bytes = (8 + data.len()) as u16;
+    let mut head = [&[0x45, 0][..], &(20 + udp_bytes).to_be_bytes(), &[0, 0, 0, 0, 64, 17, 0, 0]].concat();
+    head.extend([from.ip().octets(), at.ip().octets()].concat());
+    let sum = checksum(&head);
+    head[10..12].copy_from_slice(&sum);
+    let udp = [from.port().to_be_bytes(), at.port().to_be_bytes(), udp_bytes.to_be_bytes(), [0, 0]].concat();
+    [&to[..], &mac, &[8, 0], &head, &udp, data].concat()
 }
