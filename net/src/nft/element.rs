@@ -136,7 +136,8 @@ impl Elements {
 impl FromIterator<Element> for Elements {
     fn from_iter<I: IntoIterator<Item = Element>>(elements: I) -> Self {
         let mut elements: Vec<_> = elements.into_iter().collect();
-        elements.sort_unstable();
+        // Which is quick with what is sorted but for a few, as connections come.
+        elements.sort();
         elements.dedup();
         Self(elements)
     }

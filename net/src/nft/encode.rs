@@ -68,18 +68,30 @@ pub(super) fn replace(ruleset: &Ruleset, sequence: u32) -> Batch {
     writer.end()
 }
 
-/// The transaction that leads from `from`, which the kernel has, to `to`, if the two differ in the elements of sets only.
-/// It costs as much as what changes, not as much as what is there, and counters go on.
-pub(super) fn change(from: &Ruleset, to: &Ruleset, sequence: u32) -> Option<Batch> {
+/// What leads from a ruleset that the kernel has to another one.
+pub(super) enum Change {
+    /// Nothing: they are the same.
+    Nothing,
+    /// This transaction: elements of sets differ, nothing else. It costs as much as what changes, not as much as what is there,
+    /// and counters go on.
+    Elements(Batch),
+    /// Only all of it.
+    Everything,
+}
+
+pub(super) fn change(from: &Ruleset, to: &Ruleset, sequence: u32) -> Change {
+    let Some(changes) = changed_sets(from, to) else { return Change::Everything };
+    if changes.is_empty() {
+        return Change::Nothing;
+    }
     let mut writer = Writer::begin(sequence);
-    let changes = changed_sets(from, to)?;
     for (table, before, after) in &changes {
         let gone: Vec<_> = before.elements.without(&after.elements).collect();
         let new: Vec<_> = after.elements.without(&before.elements).collect();
         writer.elements(table, after, DELETE_ELEMENTS, 0, &gone);
         writer.elements(table, after, NEW_ELEMENTS, CREATE, &new);
     }
-    (!changes.is_empty()).then(|| writer.end())
+    Change::Elements(writer.end())
 }
 
 type ChangedSet<'a> = (&'a Table, &'a Set, &'a Set);

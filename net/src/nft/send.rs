@@ -1,5 +1,7 @@
 //! Rulesets to the kernel.
-use super::encode::{Batch, NEW_GENERATION, NEW_RULE, change, get_generation, get_rules, get_table, replace};
+use super::encode::{
+    Batch, Change, NEW_GENERATION, NEW_RULE, change, get_generation, get_rules, get_table, replace,
+};
 use super::model::{Family, Ruleset};
 use crate::netlink::{KIND_DONE, Socket, attribute, attributes, messages};
 use nix::errno::Errno;
@@ -50,11 +52,14 @@ impl NftSocket {
     /// only those are sent: a connection more among thousands costs the same as the first, and counters go on. Where more
     /// differs, or somebody has changed them all the same, nothing happens and the answer is false.
     pub fn change(&mut self, from: &Ruleset, to: &Ruleset) -> Result<bool, NftError> {
-        let batch = change(from, to, self.0.next_sequence());
-        match batch.map(|batch| self.transact(&batch)) {
-            Some(Ok(())) => Ok(true),
-            Some(Err(NftError::Refused { .. })) | None => Ok(false),
-            Some(Err(error)) => Err(error),
+        match change(from, to, self.0.next_sequence()) {
+            Change::Nothing => Ok(true),
+            Change::Everything => Ok(false),
+            Change::Elements(batch) => match self.transact(&batch) {
+                Ok(()) => Ok(true),
+                Err(NftError::Refused { .. }) => Ok(false),
+                Err(error) => Err(error),
+            },
         }
     }
 

@@ -61,7 +61,7 @@ impl Rules {
     fn ensure(&mut self, wanted: Ruleset) -> Result<(), NftError> {
         let generation = self.nft.generation()?;
         let done = match self.told.take().filter(|(_, told)| *told == generation) {
-            Some((told, _)) => told == wanted || self.nft.change(&told, &wanted)?,
+            Some((told, _)) => self.nft.change(&told, &wanted)?,
             None => false,
         };
         if !done {
