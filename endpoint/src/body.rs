@@ -60,6 +60,7 @@ impl Patience {
 /// How long one may be waited for in all: time that it takes to take what there is does not count.
 struct Budget {
     left: Duration,
+    most: Duration,
     /// Bytes a second that earn what is waited for them.
     rate: u64,
 }
@@ -67,7 +68,7 @@ struct Budget {
 impl Budget {
     fn spend(&mut self, waited: Duration, bytes: u64) {
         let earned = Duration::from_micros(bytes.saturating_mul(1_000_000) / self.rate.max(1));
-        self.left = self.left.saturating_add(earned).saturating_sub(waited);
+        self.left = self.left.saturating_sub(waited).saturating_add(earned).min(self.most);
     }
 }
 
@@ -142,7 +143,7 @@ impl ClientBody {
             inner,
             left: limit,
             patience: Patience::new(limits.progress_timeout),
-            budget: Budget { left: limits.body_grace, rate: limits.body_rate },
+            budget: Budget { left: limits.body_grace, most: limits.body_grace, rate: limits.body_rate },
             progress: Arc::clone(&progress),
             link,
         };

@@ -36,7 +36,7 @@ pub struct Limits {
     pub first_byte_timeout: Duration,
     /// A body, either way, that makes no progress for so long is given up; so is a peer that takes nothing of what we send.
     pub progress_timeout: Duration,
-    /// For a request body the client may be waited for so long in all, and a second more for every [`Self::body_rate`] bytes of it.
+    /// A request body may be waited for so long in all; [`Self::body_rate`] bytes of it make good for a second.
     pub body_grace: Duration,
     /// Bytes a second: less than any line that people use, more than bytes sent to keep a connection occupied.
     pub body_rate: u64,
@@ -110,5 +110,27 @@ impl Default for Limits {
             set_aside: (Duration::from_secs(1), Duration::from_secs(30)),
             drain: Duration::from_secs(30),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_client_has_all_of_a_host_and_no_host_all_of_its_customer() {
+        let limits = Limits::default();
+        let rising = [
+            limits.tunnels_per_client,
+            limits.requests_per_client,
+            limits.tunnels_per_host,
+            limits.requests_per_host,
+            limits.requests_per_customer,
+            limits.requests,
+        ];
+        assert!(rising.is_sorted_by(|less, more| less < more), "{rising:?}");
+        assert!(limits.connections_per_client < limits.connections);
+        assert!(limits.unrepeatable_idle_timeout < limits.backend_idle_timeout);
+        assert!(limits.backend_idle_timeout < Duration::from_secs(5), "what common servers grant");
     }
 }

@@ -487,7 +487,15 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use hyper_util::rt::TokioExecutor;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional, duplex};
+    use tokio::sync::Notify;
+
     use super::*;
+    use crate::observe::Counters;
+    use crate::table::{Backend, Cluster, HostName};
 
     #[tokio::test]
     async fn clients_are_asked_whether_they_are_there() {
@@ -499,5 +507,106 @@ mod tests {
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_QUESTIONS);
+    }
+
+    /// Answers with a body without end, from when it may. Counts its bytes.
+    #[derive(Clone, Default)]
+    struct Endless(Arc<Notify>, Arc<AtomicUsize>);
+
+    impl Backends for Endless {
+        type Stream = DuplexStream;
+
+        async fn connect(&self, _: u64) -> Result<DuplexStream, ConnectError> {
+            let (ours, mut theirs) = duplex(1024);
+            let Self(go, count) = self.clone();
+            tokio::spawn(async move {
+                theirs.read_exact(&mut [0]).await.unwrap();
+                theirs.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n").await.unwrap();
+                go.notified().await;
+                while theirs.write_all(&[0; 1024]).await.is_ok() {
+                    count.fetch_add(1024, Ordering::SeqCst);
+                }
+            });
+            Ok(ours)
+        }
+    }
+
+    fn endpoint(backends: Endless) -> Arc<Endpoint<Endless>> {
+        let backend = Backend { id: 1, weight: 1, healthy: true };
+        let cluster = Arc::new(Cluster { backends: vec![backend] });
+        let table = Table::new([Host::new(HostName::new("a").unwrap(), cluster)]).unwrap();
+        let config = Config {
+            limits: Limits::default(),
+            cookie_key: CookieKey::new(&[1; 32]),
+            challenges: Challenges::default(),
+            identify: Arc::new(|_| Who::Client),
+            observer: Arc::new(Counters::default()),
+        };
+        Arc::new(Endpoint {
+            backends,
+            pool: Arc::new(Pool::new(&config.limits)),
+            config,
+            table: watch::channel(Arc::new(table)).1,
+            stop: CancellationToken::new(),
+            kill: CancellationToken::new(),
+            client_tasks: TaskTracker::new(),
+            backend_tasks: TaskTracker::new(),
+            hosts: Mutex::default(),
+            customers: Mutex::default(),
+            requests: Arc::default(),
+            connections: Arc::default(),
+            clients: Clients::default(),
+        })
+    }
+
+    /// A client that grants large windows, and then takes nothing from its socket.
+    #[tokio::test]
+    async fn little_waits_for_a_client_of_http2_that_takes_nothing() {
+        let Endless(go, count) = Endless::default();
+        let endpoint = endpoint(Endless(Arc::clone(&go), Arc::clone(&count)));
+        let client = endpoint.clients.of([192, 0, 2, 1].into());
+        let admitted = endpoint.admit(&client).unwrap();
+        let peer = Peer {
+            address: ([192, 0, 2, 1], 1).into(),
+            container: None,
+            tls: None,
+            link: None,
+            stalls: None,
+            busy: Arc::default(),
+            client,
+            _admitted: admitted,
+        };
+        let ((near, mut near_valve), (mut far_valve, far)) = (duplex(1024), duplex(1024));
+        let shut = Arc::new(Notify::new());
+        let (valve, closed) = (Arc::clone(&shut), Arc::new(AtomicBool::new(false)));
+        let is_closed = Arc::clone(&closed);
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = copy_bidirectional(&mut near_valve, &mut far_valve) => {}
+                () = valve.notified() => {}
+            }
+            closed.store(true, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+        });
+        tokio::spawn(async move { serve_http2(&endpoint, near, peer).await });
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(16 << 20).initial_connection_window_size(16 << 20);
+        let (mut sender, connection) = builder.handshake(TokioIo::new(far)).await.unwrap();
+        tokio::spawn(connection);
+        let request =
+            hyper::Request::get("http://a/").body(http_body_util::Empty::<hyper::body::Bytes>::new());
+        let _response = sender.send_request(request.unwrap()).await.unwrap();
+        shut.notify_one();
+        while !is_closed.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        go.notify_one();
+        let mut before = usize::MAX;
+        while before != count.load(Ordering::SeqCst) {
+            before = count.load(Ordering::SeqCst);
+            sleep(Duration::from_millis(200)).await;
+        }
+        // 16 KiB that are ready to be sent, and beyond that some of these pieces of 1 KiB.
+        assert!(before <= 24 * 1024, "{before}");
     }
 }

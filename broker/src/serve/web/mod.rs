@@ -182,3 +182,15 @@ async fn listener(address: IpAddr, port: u16) -> Result<TcpListener, String> {
     let at = SocketAddr::new(address, port);
     TcpListener::bind(at).await.map_err(|error| format!("the web endpoint cannot listen on {at}: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::ServeLimits;
+
+    #[test]
+    fn requests_do_not_use_up_the_connections_of_an_account() {
+        let (web, broker) = (Limits::default(), ServeLimits::default());
+        assert!(web.requests_per_customer < broker.web_routes_per_account);
+    }
+}
