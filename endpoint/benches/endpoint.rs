@@ -132,7 +132,7 @@ async fn endpoint(backend: SocketAddr, folder: &Path) {
         limits: Limits::default(),
         cookie_key: CookieKey::new(&[0; 32]),
         challenges: Challenges::default(),
-        identify: Arc::new(|_| None),
+        identify: Arc::new(|_| wherry_endpoint::Who::Client),
         observer: Arc::new(Counters::default()),
     };
     let listeners = Listeners { http, https: Some(https) };

@@ -10,10 +10,11 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::guard::Link;
-use crate::headers::remove_hop_by_hop;
+use crate::headers::{clean_trailers, remove_hop_by_hop};
+use crate::limits::Limits;
 use crate::pool::Lease;
 use crate::refusal::Refusal;
-use crate::ticket::Ticket;
+use crate::ticket::{Held, Ticket};
 
 /// A body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -30,25 +31,44 @@ pub(crate) enum BodyError {
 struct Patience {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+    since: Option<Instant>,
 }
 
 impl Patience {
     fn new(limit: Duration) -> Self {
-        Self { limit, timer: None, waiting: false }
+        Self { limit, timer: None, since: None }
     }
 
-    fn done(&mut self) {
-        self.waiting = false;
+    /// How long it was waited.
+    fn done(&mut self) -> Duration {
+        self.since.take().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// To be polled while it is waited: ready when that takes too long.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.limit)));
-        if !std::mem::replace(&mut self.waiting, true) {
-            timer.as_mut().reset(Instant::now() + self.limit);
+    /// To be polled while it is waited: ready when that takes too long, or longer than `most`.
+    fn poll(&mut self, context: &mut Context<'_>, most: Duration) -> Poll<()> {
+        let limit = self.limit.min(most);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        if self.since.is_none() {
+            let now = Instant::now();
+            self.since = Some(now);
+            timer.as_mut().reset(now + limit);
         }
         timer.as_mut().poll(context)
+    }
+}
+
+/// How long one may be waited for in all: time that it takes to take what there is does not count.
+struct Budget {
+    left: Duration,
+    most: Duration,
+    /// Bytes a second that earn what is waited for them.
+    rate: u64,
+}
+
+impl Budget {
+    fn spend(&mut self, waited: Duration, bytes: u64) {
+        let earned = Duration::from_micros(bytes.saturating_mul(1_000_000) / self.rate.max(1));
+        self.left = self.left.saturating_sub(waited).saturating_add(earned).min(self.most);
     }
 }
 
@@ -96,6 +116,7 @@ struct Upload {
     /// Bytes that may still come.
     left: u64,
     patience: Patience,
+    budget: Budget,
     progress: Arc<Progress>,
     link: Option<Arc<Link>>,
 }
@@ -105,11 +126,12 @@ impl ClientBody {
         Self(None)
     }
 
-    /// At most `limit` bytes, with at most `stall` between any two pieces.
+    /// At most `limit` bytes, at most [`Limits::progress_timeout`] between any two pieces, and not slower than
+    /// [`Limits::body_rate`] for long.
     pub(crate) fn new(
         inner: Incoming,
         limit: u64,
-        stall: Duration,
+        limits: &Limits,
         link: Option<Arc<Link>>,
     ) -> (Self, Option<Arc<Progress>>) {
         if inner.is_end_stream() {
@@ -120,7 +142,8 @@ impl ClientBody {
         let upload = Upload {
             inner,
             left: limit,
-            patience: Patience::new(stall),
+            patience: Patience::new(limits.progress_timeout),
+            budget: Budget { left: limits.body_grace, most: limits.body_grace, rate: limits.body_rate },
             progress: Arc::clone(&progress),
             link,
         };
@@ -131,10 +154,10 @@ impl ClientBody {
 impl Upload {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Poll::Ready(next) = Pin::new(&mut self.inner).poll_frame(context) else {
-            ready!(self.patience.poll(context));
+            ready!(self.patience.poll(context, self.budget.left));
             return Poll::Ready(Some(Err(self.refuse(Refusal::BodyTimeout))));
         };
-        self.patience.done();
+        let waited = self.patience.done();
         let Some(next) = next else {
             self.progress.with(|sent| (sent.at, sent.done) = (Instant::now(), true));
             return Poll::Ready(None);
@@ -149,9 +172,10 @@ impl Upload {
             }
         };
         if let Some(trailers) = frame.trailers_mut() {
-            remove_hop_by_hop(trailers);
+            clean_trailers(trailers);
         }
         let count = frame.data_ref().map_or(0, |data| data.len() as u64);
+        self.budget.spend(waited, count);
         let Some(left) = self.left.checked_sub(count) else {
             return Poll::Ready(Some(Err(self.refuse(Refusal::BodyTooLarge))));
         };
@@ -211,6 +235,18 @@ pub(crate) struct ReplyBody {
     /// `None` where the request goes on without a body.
     ticket: Option<Ticket>,
     stalls: Option<(Arc<Stalls>, u64)>,
+}
+
+/// Bytes that count as their request's until HTTP/2 has written them, which may be long after the body was read to its end.
+struct Counted {
+    bytes: Bytes,
+    _held: Arc<Held>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 enum Source {
@@ -275,10 +311,10 @@ impl ReplyBody {
             Source::Backend(body, patience, _) => (body, patience),
         };
         let Poll::Ready(next) = Pin::new(body).poll_frame(context) else {
-            ready!(patience.poll(context));
+            ready!(patience.poll(context, Duration::MAX));
             return Poll::Ready(Some(Err(BodyError::Silent)));
         };
-        patience.done();
+        let _waited = patience.done();
         match next {
             None => {
                 self.finish();
@@ -317,7 +353,12 @@ impl Body for ReplyBody {
                 None => drop(waiting.remove(number)),
             });
         }
-        polled
+        match (&self.stalls, self.ticket.as_ref().and_then(|ticket| ticket.held.as_ref())) {
+            (Some(_), Some(held)) => polled.map_ok(|frame| {
+                frame.map_data(|bytes| Bytes::from_owner(Counted { bytes, _held: Arc::clone(held) }))
+            }),
+            (Some(_) | None, _) => polled,
+        }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -45,33 +45,41 @@ impl CookieKey {
         HeaderValue::from_maybe_shared(format!("{NAME}={value}; Path=/; HttpOnly; SameSite=Lax{secure}")).ok()
     }
 
-    /// Takes our cookie out of the request: the backend never sees it, valid or not. The first valid one counts.
+    /// Takes our cookie out of the request: the backend never sees it, valid or not. The first valid one counts. All others stay
+    /// as they are, whatever bytes they are made of.
     pub(crate) fn take(&self, host: &str, headers: &mut HeaderMap) -> Option<u64> {
-        let ours =
-            |pair: &&str| pair.trim_start().split_once('=').is_some_and(|(name, _)| name.trim_end() == NAME);
         let lines: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
-        let text = |line: &HeaderValue| line.to_str().map(str::to_owned).unwrap_or_default();
         if !lines.iter().any(|line| line.as_bytes().windows(NAME.len()).any(|part| part == NAME.as_bytes())) {
             return None;
         }
         headers.remove(COOKIE);
         let mut found = None;
         for line in &lines {
-            let line = text(line);
-            for pair in line.split(';').filter(ours) {
-                let value = pair.split_once('=').map_or("", |(_, value)| value.trim());
-                found = found.or_else(|| self.verify(host, value));
+            let mut rest = Vec::new();
+            for pair in line.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
+                match ours(pair) {
+                    Some(value) => {
+                        let value = str::from_utf8(value).ok();
+                        found = found.or_else(|| self.verify(host, value?));
+                    }
+                    None => rest.push(pair),
+                }
             }
-            let rest: Vec<&str> = line.split(';').filter(|pair| !ours(pair)).map(str::trim).collect();
-            let rest = rest.join("; ");
+            let rest = rest.join(b"; ".as_slice());
             if !rest.is_empty()
-                && let Ok(value) = HeaderValue::from_maybe_shared(rest)
+                && let Ok(value) = HeaderValue::from_bytes(&rest)
             {
                 headers.append(COOKIE, value);
             }
         }
         found
     }
+}
+
+/// The value, when the cookie is ours.
+fn ours(pair: &[u8]) -> Option<&[u8]> {
+    let value = pair.strip_prefix(NAME.as_bytes())?.trim_ascii_start().strip_prefix(b"=")?;
+    Some(value.trim_ascii())
 }
 
 fn signed(host: &str, backend: u64) -> Vec<u8> {
@@ -104,6 +112,15 @@ mod tests {
         assert_eq!(take(&["a=1", &ours]), (Some(42), vec!["a=1".to_owned()]));
         assert_eq!(take(&["a=1; b=2"]), (None, vec!["a=1; b=2".to_owned()]));
         assert_eq!(take(&["xwherry-backend=1"]), (None, vec!["xwherry-backend=1".to_owned()]));
+    }
+
+    #[test]
+    fn cookies_of_others_stay_whatever_their_bytes_are() {
+        let line = format!("name=Zo\u{eb}; wherry-backend={}; b=2", key().value("a.example", 42));
+        let mut headers = HeaderMap::new();
+        headers.append(COOKIE, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+        assert_eq!(key().take("a.example", &mut headers), Some(42));
+        assert_eq!(headers.get(COOKIE).unwrap().as_bytes(), "name=Zo\u{eb}; b=2".as_bytes());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 use std::net::IpAddr;
 
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::{Request, Version};
@@ -21,6 +21,13 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     HeaderName::from_static("proxy-authenticate"),
     HeaderName::from_static("http2-settings"),
 ];
+/// Who asks, beside `X-Forwarded-*`. `Proxy` becomes the variable `HTTP_PROXY` in CGI programs (CVE-2016-5385).
+const OURS: [&str; 6] = ["x-forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "forwarded", "proxy"];
+/// Another method or path than those of the request line.
+const OVERRIDES: [&str; 5] =
+    ["x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"];
+/// What frames, routes or authenticates a request.
+const HEAD_ONLY: [&str; 5] = ["host", "content-length", "cookie", "authorization", "expect"];
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 /// Removes the fields of this connection.
@@ -68,16 +75,55 @@ pub(crate) fn set_websocket(headers: &mut HeaderMap) {
 
 /// A field that tells a backend who asks, in any spelling that CGI takes for it: only we may set those.
 fn is_ours(name: &str) -> bool {
-    let starts = |prefix: &str| {
-        name.len() >= prefix.len()
-            && name
-                .bytes()
-                .zip(prefix.bytes())
-                .all(|(byte, expected)| byte == expected || (byte == b'_' && expected == b'-'))
-    };
-    let is = |whole: &str| name.len() == whole.len() && starts(whole);
-    // `Proxy` becomes the variable HTTP_PROXY in CGI programs (CVE-2016-5385).
-    starts("x-forwarded-") || is("x-real-ip") || is("forwarded") || is("proxy")
+    has_prefix(name, "x-forwarded-") || OURS.iter().any(|lower| is_name(name, lower))
+}
+
+/// Whether it is this name, in any spelling that CGI takes for it.
+fn is_name(name: &str, lower: &str) -> bool {
+    name.len() == lower.len() && has_prefix(name, lower)
+}
+
+fn has_prefix(name: &str, lower: &str) -> bool {
+    name.len() >= lower.len()
+        && name
+            .bytes()
+            .zip(lower.bytes())
+            .all(|(byte, expected)| byte == expected || (byte == b'_' && expected == b'-'))
+}
+
+fn remove_where(headers: &mut HeaderMap, removed: fn(&str) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| removed(name.as_str())).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+fn is_override(name: &str) -> bool {
+    OVERRIDES.iter().any(|lower| is_name(name, lower))
+}
+
+/// Removes what some servers take in place of the method and path that the rules of a host were applied to.
+pub(crate) fn remove_overrides(headers: &mut HeaderMap) {
+    remove_where(headers, is_override);
+}
+
+/// Removes from a request's trailers what only its head may say (RFC 9110 §6.5.1): servers that merge the two would believe it.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    remove_hop_by_hop(trailers);
+    remove_where(trailers, |name| {
+        is_ours(name) || is_override(name) || HEAD_ONLY.iter().any(|lower| is_name(name, lower))
+    });
+}
+
+/// HTTP/2 may send a cookie field for each cookie; there is one of them in HTTP/1 (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (lines.next(), lines.next()) {
+        let lines: Vec<&[u8]> = [first, second].into_iter().chain(lines).map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&lines.join(b"; ".as_slice())) {
+            headers.insert(COOKIE, joined);
+        }
+    }
 }
 
 /// Who asks, for backends.
@@ -95,10 +141,8 @@ pub(crate) fn to_backend(headers: &mut HeaderMap, origin: &Origin<'_>, host: &st
     headers.remove(CONTENT_LENGTH);
     // Hyper sends 100 when we begin to read the body, which is when the backend is there.
     headers.remove(EXPECT);
-    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
-    for name in forged {
-        headers.remove(name);
-    }
+    remove_where(headers, is_ours);
+    join_cookies(headers);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
@@ -222,6 +266,9 @@ mod tests {
             ("x_forwarded_for", "6.6.6.6"),
             ("x-forwarded-port", "1"),
             ("x-real_ip", "6.6.6.6"),
+            ("x-forwarded", "6.6.6.6"),
+            ("x-client-ip", "6.6.6.6"),
+            ("true_client_ip", "6.6.6.6"),
             ("forwarded", "for=6.6.6.6"),
             ("proxy", "evil"),
             ("te", "trailers, deflate"),
@@ -229,6 +276,8 @@ mod tests {
             ("content-length", "3"),
             ("expect", "100-continue"),
             ("accept", "*/*"),
+            ("cookie", "a=1"),
+            ("cookie", "b=2; c=3"),
         ] {
             headers.append(HeaderName::from_static(name), value.parse().unwrap());
         }
@@ -242,6 +291,7 @@ mod tests {
             [
                 "accept: */*",
                 "connection: te",
+                "cookie: a=1; b=2; c=3",
                 "forwarded: for=10.0.0.1;proto=https;host=\"a.example:444\"",
                 "host: inner",
                 "te: trailers",
@@ -250,6 +300,19 @@ mod tests {
                 "x-forwarded-proto: https",
             ]
         );
+    }
+
+    #[test]
+    fn trailers_do_not_say_who_asks() {
+        let mut trailers = HeaderMap::new();
+        for name in
+            ["x-forwarded-for", "forwarded", "x_real_ip", "cookie", "host", "authorization", "x-http-method"]
+        {
+            trailers.append(HeaderName::from_static(name), HeaderValue::from_static("forged"));
+        }
+        trailers.append("x-checksum", HeaderValue::from_static("1"));
+        clean_trailers(&mut trailers);
+        assert_eq!(trailers.keys().collect::<Vec<_>>(), ["x-checksum"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod body;
 mod certificate;
 mod challenge;
+mod clients;
 mod cookie;
 mod framing;
 mod guard;
@@ -34,7 +35,7 @@ pub use limits::Limits;
 pub use observe::{Access, Counters, Encryption, Observer};
 pub use refusal::Refusal;
 pub use rules::{AccessRule, Caller, RulePath};
-pub use server::{Backends, Config, ConnectError, Identify, Identity, Listeners, serve};
+pub use server::{Backends, Config, ConnectError, Identify, Identity, Listeners, Who, serve};
 pub use table::{
     Backend, Cluster, Host, HostName, Route, Table, TableError, check_prefix, check_rewrite_host,
 };

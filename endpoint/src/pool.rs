@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::client::conn::http1::SendRequest;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::body::{ClientBody, Progress};
@@ -21,7 +22,10 @@ pub(crate) struct Pool {
     entries: Mutex<HashMap<u64, Arc<Entry>>>,
     idle_limit: usize,
     idle_timeout: Duration,
+    unrepeatable_idle_timeout: Duration,
     set_aside: (Duration, Duration),
+    /// A connection to some backend is closed.
+    pub(crate) closed: Notify,
 }
 
 /// One backend.
@@ -76,7 +80,9 @@ impl Pool {
             entries: Mutex::default(),
             idle_limit: limits.idle_per_backend,
             idle_timeout: limits.backend_idle_timeout,
+            unrepeatable_idle_timeout: limits.unrepeatable_idle_timeout,
             set_aside: limits.set_aside,
+            closed: Notify::new(),
         }
     }
 
@@ -113,10 +119,13 @@ impl Pool {
         })
     }
 
-    /// It could not be reached: set aside for twice as long as the last time.
+    /// It could not be reached: set aside for twice as long as the last time. Attempts that fail together count once.
     pub(crate) fn failed(&self, entry: &Entry) {
         let (first, longest) = self.set_aside;
         entry.with(|state| {
+            if state.aside_until.is_some_and(|until| until > Instant::now()) {
+                return;
+            }
             let time = first.saturating_mul(1 << state.failures.min(16)).min(longest);
             state.failures = state.failures.saturating_add(1);
             state.aside_until = Some(Instant::now() + time);
@@ -132,15 +141,29 @@ impl Pool {
         });
     }
 
-    /// An idle connection that looks alive.
-    pub(crate) fn take(&self, entry: &Entry) -> Option<Sender> {
+    /// An idle connection that looks alive, for a request that may or may not be sent twice.
+    pub(crate) fn take(&self, entry: &Entry, repeatable: bool) -> Option<Sender> {
+        let limit = if repeatable { self.idle_timeout } else { self.unrepeatable_idle_timeout };
         entry.with(|state| {
-            while let Some((sender, since)) = state.idle.pop() {
-                if since.elapsed() < self.idle_timeout && !sender.is_closed() {
+            // The others have been idle for longer still, and remain for requests that may be repeated.
+            while state.idle.last().is_some_and(|(_, since)| since.elapsed() < limit) {
+                let (sender, _) = state.idle.pop()?;
+                if !sender.is_closed() {
                     return Some(sender);
                 }
             }
             None
+        })
+    }
+
+    /// Closes the idle connections to these backends. Whether there were any.
+    pub(crate) fn evict(&self, backends: impl Iterator<Item = u64>) -> bool {
+        self.with(|entries| {
+            let mut any = false;
+            for entry in backends.filter_map(|id| entries.get(&id)) {
+                any |= entry.with(|state| !std::mem::take(&mut state.idle).is_empty());
+            }
+            any
         })
     }
 
@@ -272,6 +295,17 @@ mod tests {
         assert_eq!(choose(&[]).unwrap().id, 2);
         pool.renewed(&table(false), &table(true));
         assert_eq!(choose(&[]).unwrap().id, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_that_fail_together_count_once() {
+        let (pool, one) = (Pool::new(&Limits::default()), cluster(&[1]));
+        let (entry, _) = pool.choose(&one, &[], None).unwrap();
+        for _ in 0..64 {
+            pool.failed(&entry);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(pool.choose(&one, &[], None).is_some(), "set aside for the first time, not for the longest");
     }
 
     #[tokio::test]

@@ -46,7 +46,7 @@ refusals! {
     NoRoute = Some(StatusCode::NOT_FOUND), "Nothing is served at this path.\n";
     /// The head was not complete in time.
     HeadTimeout = Some(StatusCode::REQUEST_TIMEOUT), "The request head did not arrive in time.\n";
-    /// The body made no progress.
+    /// The body made no progress, or hardly any.
     BodyTimeout = Some(StatusCode::REQUEST_TIMEOUT), "The request body did not arrive in time.\n";
     /// The body is longer than the host allows.
     BodyTooLarge = Some(StatusCode::PAYLOAD_TOO_LARGE), "The request body is larger than this host allows.\n";
@@ -58,9 +58,11 @@ refusals! {
     Misdirected = Some(StatusCode::MISDIRECTED_REQUEST), "This connection was made for another host.\n";
     /// Too many bytes or lines of header fields.
     HeadTooLarge = Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE), "The header fields of the request are too large.\n";
+    /// The client has as many requests in flight as it may.
+    ClientBusy = Some(StatusCode::TOO_MANY_REQUESTS), "Too many requests in flight from your address; try again shortly.\n";
     /// The backend broke off before it answered, or its answer is not HTTP.
     BackendFailed = Some(StatusCode::BAD_GATEWAY), "The backend did not give a valid response.\n";
-    /// The host has as many requests in flight as it may.
+    /// The host, or all hosts together, have as many requests in flight or connections to backends as they may.
     HostBusy = Some(StatusCode::SERVICE_UNAVAILABLE), "This host has too many requests in flight; try again shortly.\n";
     /// No backend can be reached.
     NoBackend = Some(StatusCode::SERVICE_UNAVAILABLE), "No backend of this host is available; try again shortly.\n";
@@ -70,6 +72,8 @@ refusals! {
     Connections = None, "Too many connections.";
     /// As many connections from one client as may be.
     ClientConnections = None, "Too many connections from one address.";
+    /// From an address that stands for a container, but none is known there.
+    UnknownCaller = None, "Nobody is known at this address.";
     /// TLS for a name without a certificate here, or without a name.
     UnknownServerName = None, "No certificate for this name.";
     /// The TLS handshake failed or took too long.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::body::{Body, Incoming};
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue, LOCATION, RETRY_AFTER, SET_COOKIE,
-    STRICT_TRANSPORT_SECURITY,
+    STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING,
 };
 use hyper::http::uri::PathAndQuery;
 use hyper::upgrade::OnUpgrade;
@@ -14,7 +14,10 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 
 use crate::body::{ClientBody, ReplyBody};
-use crate::headers::{Authority, Origin, is_websocket, set_websocket, to_backend, to_client};
+use crate::clients::Place;
+use crate::headers::{
+    Authority, Origin, is_websocket, remove_overrides, set_websocket, to_backend, to_client,
+};
 use crate::observe::{Access, Encryption};
 use crate::path::Path;
 use crate::pool::Lease;
@@ -23,7 +26,7 @@ use crate::refusal::Refusal;
 use crate::rules::{allowed, named};
 use crate::server::{Backends, Endpoint, Peer};
 use crate::table::{Cluster, Host};
-use crate::ticket::Ticket;
+use crate::ticket::{InFlight, Ticket};
 use crate::tunnel::join;
 
 /// One year, which is what preload lists ask for.
@@ -41,7 +44,15 @@ enum Answer {
     /// A backend's response.
     Backend(Box<(Response<Incoming>, Lease)>),
     /// A WebSocket.
-    Tunnel(Box<(Response<Incoming>, Lease, OnUpgrade)>),
+    Tunnel(Box<Tunnel>),
+}
+
+/// Both sides of a WebSocket, and its places among those that are bounded.
+struct Tunnel {
+    response: Response<Incoming>,
+    lease: Lease,
+    client: OnUpgrade,
+    places: (Place, InFlight),
 }
 
 /// Answers a request, one way or another.
@@ -108,11 +119,15 @@ async fn answer<B: Backends>(
     }
     let table = Arc::clone(&endpoint.table.borrow());
     let host = table.host(authority.name()).ok_or(Refusal::UnknownHost)?;
+    // Not what is open to everybody: a container reaches what it was allowed to and nothing else, and does not learn of it.
+    if peer.container.is_some_and(|container| !named(host.rules.as_deref(), container)) {
+        return Err(Refusal::UnknownHost);
+    }
     if host.redirect_to_https && peer.tls.is_none() {
         return redirect(&authority, request.uri());
     }
     let path = check(endpoint, peer, host, &request)?;
-    ticket.host = Some(endpoint.enter(host.name.as_str())?);
+    ticket.held = Some(Arc::new(endpoint.enter(&peer.client, host)?));
     let cluster = host.cluster(&path.normal).ok_or(Refusal::NoRoute)?;
     pass_on(endpoint, peer, ticket, host, cluster, &authority, &path, request).await
 }
@@ -134,10 +149,6 @@ fn check<B: Backends>(
 ) -> Result<Path, Refusal> {
     if request.headers().len() > endpoint.config.limits.head_fields {
         return Err(Refusal::HeadTooLarge);
-    }
-    // Not what is open to everybody: a container reaches what it was allowed to and nothing else.
-    if peer.container.is_some_and(|container| !named(host.rules.as_deref(), container)) {
-        return Err(Refusal::UnknownHost);
     }
     if request.method() == Method::CONNECT {
         return Err(Refusal::BadTarget);
@@ -176,13 +187,16 @@ async fn pass_on<B: Backends>(
         && request.method() == Method::GET
         && request.body().is_end_stream()
         && is_websocket(request.headers());
-    let upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
+    let places = if websocket { Some(endpoint.enter_tunnel(&peer.client, host)?) } else { None };
+    let upgrade = places.map(|places| (hyper::upgrade::on(&mut request), places));
     let (mut head, body) = request.into_parts();
     let limits = &endpoint.config.limits;
-    let (body, progress) =
-        ClientBody::new(body, host.max_body_bytes, limits.progress_timeout, peer.link.clone());
+    let (body, progress) = ClientBody::new(body, host.max_body_bytes, limits, peer.link.clone());
     let origin = Origin { client: peer.address.ip(), https: peer.tls.is_some(), authority: &authority.whole };
     to_backend(&mut head.headers, &origin, host.rewrite_host.as_deref().unwrap_or(&authority.whole))?;
+    if host.rules.is_some() {
+        remove_overrides(&mut head.headers);
+    }
     if websocket {
         set_websocket(&mut head.headers);
     }
@@ -190,13 +204,17 @@ async fn pass_on<B: Backends>(
     if body.is_end_stream() && matches!(head.method, Method::POST | Method::PUT | Method::PATCH) {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
+    // With these methods hyper sends no body of unknown length unless it is told to.
+    if body.size_hint().exact().is_none() {
+        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     let key = host.sticky.then_some(&endpoint.config.cookie_key);
     let wanted = key.and_then(|key| key.take(host.name.as_str(), &mut head.headers));
     let mut inner = Request::new(body);
     *inner.method_mut() = head.method;
     *inner.uri_mut() = target(host, path, &head.uri)?;
     *inner.headers_mut() = head.headers;
-    let exchanged = exchange(endpoint, cluster, wanted, inner, progress.clone()).await;
+    let exchanged = exchange(endpoint, (host, cluster), wanted, inner, progress.clone()).await;
     // When there is a response, its body's end tells.
     ticket.access.received = progress.map_or(0, |progress| progress.bytes());
     let (mut response, lease) = exchanged?;
@@ -213,8 +231,8 @@ async fn pass_on<B: Backends>(
         return Ok(Answer::Backend(Box::new((response, lease))));
     }
     match upgrade {
-        Some(upgrade) if is_websocket(response.headers()) => {
-            Ok(Answer::Tunnel(Box::new((response, lease, upgrade))))
+        Some((client, places)) if is_websocket(response.headers()) => {
+            Ok(Answer::Tunnel(Box::new(Tunnel { response, lease, client, places })))
         }
         _ => Err(Refusal::BackendFailed),
     }
@@ -248,7 +266,7 @@ fn refusal_reply(peer: &Peer, refusal: Refusal, mut ticket: Ticket) -> Reply {
     ticket.refuse(refusal);
     let status = refusal.status().unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut fields = vec![(CONTENT_TYPE, TEXT)];
-    if status == StatusCode::SERVICE_UNAVAILABLE {
+    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
         fields.push((RETRY_AFTER, RETRY_SECONDS));
     }
     // What follows on the connection may not be what it seems.
@@ -286,7 +304,7 @@ fn tunnel_reply<B: Backends>(
     endpoint: &Endpoint<B>,
     peer: Arc<Peer>,
     mut ticket: Ticket,
-    (mut response, lease, client): (Response<Incoming>, Lease, OnUpgrade),
+    Tunnel { mut response, lease, client, places }: Tunnel,
 ) -> Reply {
     let backend = hyper::upgrade::on(&mut response);
     ticket.access.status = Some(response.status().as_u16());
@@ -297,7 +315,7 @@ fn tunnel_reply<B: Backends>(
     let splice = async move {
         let mut ticket = ticket;
         // The connection counts for its client until the tunnel ends.
-        let _held = (peer, lease.in_flight);
+        let _held = (peer, lease.in_flight, places);
         match tokio::try_join!(client, backend) {
             Ok((client, backend)) => {
                 let (received, sent) = join(TokioIo::new(client), TokioIo::new(backend), silence).await;

@@ -108,6 +108,8 @@ pub struct Route {
 pub struct Host {
     /// Exact names win over wildcards.
     pub name: HostName,
+    /// Whose it is: some bounds are for all hosts of one customer together.
+    pub customer: u64,
     /// The longest prefix that matches wins.
     pub routes: Vec<Route>,
     /// The `Host` that backends see; otherwise the one of the client.
@@ -132,6 +134,7 @@ impl Host {
     pub fn new(name: HostName, cluster: Arc<Cluster>) -> Self {
         Self {
             name,
+            customer: 0,
             routes: vec![Route { prefix: "/".to_owned(), cluster }],
             rewrite_host: None,
             redirect_to_https: false,
@@ -191,6 +194,15 @@ impl Table {
     /// All hosts, in no order.
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
         self.hosts.values()
+    }
+
+    /// The numbers of all backends of a customer's hosts, some several times.
+    pub(crate) fn backends_of(&self, customer: u64) -> impl Iterator<Item = u64> {
+        let hosts = self.hosts().filter(move |host| host.customer == customer);
+        hosts
+            .flat_map(|host| &host.routes)
+            .flat_map(|route| &route.cluster.backends)
+            .map(|backend| backend.id)
     }
 
     /// All backends; those of several clusters several times.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use std::time::Instant;
 
+use crate::clients::Place;
 use crate::guard::Link;
 use crate::observe::{Access, Observer};
 use crate::refusal::Refusal;
@@ -27,11 +28,24 @@ impl Drop for InFlight {
     }
 }
 
+/// A request's places among those that are bounded.
+#[derive(Debug)]
+pub(crate) struct Held {
+    _client: Place,
+    _others: [InFlight; 3],
+}
+
+impl Held {
+    pub(crate) fn new(client: Place, others: [InFlight; 3]) -> Self {
+        Self { _client: client, _others: others }
+    }
+}
+
 /// One request until its response is sent.
 pub(crate) struct Ticket {
     pub(crate) access: Access,
-    /// Keeps the host's count of requests.
-    pub(crate) host: Option<InFlight>,
+    /// Its places, once it has them.
+    pub(crate) held: Option<Arc<Held>>,
     observer: Arc<dyn Observer>,
     begun: Instant,
     link: Option<Arc<Link>>,
@@ -47,7 +61,7 @@ impl Ticket {
         busy: &Arc<AtomicUsize>,
     ) -> Self {
         busy.fetch_add(1, Ordering::Relaxed);
-        Self { access, host: None, observer, begun: Instant::now(), link, busy: Arc::clone(busy) }
+        Self { access, held: None, observer, begun: Instant::now(), link, busy: Arc::clone(busy) }
     }
 
     /// It is not served, and why.

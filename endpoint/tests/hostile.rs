@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::{Method, Request, Response, StatusCode};
-use support::{World, certificate, full, get, head, host, http1, rest, text, within};
+use support::{NOBODY, World, certificate, full, get, head, host, http1, rest, text, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -239,35 +239,263 @@ async fn connections_are_bounded() {
 }
 
 #[tokio::test]
-async fn requests_of_a_host_are_bounded() {
-    let limits = Limits { requests_per_host: 1, ..Limits::default() };
+async fn requests_in_flight_are_bounded() {
+    let whose = |customer, name: &str, id| Host { customer, ..host(name, &[id]) };
+    let (usual, busy) = (Limits::default(), StatusCode::SERVICE_UNAVAILABLE);
+    for (limits, same_customer, other_customer) in [
+        (Limits { requests_per_host: 1, ..usual.clone() }, StatusCode::OK, StatusCode::OK),
+        (Limits { requests_per_customer: 1, ..usual.clone() }, busy, StatusCode::OK),
+        (Limits { requests: 1, ..usual }, busy, busy),
+    ] {
+        let hosts = vec![whose(1, "a", 1), whose(1, "b", 2), whose(2, "c", 2)];
+        let world = World::with(hosts, limits.clone(), None).await;
+        let (begun, go, _server) = world.held(1).await;
+        world.backend(2).await;
+        let others = async {
+            begun.notified().await;
+            let response = world.send(get("a", "/")).await;
+            assert_eq!(response.status(), busy, "{limits:?}");
+            assert_eq!(response.headers().get("retry-after").unwrap(), "1");
+            assert_eq!(text(response).await, Refusal::HostBusy.text());
+            assert_eq!(world.get("b", "/x").await.0, same_customer, "{limits:?}");
+            assert_eq!(world.get("c", "/x").await.0, other_customer, "{limits:?}");
+            go.notify_one();
+        };
+        let (slow, ()) = within(async { tokio::join!(world.get("a", "/"), others) }).await;
+        assert_eq!(slow.1, "late");
+        within(async { while world.get("b", "/x").await.0 != StatusCode::OK {} }).await;
+    }
+}
+
+#[tokio::test]
+async fn one_client_cannot_have_all_requests() {
+    let limits = Limits { requests_per_client: 1, ..Limits::default() };
     let world = World::with(vec![host("a", &[1]), host("b", &[2])], limits, None).await;
-    let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let notify = (Arc::clone(&begun), Arc::clone(&go));
-    let _server = world
-        .server(1, move |_| {
-            let (begun, go) = notify.clone();
-            async move {
-                begun.notify_one();
-                go.notified().await;
-                Response::new(full("late"))
-            }
-        })
-        .await;
+    let (begun, go, _server) = world.held(1).await;
     world.backend(2).await;
     let others = async {
         begun.notified().await;
-        let busy = world.send(get("a", "/")).await;
-        assert_eq!(
-            (busy.status(), busy.headers().get("retry-after").unwrap().as_bytes()),
-            (StatusCode::SERVICE_UNAVAILABLE, b"1".as_slice())
-        );
-        assert_eq!(text(busy).await, Refusal::HostBusy.text());
-        assert_eq!(world.get("b", "/x").await.0, StatusCode::OK);
+        let response = world.send(get("b", "/x")).await;
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers().get("retry-after").unwrap(), "1");
+        assert_eq!(text(response).await, Refusal::ClientBusy.text());
+        assert_eq!(world.get_from([127, 0, 0, 2], "b", "/x").await, StatusCode::OK);
         go.notify_one();
     };
     let (slow, ()) = within(async { tokio::join!(world.get("a", "/"), others) }).await;
     assert_eq!(slow.1, "late");
+    within(async { while world.get("b", "/x").await.0 != StatusCode::OK {} }).await;
+}
+
+#[tokio::test]
+async fn websockets_are_bounded() {
+    let usual = Limits::default();
+    for (limits, status) in [
+        (Limits { tunnels_per_client: 1, ..usual.clone() }, "429"),
+        (Limits { tunnels_per_host: 1, ..usual }, "503"),
+    ] {
+        let world = World::with(vec![host("a", &[1])], limits, None).await;
+        world.backend(1).await;
+        let upgrade = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let open = async || {
+            let mut stream = TcpStream::connect(world.http).await.unwrap();
+            stream.write_all(upgrade.as_bytes()).await.unwrap();
+            let said = head(&mut stream).await;
+            (stream, said)
+        };
+        let (first, said) = open().await;
+        assert!(said.starts_with("HTTP/1.1 101 "), "{said}");
+        let (_second, said) = open().await;
+        assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
+        assert_eq!(world.get("a", "/x").await.0, StatusCode::OK, "requests are not in the way");
+        drop(first);
+        within(async { while !open().await.1.starts_with("HTTP/1.1 101 ") {} }).await;
+    }
+}
+
+/// Neither the backend nor its host is to blame, and idle connections make room.
+#[tokio::test]
+async fn a_way_that_is_full_is_no_failure_of_backends() {
+    let world = World::new(vec![host("a", &[1]), host("b", &[2])]).await;
+    let (begun, go, _server) = world.held(1).await;
+    world.backend(2).await;
+    world.addresses.bound(1);
+    let others = async {
+        begun.notified().await;
+        let asked = (0..8).map(|_| async {
+            let response = world.send(get("b", "/x")).await;
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(response.headers().get("retry-after").unwrap(), "1");
+            assert_eq!(text(response).await, Refusal::HostBusy.text());
+        });
+        futures_util::future::join_all(asked).await;
+        go.notify_one();
+    };
+    let (slow, ()) = within(async { tokio::join!(world.get("a", "/"), others) }).await;
+    assert_eq!(slow.1, "late");
+    // The connection to the one is idle now, and the only one there may be.
+    assert_eq!(world.get("b", "/x").await, (StatusCode::OK, "2 /x".to_owned()));
+}
+
+#[tokio::test]
+async fn dripping_bodies_are_ended_and_slow_ones_are_not() {
+    let limits = Limits { body_grace: SHORT, body_rate: 200, ..Limits::default() };
+    let world = World::with(vec![host("a", &[1])], limits, None).await;
+    let server = world.server(1, |request| async {
+        let body = http_body_util::BodyExt::collect(request.into_body()).await;
+        Response::new(full(body.map_or(0, |body| body.to_bytes().len()).to_string()))
+    });
+    let _server = server.await;
+    let drip = async |first: usize, pieces: usize, piece: &[u8]| {
+        let (mut reads, mut writes) = TcpStream::connect(world.http).await.unwrap().into_split();
+        let length = first + pieces * piece.len();
+        let head =
+            format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        writes.write_all(head.as_bytes()).await.unwrap();
+        let write = async {
+            writes.write_all(&vec![b'x'; first]).await.unwrap();
+            for _ in 0..pieces {
+                tokio::time::sleep(SHORT / 10).await;
+                // The endpoint may have had enough.
+                drop(writes.write_all(piece).await);
+            }
+        };
+        let (reply, ()) = tokio::join!(rest(&mut reads), write);
+        reply
+    };
+    // Nor does it help to have been quick before.
+    for first in [0, 100_000] {
+        let ended = drip(first, 100, b"x").await;
+        assert!(
+            ended.starts_with("HTTP/1.1 408 ") && ended.ends_with(Refusal::BodyTimeout.text()),
+            "{ended}"
+        );
+    }
+    let slow = drip(0, 40, &[b'x'; 100]).await;
+    assert!(slow.starts_with("HTTP/1.1 200 ") && slow.ends_with("4000"), "{slow}");
+}
+
+/// A page of somebody else's whose name is led to this address (DNS rebinding) reaches nothing.
+#[tokio::test]
+async fn dns_rebinding_reaches_nothing() {
+    let world = World::new(vec![secure("a.example"), host("plain.example", &[1])]).await;
+    world.backend(1).await;
+    for name in [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1",
+        "127.0.0.1:80",
+        "localhost",
+        "a.example.evil.example",
+    ] {
+        let (status, said) = world.get(name, "/x").await;
+        assert_eq!((status, said.as_str()), (StatusCode::NOT_FOUND, Refusal::UnknownHost.text()), "{name}");
+        let misdirected = StatusCode::MISDIRECTED_REQUEST;
+        let mut one = http1(world.tls("a.example", &["http/1.1"]).await.unwrap()).await;
+        assert_eq!(one.send_request(get(name, "/x")).await.unwrap().status(), misdirected, "{name}");
+        let mut two = world.http2("a.example").await;
+        let request = Request::get(format!("https://{name}/x")).body(full("")).unwrap();
+        assert_eq!(two.send_request(request).await.unwrap().status(), misdirected, "{name}");
+    }
+    // An address of IPv6 is no name of a host.
+    assert_eq!(world.get("[::1]", "/x").await.0, StatusCode::BAD_REQUEST);
+    for name in ["evil.example", "127.0.0.1", "localhost"] {
+        world.tls(name, &["http/1.1"]).await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn nobody_comes_from_an_address_that_stands_for_a_container() {
+    let world = World::with(vec![host("a", &[1])], Limits::default(), Some(NOBODY)).await;
+    world.backend(1).await;
+    assert_eq!(world.raw("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await, "");
+    assert_eq!(world.refusals(), [Refusal::UnknownCaller]);
+}
+
+/// A redirect would tell that there is such a name.
+#[tokio::test]
+async fn a_container_learns_nothing_of_names_that_do_not_name_it() {
+    let redirected = Host { redirect_to_https: true, ..secure("a.example") };
+    let world = World::with(vec![redirected], Limits::default(), Some(7)).await;
+    world.backend(1).await;
+    let (status, said) = world.get("a.example", "/x").await;
+    assert_eq!((status, said.as_str()), (StatusCode::NOT_FOUND, Refusal::UnknownHost.text()));
+}
+
+#[tokio::test]
+async fn rules_are_not_evaded_by_other_fields() {
+    let path = RulePath::new("/*").unwrap();
+    let rule = AccessRule { methods: vec![], path, callers: vec![Caller::Anyone] };
+    let ruled = Host { rules: Some(vec![rule]), ..host("ruled", &[1]) };
+    let world = World::new(vec![ruled, host("open", &[1])]).await;
+    world.backend(1).await;
+    for name in
+        ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "X-Original-URL", "X_Rewrite_URL"]
+    {
+        let ask = async |host: &str| {
+            let request = Request::get("/head").header("host", host).header(name, "override");
+            text(world.send(request.body(full("")).unwrap()).await).await
+        };
+        assert!(!ask("ruled").await.contains("override"), "{name}");
+        assert!(ask("open").await.contains("override"), "{name}");
+    }
+}
+
+/// It answers bit by bit, and never takes what the client sends.
+#[tokio::test]
+async fn backends_that_take_nothing_are_given_up() {
+    let limits = Limits { progress_timeout: SHORT, ..Limits::default() };
+    let mut world = World::with(vec![host("a", &[1])], limits, None).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.addresses.set(1, listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+        while stream.write_all(b"1\r\nx\r\n").await.is_ok() {
+            tokio::time::sleep(SHORT / 10).await;
+        }
+    });
+    let (mut reads, mut writes) = TcpStream::connect(world.http).await.unwrap().into_split();
+    writes.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000000\r\n\r\n").await.unwrap();
+    let write = tokio::spawn(async move { while writes.write_all(&[0; 65_536]).await.is_ok() {} });
+    let (_, access) = within(async { tokio::join!(rest(&mut reads), world.access()) }).await;
+    assert!(!access.complete, "{access:?}");
+    server.abort();
+    write.abort();
+}
+
+/// A request counts until the last byte of its response is written, for until then it takes memory.
+#[tokio::test]
+async fn http2_requests_count_until_they_are_written() {
+    let limits = Limits { requests_per_client: 2, ..Limits::default() };
+    let mut world = World::with(vec![secure("a")], limits, None).await;
+    let server = world.server(1, |request| async move {
+        let long = request.uri().path() == "/long";
+        Response::new(full(vec![0; if long { 1 << 20 } else { 1024 }]))
+    });
+    let _server = server.await;
+    let stream = world.tls("a", &["h2"]).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+    builder.initial_stream_window_size(1);
+    let (mut two, connection) = builder.handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut ask = async |path: &str| {
+        let request = Request::get(format!("https://a{path}")).body(full("")).unwrap();
+        within(two.send_request(request)).await.unwrap()
+    };
+    let (short, long) = (ask("/short").await, ask("/long").await);
+    assert_eq!((short.status(), long.status()), (StatusCode::OK, StatusCode::OK));
+    // The backend is done with the first, but its client has not taken it.
+    let access = world.access().await;
+    assert_eq!((access.sent, access.complete), (1024, true));
+    assert_eq!(ask("/short").await.status(), StatusCode::TOO_MANY_REQUESTS);
+    tokio::time::sleep(SHORT).await;
+    drop(long);
+    while world.access().await.status != Some(429) {}
+    let long = world.access().await;
+    assert!(!long.complete && long.sent <= 80 * 1024, "{long:?}");
+    assert_eq!(text(short).await.len(), 1024);
+    within(async { while ask("/short").await.status() != StatusCode::OK {} }).await;
 }
 
 #[tokio::test]
@@ -306,8 +534,9 @@ async fn access_rules() {
         ("a", "GET", "/user/%252e%252e/other", "400", ""),
         ("a", "GET", "http://a/user/x", "200", "/user/x"),
         ("a", "OPTIONS", "*", "400", ""),
-        ("closed", "GET", "/", "403", ""),
-        ("open", "GET", "/a%2fb;c/../x", "200", "/a%2fb;c/../x"),
+        // They name nobody.
+        ("closed", "GET", "/", "404", ""),
+        ("open", "GET", "/x", "404", ""),
     ] {
         let reply =
             world.raw(format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
@@ -316,9 +545,11 @@ async fn access_rules() {
             assert!(reply.ends_with(&format!("\r\n1 {seen}")), "{method} {path}: {reply}");
         }
     }
-    let outside = World::with(vec![ruled], Limits::default(), None).await;
+    let outside = World::new(vec![ruled, none, host("open", &[1])]).await;
     outside.backend(1).await;
     assert_eq!(outside.get("a", "/admin/x").await.0, StatusCode::FORBIDDEN);
+    assert_eq!(outside.get("closed", "/").await.0, StatusCode::FORBIDDEN);
+    assert_eq!(outside.get("open", "/a%2fb;c/../x").await.1, "1 /a%2fb;c/../x");
 }
 
 #[tokio::test]

@@ -338,6 +338,77 @@ async fn connections_to_backends_are_kept() {
     assert_eq!(world.addresses.asked(), 2);
 }
 
+/// Servers close idle connections at about the time when the next request comes: who may not ask twice does not take the risk.
+#[tokio::test]
+async fn what_may_not_be_repeated_gets_no_old_connection() {
+    let limits = Limits { unrepeatable_idle_timeout: Duration::from_millis(100), ..Limits::default() };
+    assert!(limits.backend_idle_timeout < Duration::from_secs(5));
+    let world = World::with(vec![host("a", &[1])], limits, None).await;
+    world.backend(1).await;
+    world.get("a", "/x").await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    world.get("a", "/x").await;
+    assert_eq!(world.addresses.asked(), 1);
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let request = Request::post("/echo").header("host", "a").body(full("body")).unwrap();
+    assert_eq!(text(world.send(request).await).await, "body");
+    assert_eq!(world.addresses.asked(), 2);
+    world.get("a", "/x").await;
+    assert_eq!(world.addresses.asked(), 2);
+}
+
+#[tokio::test]
+async fn cookies_of_http2_are_one_field_for_backends() {
+    let world = World::new(vec![secure("a", &[1])]).await;
+    world.backend(1).await;
+    let mut two = world.http2("a").await;
+    let request = Request::get("https://a/head")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2")
+        .header("cookie", "c=3; d=4")
+        .body(full(""))
+        .unwrap();
+    let seen = text(two.send_request(request).await.unwrap()).await;
+    assert!(seen.contains("cookie: a=1; b=2; c=3; d=4\n"), "{seen}");
+}
+
+#[tokio::test]
+async fn bodies_of_unknown_length_arrive_with_every_method() {
+    let world = World::new(vec![secure("a", &[1])]).await;
+    world.backend(1).await;
+    for method in ["GET", "DELETE", "OPTIONS", "POST"] {
+        let chunked = format!(
+            "{method} /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+             3\r\nabc\r\n0\r\n\r\n"
+        );
+        let reply = world.raw(chunked).await;
+        assert!(reply.starts_with("HTTP/1.1 200 ") && reply.contains("abc"), "{method}: {reply}");
+        let mut two = world.http2("a").await;
+        let pieces = futures_util::stream::iter([Bytes::from("abc"), Bytes::from("def")]);
+        let request = Request::builder().method(method).uri("https://a/echo").body(stream(pieces)).unwrap();
+        assert_eq!(text(within(two.send_request(request)).await.unwrap()).await, "abcdef", "{method}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_say_nothing_of_who_asks() {
+    let world = World::new(vec![host("a", &[1])]).await;
+    let server = world.server(1, |request| async {
+        let body = request.into_body().collect().await.unwrap();
+        let names: Vec<&str> = body.trailers().unwrap().keys().map(|name| name.as_str()).collect();
+        Response::new(full(names.join(",")))
+    });
+    let _server = server.await;
+    let reply = world
+        .raw(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\
+             Trailer: x-forwarded-for, cookie, x-sum\r\n\r\n\
+             3\r\nabc\r\n0\r\nX-Forwarded-For: 6.6.6.6\r\nCookie: a=1\r\nX-Sum: 1\r\n\r\n",
+        )
+        .await;
+    assert!(reply.ends_with("\r\n\r\nx-sum"), "{reply}");
+}
+
 #[tokio::test]
 async fn a_backend_that_starts_anew() {
     let world = World::new(vec![host("a", &[1])]).await;

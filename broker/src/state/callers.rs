@@ -5,11 +5,13 @@ use super::{Broker, RequestId, SessionId, error};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use wherry_protocol::message::{Reply, WebCaller as Told};
-use wherry_protocol::{ContainerId, ErrorCode, NodeIndex};
+use wherry_protocol::{AccountId, ContainerId, ErrorCode, NodeIndex};
 
 /// A container that may ask for some names, through its board.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebClient {
+    /// Whose it is.
+    pub account: AccountId,
     /// Where it is.
     pub node: NodeIndex,
     /// Its address.
@@ -32,9 +34,13 @@ impl Broker {
                 .collect();
             for id in named {
                 let Some(container) = self.tables.container(id) else { continue };
-                let (node, address) = (container.node, container.address);
-                let client =
-                    callers.entry(id).or_insert_with(|| WebClient { node, address, hosts: Vec::new() });
+                let (account, node, address) = (container.account, container.node, container.address);
+                let client = callers.entry(id).or_insert_with(|| WebClient {
+                    account,
+                    node,
+                    address,
+                    hosts: Vec::new(),
+                });
                 client.hosts.push(host.clone());
             }
         }

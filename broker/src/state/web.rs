@@ -145,7 +145,15 @@ impl Broker {
             }
         }
         match self.domain_around(host) {
-            Some((_, domain)) if domain.account == asker.account || domain.shared => {}
+            Some((_, domain)) if domain.account == asker.account => {}
+            // It would take all names that nobody has yet, and those that others give up.
+            Some((domain, record)) if record.shared && host.strip_prefix("*.") == Some(domain) => {
+                let text = format!(
+                    "{host} stands for every name in a domain of another account: publish names one by one"
+                );
+                return Err(error(ErrorCode::Forbidden, text));
+            }
+            Some((_, domain)) if domain.shared => {}
             Some((domain, _)) => {
                 let text = format!("{domain} is another account's and not shared: its owner may share it");
                 return Err(error(ErrorCode::Forbidden, text));

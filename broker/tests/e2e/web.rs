@@ -13,7 +13,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 use wherry_net::dns::Upstream;
-use wherry_protocol::io::recv;
+use wherry_protocol::Limits;
+use wherry_protocol::io::{hello, recv, send};
 use wherry_protocol::message::*;
 
 /// A name server that says `text` for every name, and that it is at `address`.
@@ -324,6 +325,32 @@ async fn no_request_fails_while_names_and_containers_come_and_go() {
         let count = soon(client).await.unwrap();
         assert!(count > 12, "only {count} requests");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_in_flight_are_answered_when_the_broker_ends() {
+    let (broker, user, board) = cluster().await;
+    serving(&user, "one").await;
+    publish(&user, spec("www.example.org")).await;
+    port(&broker, 80, true).await;
+    // The board comes back as one that takes its time.
+    let (key, facts, containers) = board.leave().await;
+    let (mux, mut incoming) = broker.dial(broker.sessions, &key).await.expect("a session");
+    hello(&mux, "slow board").await.expect("a welcome");
+    let mut control = mux.open().await.expect("a stream");
+    let inventory = containers.lock().await.values().cloned().collect();
+    let greeting = NodeHello { facts, load: load(), inventory };
+    send(&mut control, &NodeCall::Control(Box::new(greeting))).await.expect("sent");
+    // Connected means: it has been told what to do.
+    soon(recv::<ToNode>(&mut control, Limits::DEFAULT.message_bytes)).await.unwrap().expect("an order");
+    let mut waiting = plain(&broker).await;
+    waiting.0.write_all(b"GET /late HTTP/1.1\r\nhost: www.example.org\r\n\r\n").await.unwrap();
+    let _asked = soon(incoming.next()).await.expect("a connection to the container");
+    let stopped = tokio::spawn(broker.stop());
+    // Whether or not its board is still there.
+    let answer = response(&mut waiting.0).await;
+    assert!([200, 503].contains(&answer.status), "{}", answer.head);
+    soon(stopped).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -181,6 +181,15 @@ fn names_are_served_in_domains_of_ones_own_and_in_shared_ones() {
     ));
     let taken = world.refused(&bob, publish(spec("www.example.org", labelled("web"))));
     assert_eq!(taken.code, ErrorCode::AlreadyExists);
+    // Every name that nobody has is its owner's to give, not the first comer's.
+    assert_eq!(world.reply(&ann, Request::RemoveEndpoint("*.example.org".into())), Reply::Done);
+    let every = world.refused(&bob, publish(spec("*.example.org", labelled("web"))));
+    assert_eq!(every.code, ErrorCode::Forbidden);
+    assert!(every.message.contains("one by one"), "{every}");
+    let below = world.reply(&bob, publish(spec("*.bob.example.org", labelled("web"))));
+    assert!(matches!(below, Reply::Endpoint(_)), "{below:?}");
+    assert_eq!(world.reply(&bob, Request::RemoveEndpoint("*.bob.example.org".into())), Reply::Done);
+    assert!(matches!(world.reply(&ann, publish(spec("*.example.org", labelled("web")))), Reply::Endpoint(_)));
     // A part of the domain that was proven by somebody else is theirs alone.
     own(&mut world, &bob, "deep.example.org");
     let deep = world.refused(&ann, publish(spec("x.deep.example.org", labelled("web"))));

@@ -7,9 +7,12 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -19,9 +22,9 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
@@ -29,7 +32,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use wherry_endpoint::{
     Access, Backend, Backends, CertifiedKey, Challenges, Cluster, Config, ConnectError, CookieKey, Host,
-    HostName, Identity, Limits, Listeners, Observer, Refusal, Table, serve,
+    HostName, Identity, Limits, Listeners, Observer, Refusal, Table, Who, serve,
 };
 
 pub(crate) type Body = BoxBody<Bytes, hyper::Error>;
@@ -43,9 +46,49 @@ pub(crate) fn full(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).map_err(|never| match never {}).boxed()
 }
 
-/// Where backends listen.
-#[derive(Clone, Default)]
-pub(crate) struct Addresses(Arc<Mutex<HashMap<u64, SocketAddr>>>, Arc<AtomicUsize>);
+/// Where backends listen, connections that were asked for, and places for them.
+#[derive(Clone)]
+pub(crate) struct Addresses(Arc<Mutex<HashMap<u64, SocketAddr>>>, Arc<AtomicUsize>, Arc<Semaphore>);
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self(Arc::default(), Arc::default(), Arc::new(Semaphore::new(PLACES)))
+    }
+}
+
+/// More than any test needs.
+const PLACES: usize = 10_000;
+
+/// A connection to a backend, and its place.
+pub(crate) struct Placed(TcpStream, OwnedSemaphorePermit);
+
+impl AsyncRead for Placed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for Placed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
 
 impl Addresses {
     pub(crate) fn set(&self, id: u64, address: SocketAddr) {
@@ -58,18 +101,27 @@ impl Addresses {
     pub(crate) fn asked(&self) -> usize {
         self.1.load(Ordering::SeqCst)
     }
+
+    /// From now on so many connections at once, to all backends together.
+    pub(crate) fn bound(&self, limit: usize) {
+        self.2.forget_permits(PLACES - limit);
+    }
 }
 
 impl Backends for Addresses {
-    type Stream = TcpStream;
+    type Stream = Placed;
 
-    async fn connect(&self, backend: u64) -> Result<TcpStream, ConnectError> {
+    async fn connect(&self, backend: u64) -> Result<Placed, ConnectError> {
         let address = self.0.lock().unwrap().get(&backend).copied();
         let address = address.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
         self.1.fetch_add(1, Ordering::SeqCst);
-        Ok(TcpStream::connect(address).await?)
+        let place = Arc::clone(&self.2).try_acquire_owned().map_err(|_| ConnectError::Busy)?;
+        Ok(Placed(TcpStream::connect(address).await?, place))
     }
 }
+
+/// A container that is not known.
+pub(crate) const NOBODY: u64 = u64::MAX;
 
 /// What a test sees of the endpoint.
 pub(crate) struct Seen {
@@ -136,8 +188,10 @@ impl World {
             limits,
             cookie_key: CookieKey::new(&[1; 32]),
             challenges: challenges.clone(),
-            identify: Arc::new(move |address| {
-                container.map(|container| Identity { container, address: address.ip() })
+            identify: Arc::new(move |address| match container {
+                None => Who::Client,
+                Some(NOBODY) => Who::Unknown,
+                Some(container) => Who::Container(Identity { container, address: address.ip() }),
             }),
             observer: Arc::clone(&seen) as Arc<dyn Observer>,
         };
@@ -214,6 +268,29 @@ impl World {
     pub(crate) async fn get(&self, host: &str, path: &str) -> (StatusCode, String) {
         let response = self.send(get(host, path)).await;
         (response.status(), text(response).await)
+    }
+
+    /// The same from another address.
+    pub(crate) async fn get_from(&self, from: [u8; 4], host: &str, path: &str) -> StatusCode {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        let stream = socket.connect(self.http).await.unwrap();
+        http1(stream).await.send_request(get(host, path)).await.unwrap().status()
+    }
+
+    /// Starts a backend that tells when it is asked, and answers when it may.
+    pub(crate) async fn held(&self, id: u64) -> (Arc<Notify>, Arc<Notify>, JoinHandle<()>) {
+        let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let notify = (Arc::clone(&begun), Arc::clone(&go));
+        let server = self.server(id, move |_| {
+            let (begun, go) = notify.clone();
+            async move {
+                begun.notify_one();
+                go.notified().await;
+                Response::new(full("late"))
+            }
+        });
+        (begun, go, server.await)
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Response<Incoming> {

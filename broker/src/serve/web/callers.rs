@@ -9,55 +9,100 @@ use crate::state::{Answer, Input, SessionId};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::io::copy_bidirectional_with_sizes;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
-use wherry_endpoint::Identity;
+use wherry_endpoint::{Identity, Who};
 use wherry_protocol::io::{SessionError, Stream, send};
 use wherry_protocol::message::Reply;
-use wherry_protocol::{ContainerId, ErrorCode, WireError};
+use wherry_protocol::{AccountId, ContainerId, ErrorCode, WireError};
 
-/// Addresses that stand for containers: a quarter of the loopback network, where nothing else of a broker is.
+/// Addresses that stand for containers, 127.64.0.0/10: a quarter of the loopback network, where nothing else of a broker is.
 const STANDS_FOR: u32 = 0x7f40_0000;
 const STANDS_FOR_BITS: u32 = 22;
-/// Connections of containers at once.
+/// Connections of containers at once, and of those of one account.
 const AT_ONCE: usize = 1024;
+const PER_ACCOUNT: usize = 256;
+/// How long one side waits for the other.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// After the endpoint has said its last word, what the container still says is heard for so long.
+    afterwards: Duration,
+    /// A side that takes nothing for so long is given up; the endpoint does so with clients after 60 seconds.
+    stall: Duration,
+}
+
+const SIDES: Patience = Patience { afterwards: Duration::from_secs(5), stall: Duration::from_secs(90) };
 
 /// Who comes from which address, while they are connected.
 #[derive(Debug, Default)]
-pub(crate) struct Callers(Mutex<HashMap<SocketAddr, Identity>>);
+pub(crate) struct Callers(Mutex<Everybody>);
+
+#[derive(Debug, Default)]
+struct Everybody {
+    known: HashMap<SocketAddr, Identity>,
+    /// Those of each account.
+    accounts: HashMap<AccountId, usize>,
+}
 
 /// One of them; forgotten when dropped.
 struct Known {
     callers: Arc<Callers>,
     at: SocketAddr,
+    account: AccountId,
 }
 
 impl Drop for Known {
     fn drop(&mut self) {
-        self.callers.lock().remove(&self.at);
+        let mut everybody = self.callers.lock();
+        everybody.known.remove(&self.at);
+        if let Some(count) = everybody.accounts.get_mut(&self.account) {
+            *count -= 1;
+            if *count == 0 {
+                everybody.accounts.remove(&self.account);
+            }
+        }
     }
 }
 
 impl Callers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Identity>> {
+    fn lock(&self) -> MutexGuard<'_, Everybody> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who it is that has connected from `address`.
-    pub(super) fn identify(&self, address: SocketAddr) -> Option<Identity> {
-        self.lock().get(&SocketAddr::new(address.ip().to_canonical(), address.port())).copied()
+    pub(super) fn identify(&self, address: SocketAddr) -> Who {
+        let ip = address.ip().to_canonical();
+        match self.lock().known.get(&SocketAddr::new(ip, address.port())) {
+            Some(identity) => Who::Container(*identity),
+            // It was one of them a moment ago, or is a program on the broker: neither is somebody from outside.
+            None if is_reserved(ip) => Who::Unknown,
+            None => Who::Client,
+        }
     }
 
     /// Known before it is connected, so that the endpoint never takes it for somebody else.
-    fn admit(self: &Arc<Self>, at: SocketAddr, who: Identity) -> Option<Known> {
-        let mut known = self.lock();
-        if known.len() >= AT_ONCE {
+    fn admit(self: &Arc<Self>, at: SocketAddr, who: Identity, account: AccountId) -> Option<Known> {
+        let mut everybody = self.lock();
+        let of_account = everybody.accounts.get(&account).copied().unwrap_or_default();
+        if everybody.known.len() >= AT_ONCE || of_account >= PER_ACCOUNT {
             return None;
         }
-        known.insert(at, who);
-        Some(Known { callers: Arc::clone(self), at })
+        everybody.known.insert(at, who);
+        everybody.accounts.insert(account, of_account + 1);
+        Some(Known { callers: Arc::clone(self), at, account })
+    }
+}
+
+/// Whether an address stands for a container, known or not.
+fn is_reserved(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.to_bits() >> STANDS_FOR_BITS == STANDS_FOR >> STANDS_FOR_BITS,
+        IpAddr::V6(_) => false,
     }
 }
 
@@ -88,40 +133,89 @@ pub(crate) async fn call(
         | None => return Ok(()),
     }
     let busy = |text: String| Reply::Error(WireError::new(ErrorCode::Busy, text));
-    let (mut endpoint, _known) = match connect(shared, container, tls).await {
+    // In this order: who it is must be known for longer than the socket is there.
+    let (_known, endpoint) = match connect(shared, container, tls).await {
         Ok(Some(connected)) => connected,
         Ok(None) => return finish(stream, busy("too many containers ask the web endpoint".into())).await,
         Err(error) => return finish(stream, busy(format!("the web endpoint: {error}"))).await,
     };
     send(&mut stream, &Reply::Done).await?;
-    let mut stream = stream.compat();
-    copy_bidirectional_with_sizes(&mut stream, &mut endpoint, BUFFER_BYTES, BUFFER_BYTES).await?;
-    Ok(())
+    Ok(join(stream.compat(), endpoint, SIDES).await?)
+}
+
+/// Bytes both ways, until the endpoint is done: a container that leaves its side open keeps no place.
+async fn join(
+    container: impl AsyncRead + AsyncWrite,
+    endpoint: impl AsyncRead + AsyncWrite,
+    patience: Patience,
+) -> io::Result<()> {
+    let (container_reads, container_writes) = split(container);
+    let (endpoint_reads, endpoint_writes) = split(endpoint);
+    let mut asks = pin!(pump(container_reads, endpoint_writes, patience.stall));
+    let mut answers = pin!(pump(endpoint_reads, container_writes, patience.stall));
+    tokio::select! {
+        asked = &mut asks => {
+            asked?;
+            answers.await
+        }
+        answered = &mut answers => {
+            answered?;
+            timeout(patience.afterwards, asks).await.unwrap_or(Ok(()))
+        }
+    }
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    stall: Duration,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        let bytes = buffer.get(..count).unwrap_or_default();
+        let write = async {
+            if bytes.is_empty() {
+                return to.shutdown().await;
+            }
+            to.write_all(bytes).await?;
+            to.flush().await
+        };
+        timeout(stall, write).await??;
+        if count == 0 {
+            return Ok(());
+        }
+    }
 }
 
 async fn connect(
     shared: &Shared,
     container: ContainerId,
     tls: bool,
-) -> io::Result<Option<(TcpStream, Known)>> {
-    let address = shared.core.web().borrow().callers.get(&container).map(|client| client.address);
+) -> io::Result<Option<(Known, TcpStream)>> {
+    let client =
+        shared.core.web().borrow().callers.get(&container).map(|client| (client.account, client.address));
     // It was named a moment ago.
-    let Some(address) = address else { return Ok(None) };
+    let Some((account, address)) = client else { return Ok(None) };
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(stands_for(container).into(), 0))?;
     let who = Identity { container: container.0, address: address.into() };
-    let Some(known) = shared.web.callers.admit(socket.local_addr()?, who) else { return Ok(None) };
+    let Some(known) = shared.web.callers.admit(socket.local_addr()?, who, account) else { return Ok(None) };
     let port = if tls { shared.web.https } else { shared.web.http };
     let at = match shared.publish_address {
         IpAddr::V4(address) if !address.is_unspecified() => address,
         IpAddr::V4(_) | IpAddr::V6(_) => Ipv4Addr::LOCALHOST,
     };
-    Ok(Some((socket.connect(SocketAddr::new(at.into(), port)).await?, known)))
+    Ok(Some((known, socket.connect(SocketAddr::new(at.into(), port)).await?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SHORT: Patience =
+        Patience { afterwards: Duration::from_millis(100), stall: Duration::from_millis(100) };
+    const SOON: Duration = Duration::from_secs(30);
 
     #[test]
     fn addresses_stand_for_containers_within_the_loopback_network() {
@@ -135,11 +229,72 @@ mod tests {
         let callers = Arc::new(Callers::default());
         let at: SocketAddr = "127.64.0.1:4711".parse().unwrap();
         let who = Identity { container: 1, address: "10.1.0.2".parse().unwrap() };
-        let known = callers.admit(at, who).unwrap();
-        assert_eq!(callers.identify(at), Some(who));
-        assert_eq!(callers.identify("[::ffff:127.64.0.1]:4711".parse().unwrap()), Some(who));
-        assert_eq!(callers.identify("127.64.0.1:4712".parse().unwrap()), None);
+        let known = callers.admit(at, who, AccountId(1)).unwrap();
+        assert_eq!(callers.identify(at), Who::Container(who));
+        assert_eq!(callers.identify("[::ffff:127.64.0.1]:4711".parse().unwrap()), Who::Container(who));
+        for nobody in ["127.64.0.1:4712", "127.127.255.255:1", "[::ffff:127.64.0.1]:4712"] {
+            assert_eq!(callers.identify(nobody.parse().unwrap()), Who::Unknown, "{nobody}");
+        }
+        for client in ["127.0.0.1:4711", "127.128.0.1:4711", "192.0.2.1:4711", "[::1]:4711"] {
+            assert_eq!(callers.identify(client.parse().unwrap()), Who::Client, "{client}");
+        }
         drop(known);
-        assert_eq!(callers.identify(at), None);
+        assert_eq!(callers.identify(at), Who::Unknown);
+        assert!(callers.lock().accounts.is_empty());
+    }
+
+    #[test]
+    fn one_account_cannot_have_all_places() {
+        let callers = Arc::new(Callers::default());
+        let who = Identity { container: 1, address: "10.1.0.2".parse().unwrap() };
+        let admit =
+            |port, account| callers.admit(SocketAddr::from(([127, 64, 0, 1], port)), who, AccountId(account));
+        let mut places: Vec<_> = (0..300).filter_map(|port| admit(port, 1)).collect();
+        assert_eq!(places.len(), PER_ACCOUNT);
+        assert!(admit(1000, 2).is_some());
+        places.pop();
+        assert!(admit(1001, 1).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_container_that_stays_keeps_no_place() {
+        let (mut container, far) = tokio::io::duplex(64);
+        let (near, mut endpoint) = tokio::io::duplex(64);
+        let joined = tokio::spawn(join(far, near, SHORT));
+        endpoint.write_all(b"bye").await.unwrap();
+        endpoint.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        container.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"bye");
+        timeout(SOON, joined).await.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_container_that_takes_nothing_keeps_no_place() {
+        let (_container, far) = tokio::io::duplex(64);
+        let (near, mut endpoint) = tokio::io::duplex(64);
+        let joined = tokio::spawn(join(far, near, SHORT));
+        endpoint.write_all(&[0; 64]).await.unwrap();
+        endpoint.write_all(&[0; 64]).await.unwrap();
+        let ended = timeout(SOON, joined).await.unwrap().unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn who_has_asked_is_answered() {
+        let (mut container, far) = tokio::io::duplex(64);
+        let (near, mut endpoint) = tokio::io::duplex(64);
+        let joined = tokio::spawn(join(far, near, SHORT));
+        container.write_all(b"hello").await.unwrap();
+        container.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        endpoint.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"hello");
+        endpoint.write_all(b"bye").await.unwrap();
+        drop(endpoint);
+        let mut heard = Vec::new();
+        container.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"bye");
+        joined.await.unwrap().unwrap();
     }
 }

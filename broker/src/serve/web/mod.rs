@@ -28,6 +28,7 @@ use std::time::Duration;
 use table::Tables;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use wherry_endpoint::{Challenges, Config, CookieKey, Limits, Listeners, Table};
 use wherry_net::dns::Upstream;
 use wherry_protocol::{Digest, SecretKey};
@@ -64,6 +65,8 @@ pub(crate) struct WebShared {
     pub(crate) log: Arc<AccessLog>,
     pub(crate) lookups: tokio::sync::Semaphore,
     pub(crate) callers: Arc<Callers>,
+    /// Cancelled when no request is in flight any more after the broker's end.
+    pub(crate) drained: CancellationToken,
 }
 
 impl WebShared {
@@ -78,6 +81,7 @@ impl WebShared {
             log: Arc::default(),
             lookups: tokio::sync::Semaphore::new(LOOKUPS),
             callers: Arc::default(),
+            drained: CancellationToken::new(),
         }
     }
 }
@@ -91,8 +95,10 @@ fn cookie_key(secret: &SecretKey) -> CookieKey {
 /// Domains looked up at once, for everybody.
 pub(crate) const LOOKUPS: usize = 8;
 
-/// Serves whatever the state wants served, while there is anything.
+/// Serves whatever the state wants served, while there is anything. When the broker ends, requests in flight may end first.
 pub(crate) async fn run(shared: Arc<Shared>) {
+    // Also when it is cut off.
+    let _drained = shared.web.drained.clone().drop_guard();
     let mut web = shared.core.web();
     let (table, tables) = watch::channel(Arc::new(Table::default()));
     let mut builder = Tables::default();
@@ -113,15 +119,17 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     tokio::select! {
         () = follow => {}
         () = listen(&shared, &tables) => {}
-        () = shared.end.cancelled() => {}
     }
 }
 
+/// Until the broker ends, and requests in flight after that.
 async fn listen(shared: &Arc<Shared>, tables: &watch::Receiver<Arc<Table>>) {
-    loop {
+    while !shared.end.is_cancelled() {
         let mut there = tables.clone();
-        if there.wait_for(|table| table.hosts().next().is_some()).await.is_err() {
-            return;
+        let wanted = there.wait_for(|table| table.hosts().next().is_some());
+        match shared.end.run_until_cancelled(wanted).await {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return,
         }
         match bind(shared).await {
             Ok(listeners) => {
@@ -146,13 +154,16 @@ async fn listen(shared: &Arc<Shared>, tables: &watch::Receiver<Arc<Table>>) {
             }
             Err(error) => tracing::error!("{error}"),
         }
-        tokio::time::sleep(RETRY).await;
+        // What ends it is looked at above.
+        let _ended = shared.end.run_until_cancelled(tokio::time::sleep(RETRY)).await;
     }
 }
 
 fn config(shared: &Shared) -> Config {
     let callers = Arc::clone(&shared.web.callers);
-    let limits = Limits { drain: Duration::from_secs(shared.limits.drain_seconds), ..Limits::default() };
+    // What is cut off then has the rest of the time to end in order.
+    let drain = Duration::from_secs(shared.limits.drain_seconds) / 4 * 3;
+    let limits = Limits { drain, ..Limits::default() };
     Config {
         limits,
         cookie_key: shared.web.cookie_key.clone(),
@@ -170,4 +181,16 @@ async fn bind(shared: &Shared) -> Result<Listeners, String> {
 async fn listener(address: IpAddr, port: u16) -> Result<TcpListener, String> {
     let at = SocketAddr::new(address, port);
     TcpListener::bind(at).await.map_err(|error| format!("the web endpoint cannot listen on {at}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::ServeLimits;
+
+    #[test]
+    fn requests_do_not_use_up_the_connections_of_an_account() {
+        let (web, broker) = (Limits::default(), ServeLimits::default());
+        assert!(web.requests_per_customer < broker.web_routes_per_account);
+    }
 }

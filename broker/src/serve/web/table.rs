@@ -39,6 +39,7 @@ impl Tables {
     fn host(&mut self, name: &str, wanted: &WebHost) -> Result<Host, TableError> {
         let certificate = wanted.certificate.as_ref().and_then(|certificate| self.key(name, certificate));
         let mut host = Host::new(HostName::new(name)?, Arc::default());
+        host.customer = wanted.account.0.into();
         host.routes = wanted
             .routes
             .iter()
