@@ -32,7 +32,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, session: Session) {
     loop {
         tokio::select! {
             () = end.cancelled() => break,
-            () = shared.end.cancelled() => break,
+            () = shared.web.drained.cancelled() => break,
             ended = &mut driver => {
                 if let Err(error) = ended {
                     tracing::info!("the board {account} was lost: {error}");
