@@ -1,6 +1,8 @@
 //! Ethernet interfaces through rtnetlink.
+mod host;
 mod watch;
 
+pub use host::{is_gateway_of, is_host, is_host_of};
 pub use watch::{LinkNews, LinkState, watch};
 
 use crate::address::{BRIDGE, PORT_PREFIX, TUNNEL_PREFIX, WIREGUARD};
