@@ -356,6 +356,10 @@ fn a_fixed_address_on_a_vlan() {
         until_kernel("the way out is back", || default_route().contains("dev vlan5")).await;
         assert!(attempt("ping -c 1 -W 5 192.168.70.1").status.success());
         assert!(!has_address("eth0", "192.168.50.12"));
+        // Somebody takes it away.
+        run("ip link del vlan5");
+        until_kernel("the VLAN is back", || default_route().contains("via 192.168.70.1 dev vlan5")).await;
+        assert!(has_address("vlan5", "192.168.70.9"));
         // A service that starts again finds its VLAN there.
         let mut again = bring_up_among(wish, ours).unwrap();
         until_at(&mut again, "vlan5", "192.168.70.9").await;

@@ -3,8 +3,8 @@
 use super::{CLIENT_PORT, SERVER_PORT};
 use crate::link::{is_host, is_host_of};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{ArpOperation, ArpPacket, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol};
-use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr, Ipv4Packet, UdpPacket};
+use smoltcp::wire::{ArpOperation, ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol};
+use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr, IpAddress, IpProtocol, Ipv4Packet, UdpPacket};
 use std::net::Ipv4Addr;
 
 /// Shortest prefix that is believed: no network is larger than a whole class A.
@@ -22,6 +22,8 @@ pub(super) enum Unusable {
     Address(Ipv4Addr),
     #[error("{0} is no mask of a network that a board can be in")]
     Mask(Ipv4Addr),
+    #[error("it has no mask")]
+    NoMask,
     #[error("it is over at once")]
     Over,
 }
@@ -31,6 +33,7 @@ pub(super) enum Unusable {
 struct Asked {
     transaction: u32,
     kind: DhcpMessageType,
+    mac: EthernetAddress,
     /// Who alone may answer; anybody if `None`.
     server: Option<Ipv4Addr>,
     answered: bool,
@@ -64,9 +67,10 @@ impl Gate {
     /// This frame is sent.
     pub(super) fn sent(&mut self, frame: &[u8]) {
         let lessor = self.lessor;
-        let asked = within(frame, SERVER_PORT, |to, message| Asked {
+        let asked = within(frame, (CLIENT_PORT, SERVER_PORT), |to, message| Asked {
             transaction: message.transaction_id,
             kind: message.message_type,
+            mac: message.client_hardware_address,
             // A renewal goes to the one that gave the lease, and names none (RFC 2131 §4.3.6).
             server: message.server_identifier.or(lessor.filter(|_| !to.is_broadcast())),
             answered: false,
@@ -77,15 +81,19 @@ impl Gate {
     /// Whether the state machine may have this frame: DHCP answers to us, and ARP replies (never requests: those are the kernel's to
     /// answer).
     pub(super) fn lets_in(&mut self, frame: &[u8], now: Instant) -> bool {
-        self.asked.is_some()
-            && (is_arp_reply(frame)
-                || within(frame, CLIENT_PORT, |_, message| self.believes(message, now)).unwrap_or(false))
+        if self.asked.is_none() {
+            return false;
+        }
+        let ports = (SERVER_PORT, CLIENT_PORT);
+        is_arp_reply(frame) || within(frame, ports, |_, message| self.believes(message, now)).unwrap_or(false)
     }
 
     fn believes(&mut self, message: &DhcpRepr<'_>, now: Instant) -> bool {
         let (Some(asked), Some(server)) = (&mut self.asked, message.server_identifier) else { return false };
         let by_who_was_asked = asked.server.is_none_or(|asked| asked == server);
-        if asked.answered || message.transaction_id != asked.transaction || !by_who_was_asked {
+        let to_us =
+            message.transaction_id == asked.transaction && message.client_hardware_address == asked.mac;
+        if asked.answered || !to_us || !by_who_was_asked {
             return false;
         }
         match (asked.kind, message.message_type) {
@@ -122,8 +130,9 @@ fn judge(message: &DhcpRepr<'_>) -> Result<(), Unusable> {
     if message.lease_duration == Some(0) {
         return Err(Unusable::Over);
     }
-    // An offer need not have one; without it the lease itself is not taken.
     let prefix = match message.subnet_mask {
+        None if message.message_type == DhcpMessageType::Ack => return Err(Unusable::NoMask),
+        // An offer need not have one.
         None => None,
         Some(mask) => {
             let prefix = IpAddress::Ipv4(mask).prefix_len().filter(|prefix| *prefix >= SHORTEST_PREFIX);
@@ -141,8 +150,8 @@ fn is_arp_reply(frame: &[u8]) -> bool {
     })
 }
 
-/// What `read` makes of a DHCP message to `port` and of the address that it goes to; `None` if it is none.
-fn within<T>(frame: &[u8], port: u16, read: impl FnOnce(Ipv4Addr, &DhcpRepr<'_>) -> T) -> Option<T> {
+/// What `read` makes of a DHCP message between these ports (from, to) and of the address that it goes to; `None` if it is none.
+fn within<T>(frame: &[u8], ports: (u16, u16), read: impl FnOnce(Ipv4Addr, &DhcpRepr<'_>) -> T) -> Option<T> {
     let frame = EthernetFrame::new_checked(frame).ok()?;
     if frame.ethertype() != EthernetProtocol::Ipv4 {
         return None;
@@ -152,7 +161,7 @@ fn within<T>(frame: &[u8], port: u16, read: impl FnOnce(Ipv4Addr, &DhcpRepr<'_>)
         return None;
     }
     let udp = UdpPacket::new_checked(ip.payload()).ok()?;
-    if udp.dst_port() != port {
+    if (udp.src_port(), udp.dst_port()) != ports {
         return None;
     }
     let message = DhcpPacket::new_checked(udp.payload()).ok()?;
@@ -167,7 +176,7 @@ mod tests {
     use smoltcp::iface::{Config, Interface, SocketSet};
     use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
     use smoltcp::socket::dhcpv4;
-    use smoltcp::wire::{EthernetAddress, EthernetRepr, HardwareAddress, Ipv4Repr, UdpRepr};
+    use smoltcp::wire::{EthernetRepr, HardwareAddress, Ipv4Repr, UdpRepr};
     use std::collections::VecDeque;
 
     const MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
@@ -280,8 +289,13 @@ mod tests {
     #[test]
     fn only_dhcp_answers_and_arp_replies_come_in() {
         let good = answer(DhcpMessageType::Offer, 7, SERVER);
-        for (to, port) in [(true, CLIENT_PORT), (false, SERVER_PORT), (false, 2020)] {
-            assert_eq!(discovering().lets_in(&frame(&good, BOARD, (SERVER_PORT, port)), NOW), to);
+        for (may, from, to) in [
+            (true, SERVER_PORT, CLIENT_PORT),
+            (false, SERVER_PORT, SERVER_PORT),
+            (false, SERVER_PORT, 2020),
+            (false, 2020, CLIENT_PORT),
+        ] {
+            assert_eq!(discovering().lets_in(&frame(&good, BOARD, (from, to)), NOW), may);
         }
         assert!(discovering().lets_in(&arp(2), NOW));
         assert!(!discovering().lets_in(&arp(1), NOW));
@@ -301,6 +315,9 @@ mod tests {
         };
         let (offer, ack, nak) = (DhcpMessageType::Offer, DhcpMessageType::Ack, DhcpMessageType::Nak);
         assert!(!lets(&mut discovering(), offer, 8, SERVER), "another number");
+        let mut other = answer(offer, 7, SERVER);
+        other.client_hardware_address = EthernetAddress([2; 6]);
+        assert!(!discovering().lets_in(&to_board(&other), NOW), "another board");
         assert!(!lets(&mut discovering(), ack, 7, SERVER) && !lets(&mut discovering(), nak, 7, SERVER));
         for kind in [ack, nak] {
             let mut gate = requesting();
@@ -352,6 +369,10 @@ mod tests {
         for change in refused {
             assert!(!lets(change));
         }
+        // An offer may leave it out, a lease may not.
+        let bare = |kind| to_board(&DhcpRepr { subnet_mask: None, ..answer(kind, 7, SERVER) });
+        assert!(discovering().lets_in(&bare(DhcpMessageType::Offer), NOW));
+        assert!(!requesting().lets_in(&bare(DhcpMessageType::Ack), NOW));
     }
 
     /// A LAN with a server that offers and then refuses.
@@ -377,8 +398,9 @@ mod tests {
             let result = write(&mut frame);
             self.0.gate.sent(&frame);
             self.0.frames += 1;
-            let asked =
-                within(&frame, SERVER_PORT, |_, message| (message.message_type, message.transaction_id));
+            let asked = within(&frame, (CLIENT_PORT, SERVER_PORT), |_, message| {
+                (message.message_type, message.transaction_id)
+            });
             let (kind, number) = asked.unwrap();
             let kind = match kind {
                 DhcpMessageType::Discover => {
