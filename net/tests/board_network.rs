@@ -220,6 +220,92 @@ fn of_two_networks_one_leads_and_the_other_stands_in() {
     });
 }
 
+/// Undoes what the board has made, as somebody at its console may, and waits until it is made again.
+async fn meddle(device: &str, at: &str, router: &str) {
+    let way_out = || default_route().starts_with(&format!("default via {router} dev {device}"));
+    let whole = || has_address(device, at) && way_out() && default_route().lines().count() == 1;
+    until_kernel("all as it should be", whole).await;
+    for command in [
+        "ip route del default".to_owned(),
+        format!("ip route replace default via {router} dev {device} metric 7"),
+        format!("ip addr flush dev {device}"),
+        format!("ip link set {device} down"),
+        format!("ip addr add 203.0.113.9/24 dev {device}"),
+    ] {
+        run(&command);
+        until_kernel(&command, || whole() && !has_address(device, "203.0.113.9")).await;
+    }
+}
+
+#[test]
+fn what_others_change_is_changed_back() {
+    board(async || {
+        let _fixed = cable("eth0", "192.168.50");
+        let fixed =
+            Fixed { address: address("192.168.50.9"), prefix: 24, gateway: Some(address("192.168.50.1")) };
+        let wish = Wish { fixed: Some(fixed), ..Wish::default() };
+        let mut uplink = bring_up_among(wish, ours).unwrap();
+        until_at(&mut uplink, "eth0", "192.168.50.9").await;
+        meddle("eth0", "192.168.50.9", "192.168.50.1").await;
+    });
+    board(async || {
+        let router = cable("eth0", "192.168.50");
+        let _server = Dhcp::start(&router, "lan", "192.168.50", 12, 600);
+        let mut uplink = bring_up_among(Wish::default(), ours).unwrap();
+        until_at(&mut uplink, "eth0", "192.168.50.12").await;
+        meddle("eth0", "192.168.50.12", "192.168.50.1").await;
+    });
+}
+
+#[test]
+fn what_is_as_it_should_be_is_left_alone() {
+    board(async || {
+        let router = cable("eth0", "192.168.50");
+        let _server = Dhcp::start(&router, "lan", "192.168.50", 12, 600);
+        let mut uplink = bring_up_among(Wish::default(), ours).unwrap();
+        until_at(&mut uplink, "eth0", "192.168.50.12").await;
+        // Whatever is still on its way.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("seen");
+        let mut monitor = Command::new("ip")
+            .args(["-4", "monitor", "link", "address", "route"])
+            .stdout(std::fs::File::create(&path).unwrap())
+            .spawn()
+            .unwrap();
+        // Longer than between two looks without need.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        monitor.kill().unwrap();
+        monitor.wait().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+    });
+}
+
+#[test]
+fn a_fixed_address_stays_where_it_is_when_a_step_fails() {
+    board(async || {
+        let _other = cable("eth1", "192.168.60");
+        // It cannot be switched on while somebody else has its port.
+        let port = std::net::UdpSocket::bind("0.0.0.0:4789").unwrap();
+        run("ip link add eth0 type vxlan id 5 dstport 4789");
+        assert!(!attempt("ip link set eth0 up").status.success());
+        let fixed =
+            Fixed { address: address("192.168.50.9"), prefix: 24, gateway: Some(address("192.168.50.1")) };
+        let wish = Wish { fixed: Some(fixed), ..Wish::default() };
+        let mut uplink = bring_up_among(wish, ours).unwrap();
+        until_at(&mut uplink, "eth0", "192.168.50.9").await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!has_address("eth1", "192.168.50.9"));
+        assert_eq!(default_route(), "");
+        drop(port);
+        until_kernel("all as it should be", || {
+            has_address("eth0", "192.168.50.9") && default_route().contains("via 192.168.50.1 dev eth0")
+        })
+        .await;
+        assert!(!has_address("eth1", "192.168.50.9"));
+    });
+}
+
 #[test]
 fn the_interface_that_is_named_leads() {
     board(async || {
@@ -270,6 +356,10 @@ fn a_fixed_address_on_a_vlan() {
         until_kernel("the way out is back", || default_route().contains("dev vlan5")).await;
         assert!(attempt("ping -c 1 -W 5 192.168.70.1").status.success());
         assert!(!has_address("eth0", "192.168.50.12"));
+        // Somebody takes it away.
+        run("ip link del vlan5");
+        until_kernel("the VLAN is back", || default_route().contains("via 192.168.70.1 dev vlan5")).await;
+        assert!(has_address("vlan5", "192.168.70.9"));
         // A service that starts again finds its VLAN there.
         let mut again = bring_up_among(wish, ours).unwrap();
         until_at(&mut again, "vlan5", "192.168.70.9").await;

@@ -3,7 +3,9 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
+use std::net::Ipv4Addr;
 use std::sync::LazyLock;
+use wherry_protocol::discovery::{Asked, Place, Question};
 use wherry_protocol::handshake::{
     self, AwaitInitiate, AwaitWelcome, CookieJar, HELLO_BYTES, INITIATE_BYTES, WELCOME_BYTES,
 };
@@ -218,6 +220,46 @@ pub(crate) fn record(data: &[u8]) {
             }
         }
         assert!(written[from].starts_with(&heard[to]));
+    }
+}
+
+/// The first byte says what is attacked and how; the rest is a question and an answer, or the changes to a good one.
+pub(crate) fn discovery(data: &[u8]) {
+    let Some((&how, data)) = data.split_first() else { return };
+    let mut random = Counter(0);
+    let question = Question::new(&KEYS.server_public, &mut random).expect("a good key");
+    let read = |bytes: &[u8]| Asked::read(bytes, &KEYS.server_public);
+    let source = Ipv4Addr::new(192, 168, 50, 2);
+    let place = Place { address: source, session_port: 2020, enrolment_port: 2021 };
+    let asked = read(question.bytes()).expect("a good question");
+    let good = asked.answer(&KEYS.server, &place, &mut random).expect("a good key");
+    assert!(good.len() < question.bytes().len(), "an answer amplifies");
+    match how & 3 {
+        0 => {
+            let same = data.get(..54) == question.bytes().get(..54);
+            assert!(same || read(data).is_err(), "a forged question was read");
+            assert!(question.open(data, source).is_err() || data == good, "a forged answer was believed");
+        }
+        1 => {
+            let mut bytes = question.bytes().to_vec();
+            change(&mut bytes, data);
+            // What follows the hint is of no meaning.
+            let same = bytes.len() == question.bytes().len() && bytes[..54] == question.bytes()[..54];
+            assert_eq!(read(&bytes).ok(), same.then_some(asked), "a changed question was read");
+        }
+        2 => {
+            let mut bytes = good;
+            let changed = change(&mut bytes, data);
+            let believed = question.open(&bytes, source);
+            assert_eq!(believed.ok(), (!changed).then_some(place), "a changed answer was believed");
+        }
+        _ => {
+            // Arbitrary bytes after a good beginning, so that the box is reached.
+            let mut bytes = good[..14].to_vec();
+            bytes.extend_from_slice(data);
+            bytes.resize(good.len(), 0);
+            assert!(question.open(&bytes, source).is_err() || bytes == good, "a forged answer was believed");
+        }
     }
 }
 

@@ -166,6 +166,12 @@ impl Asked {
         }
     }
 
+    /// The ephemeral key: one that comes again is the same question, said again or recorded by somebody.
+    #[must_use]
+    pub fn key(&self) -> &[u8; KEY_BYTES] {
+        &self.ephemeral
+    }
+
     /// The answer. Costs an agreement of keys: limit how often it is made.
     ///
     /// # Errors
@@ -243,6 +249,7 @@ mod tests {
     fn the_broker_is_believed() {
         let question = question(0);
         let asked = Asked::read(question.bytes(), &broker().public()).unwrap();
+        assert_eq!(asked.key(), &question.bytes()[6..38]);
         let first = asked.answer(&broker(), &PLACE, &mut Counting(10)).unwrap();
         let second = asked.answer(&broker(), &PLACE, &mut Counting(11)).unwrap();
         assert_ne!(first, second, "a question asked twice is sealed with two nonces");

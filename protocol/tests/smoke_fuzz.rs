@@ -34,6 +34,16 @@ fn record() {
 }
 
 #[test]
+fn discovery() {
+    let mut random = Seeded::new(4);
+    for round in 0..600 {
+        let mut bytes = random_bytes(&mut random, if round % 3 == 0 { 100 } else { 9 });
+        bytes[0] = (round % 4) as u8;
+        bodies::discovery(&bytes);
+    }
+}
+
+#[test]
 fn message() {
     let mut random = Seeded::new(3);
     let good: Vec<Vec<u8>> = samples::rows().iter().map(|row| samples::unhex(&row.bytes)).collect();

@@ -5,12 +5,17 @@
 //! speaks for the kernel, which has the same address.
 //!
 //! ```text
-//! device   the socket        held   what the board may use, and until when
+//! device   the socket
+//! gate     which frames are believed, and how often a server that says no is asked
+//! held     what the board may use, and until when
 //! ```
 mod device;
+mod gate;
 mod held;
 
+use crate::link::{is_gateway_of, is_host};
 use device::Filtered;
+use gate::Gate;
 use held::Held;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::dhcpv4;
@@ -23,6 +28,8 @@ use wherry_protocol::{OsRandom, Random as _};
 
 /// The client's port (RFC 2131 §4.1).
 const CLIENT_PORT: u16 = 68;
+/// The servers' port.
+const SERVER_PORT: u16 = 67;
 /// Longest wait in one go: an interface that vanished is noticed within this time.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Longest wait while an answer is awaited: then it is seen whether there is something new to do.
@@ -121,13 +128,13 @@ impl Client {
     }
 
     fn session(&mut self) -> std::io::Result<()> {
-        let mut device = Filtered::open(&self.interface)?;
+        let mut device = Filtered::open(&self.interface, Gate::default())?;
         let mut config = Config::new(HardwareAddress::Ethernet(self.mac));
         // Who cannot see our questions shall not guess their numbers.
         let mut seed = [0; 8];
         OsRandom.fill(&mut seed);
         config.random_seed = u64::from_ne_bytes(seed);
-        let mut interface = Interface::new(config, &mut device, Instant::now());
+        let mut interface = Interface::new(config, &mut device, now());
         let mut answer = [0; ANSWER_BYTES];
         let mut sockets = SocketSet::new(Vec::new());
         let mut socket = dhcpv4::Socket::new();
@@ -137,8 +144,8 @@ impl Client {
         let handle = sockets.add(socket);
         loop {
             self.converse(&mut device, &mut interface, &mut sockets, handle)?;
-            drop(device);
-            while let Some(rest) = interface.poll_delay(Instant::now(), &sockets) {
+            let mut gate = device.close();
+            while let Some(rest) = interface.poll_delay(now(), &sockets) {
                 if self.events.is_closed() {
                     return Ok(());
                 }
@@ -146,11 +153,11 @@ impl Client {
                     break;
                 }
                 if self.rest(rest.min(MAX_WAIT).into()) {
-                    self.begin_anew(&mut sockets, handle);
+                    self.begin_anew(&mut gate, &mut sockets, handle);
                     break;
                 }
             }
-            device = Filtered::open(&self.interface)?;
+            device = Filtered::open(&self.interface, gate)?;
         }
     }
 
@@ -180,8 +187,9 @@ impl Client {
         }
     }
 
-    fn begin_anew(&mut self, sockets: &mut SocketSet<'_>, handle: SocketHandle) {
+    fn begin_anew(&mut self, gate: &mut Gate, sockets: &mut SocketSet<'_>, handle: SocketHandle) {
         self.held.confirm();
+        gate.begin_anew();
         sockets.get_mut::<dhcpv4::Socket<'_>>(handle).reset();
     }
 
@@ -193,18 +201,19 @@ impl Client {
         sockets: &mut SocketSet<'_>,
         handle: SocketHandle,
     ) -> std::io::Result<()> {
-        let opened = Instant::now();
+        let opened = now();
         loop {
             if self.woken.try_recv().is_ok() {
-                self.begin_anew(sockets, handle);
+                self.begin_anew(device.gate(), sockets, handle);
             }
-            interface.poll(Instant::now(), device, sockets);
+            interface.poll(now(), device, sockets);
             device.check()?;
             let news = self.report(interface, sockets, handle);
             self.expire();
-            let delay = interface.poll_delay(Instant::now(), sockets).unwrap_or(MAX_WAIT);
+            let delay = interface.poll_delay(now(), sockets).unwrap_or(MAX_WAIT);
+            let delay = delay.max(device.gate().pause(now()));
             let bound = !interface.ip_addrs().is_empty();
-            let heard = news || Instant::now() - opened > ANSWER_WINDOW;
+            let heard = news || now() - opened > ANSWER_WINDOW;
             if self.events.is_closed() || (bound && heard && delay > ATTENTIVE) {
                 return Ok(());
             }
@@ -223,11 +232,12 @@ impl Client {
             None => false,
             Some(dhcpv4::Event::Configured(config)) => {
                 let options = || config.packet.as_ref().map(|packet| packet.options()).into_iter().flatten();
+                let (address, prefix) = (config.address.address(), config.address.prefix_len());
                 let lease = Lease {
-                    address: config.address.address(),
-                    prefix: config.address.prefix_len(),
-                    gateway: config.router,
-                    dns: config.dns_servers.iter().copied().collect(),
+                    address,
+                    prefix,
+                    gateway: config.router.filter(|router| is_gateway_of(*router, address, prefix)),
+                    dns: config.dns_servers.iter().copied().filter(|server| is_host(*server)).collect(),
                     ntp: time_servers(options()),
                 };
                 let until = end(options(), std::time::Instant::now());
@@ -250,11 +260,17 @@ impl Client {
     }
 }
 
+/// The time for the state machine: of a clock that nobody sets, so that a lease is not over when the board learns what time it is.
+fn now() -> Instant {
+    std::time::Instant::now().into()
+}
+
 /// Addresses one after the other (RFC 2132 §8.3).
 fn time_servers<'a>(mut options: impl Iterator<Item = DhcpOption<'a>>) -> Vec<Ipv4Addr> {
     let option = options.find(|option| option.kind == NTP_SERVERS);
     let addresses = option.map(|option| option.data.chunks_exact(4)).into_iter().flatten();
-    addresses.filter_map(|octets| <[u8; 4]>::try_from(octets).ok().map(Ipv4Addr::from)).collect()
+    let addresses = addresses.filter_map(|octets| <[u8; 4]>::try_from(octets).ok().map(Ipv4Addr::from));
+    addresses.filter(|server| is_host(*server)).collect()
 }
 
 /// When the lease is over; `None` for never.

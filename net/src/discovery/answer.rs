@@ -17,6 +17,12 @@ const ANSWERS_PER_SECOND: u32 = 500;
 /// Of these, to one source: a node says each of its questions three times.
 const ANSWERS_PER_SOURCE: u32 = 8;
 
+/// Of these, to one question: it is said three times, from each of a node's addresses. Whoever has recorded it and says it from a
+/// thousand addresses gets no more.
+const ANSWERS_PER_QUESTION: u8 = 6;
+/// Questions that are remembered after they were answered: at least so many, at most twice as many.
+const REMEMBERED: usize = 4096;
+
 /// Questions that were not answered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Refused {
@@ -24,14 +30,16 @@ pub(super) struct Refused {
     other: u64,
     weak: u64,
     busy: u64,
+    again: u64,
 }
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { malformed, other, weak, busy } = self;
+        let Self { malformed, other, weak, busy, again } = self;
         write!(
             f,
-            "{malformed} were none, {other} for another broker, {weak} with a weak key, {busy} too many at once"
+            "{malformed} were none, {other} for another broker, {weak} with a weak key, {busy} too many at once, \
+             {again} answered often enough"
         )
     }
 }
@@ -44,6 +52,7 @@ pub struct Responder {
     session_port: u16,
     enrolment_port: u16,
     budget: Budget,
+    answered: Answered,
     refused: Tally<Refused>,
 }
 
@@ -52,7 +61,8 @@ impl Responder {
     #[must_use]
     pub fn new(secret: SecretKey, session_port: u16, enrolment_port: u16) -> Self {
         let (me, budget) = (secret.public(), Budget::new(Instant::now()));
-        Self { secret, me, session_port, enrolment_port, budget, refused: Tally::default() }
+        let (answered, refused) = (Answered::default(), Tally::default());
+        Self { secret, me, session_port, enrolment_port, budget, answered, refused }
     }
 
     /// Answers questions for ever.
@@ -101,10 +111,16 @@ impl Responder {
             Err(bad) => return self.refuse(bad),
         };
         let IpAddr::V4(source) = from.ip() else { return None };
+        // Before the budget: what was recorded must not use up the answers of those that ask now.
+        if self.answered.often_enough(asked.key()) {
+            self.refused.count(|refused| refused.again += 1);
+            return None;
+        }
         if !self.budget.allows(source, now) {
             self.refused.count(|refused| refused.busy += 1);
             return None;
         }
+        self.answered.count(asked.key());
         let Some(address) = address_towards(from) else {
             tracing::debug!(%from, "there is no way back to who asks for this broker");
             return None;
@@ -169,6 +185,32 @@ impl Budget {
     }
 }
 
+/// How often each question was answered, by its key. Nodes make a new one each time, so that nothing is ever to be forgotten; the oldest
+/// are, for lack of room.
+#[derive(Debug, Default)]
+struct Answered {
+    late: HashMap<[u8; 32], u8>,
+    early: HashMap<[u8; 32], u8>,
+}
+
+impl Answered {
+    fn times(&self, key: &[u8; 32]) -> u8 {
+        self.late.get(key).or_else(|| self.early.get(key)).copied().unwrap_or(0)
+    }
+
+    fn often_enough(&self, key: &[u8; 32]) -> bool {
+        self.times(key) >= ANSWERS_PER_QUESTION
+    }
+
+    fn count(&mut self, key: &[u8; 32]) {
+        let times = self.times(key).saturating_add(1);
+        if self.late.len() >= REMEMBERED {
+            self.early = std::mem::take(&mut self.late);
+        }
+        self.late.insert(*key, times);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,8 +255,42 @@ mod tests {
         for _ in 0..ANSWERS_PER_SOURCE + 2 {
             responder.answer(question(5).bytes(), from, now);
         }
-        let refused = Refused { malformed: 4, other: 1, weak: 0, busy: 2 };
+        let refused = Refused { malformed: 4, other: 1, weak: 0, busy: 2, again: 0 };
         assert_eq!(responder.refused.counted(), refused);
+    }
+
+    #[test]
+    fn a_recorded_question_uses_up_nothing() {
+        let (mut responder, now) = (responder(), Instant::now());
+        let recorded = question(5);
+        let sources = (0..1000_u32).map(|n| SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + n), 9)));
+        let answers = sources.filter_map(|from| responder.answer(recorded.bytes(), from, now)).count();
+        assert_eq!(answers, usize::from(ANSWERS_PER_QUESTION));
+        assert_eq!(responder.refused.counted().again, 1000 - u64::from(ANSWERS_PER_QUESTION));
+        let later = now + Duration::from_secs(100);
+        for now in [now, later] {
+            let from = "127.0.0.1:9".parse().unwrap();
+            assert_eq!(responder.answer(recorded.bytes(), from, now), None);
+            assert!(responder.answer(question(5).bytes(), from, now).is_some());
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_has_a_bound() {
+        let mut answered = Answered::default();
+        let key = |n: u32| {
+            let mut key = [0; 32];
+            key[..4].copy_from_slice(&n.to_le_bytes());
+            key
+        };
+        for n in 0..REMEMBERED as u32 * 5 {
+            for _ in 0..ANSWERS_PER_QUESTION {
+                assert!(!answered.often_enough(&key(n)));
+                answered.count(&key(n));
+            }
+            assert!(answered.often_enough(&key(n)) && answered.often_enough(&key(n.saturating_sub(4095))));
+            assert!(answered.late.len() + answered.early.len() <= 2 * REMEMBERED);
+        }
     }
 
     proptest! {

@@ -1,14 +1,17 @@
 //! Ethernet interfaces through rtnetlink.
+mod host;
 mod watch;
 
-pub use watch::{LinkNews, watch};
+pub use host::{is_gateway_of, is_host, is_host_of};
+pub use watch::{LinkNews, LinkState, watch};
 
 use crate::address::{BRIDGE, PORT_PREFIX, TUNNEL_PREFIX, WIREGUARD};
 use futures_util::TryStreamExt;
-use netlink_packet_route::address::{AddressAttribute, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::LinkFlags;
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use nix::errno::Errno;
 use rtnetlink::{Handle, LinkUnspec, LinkVlan, RouteMessageBuilder};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -43,6 +46,8 @@ pub struct Ethernet {
     pub name: String,
     /// Its hardware address.
     pub mac: [u8; 6],
+    /// It is switched on.
+    pub up: bool,
     /// There is a signal on its wire.
     pub carrier: bool,
 }
@@ -94,8 +99,9 @@ impl Links {
             if let (Some(name), Some(mac)) = (name, mac)
                 && candidates(&name)
             {
-                let carrier = link.header.flags.contains(LinkFlags::LowerUp);
-                found.push(Ethernet { index: link.header.index, name, mac, carrier });
+                let is = |flag| link.header.flags.contains(flag);
+                let (up, carrier) = (is(LinkFlags::Up), is(LinkFlags::LowerUp));
+                found.push(Ethernet { index: link.header.index, name, mac, up, carrier });
             }
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -148,7 +154,7 @@ impl Links {
         self.handle.link().set(message).execute().await.map_err(netlink("switching on", ethernet))
     }
 
-    /// Makes `address/prefix` the only IPv4 address.
+    /// Makes `address/prefix` the only IPv4 address. Writes only what is not so yet; tells whether it did.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -157,47 +163,70 @@ impl Links {
         ethernet: &Ethernet,
         address: Ipv4Addr,
         prefix: u8,
-    ) -> Result<(), LinkError> {
-        self.handle
-            .address()
-            .add(ethernet.index, IpAddr::V4(address), prefix)
-            .replace()
-            .execute()
-            .await
-            .map_err(netlink("setting the address", ethernet))?;
-        self.remove_addresses_except(ethernet, Some(address)).await
+    ) -> Result<bool, LinkError> {
+        let mut changed = false;
+        // Twice: an address that is younger than another one of its network goes with it, and has to be set again.
+        for _ in 0..2 {
+            let (right, stale): (Vec<_>, Vec<_>) = self
+                .addresses_of(ethernet)
+                .await?
+                .into_iter()
+                .partition(|message| is_for_ever(message, address, prefix));
+            if !right.is_empty() && stale.is_empty() {
+                break;
+            }
+            changed = true;
+            if right.is_empty() {
+                let request = self.handle.address().add(ethernet.index, IpAddr::V4(address), prefix);
+                request.replace().execute().await.map_err(netlink("setting the address", ethernet))?;
+            }
+            // What was only given an end is replaced already.
+            let same = |message: &AddressMessage| {
+                message.header.prefix_len == prefix && local(message) == Some(address)
+            };
+            self.remove(ethernet, stale.into_iter().filter(|message| !same(message))).await?;
+        }
+        Ok(changed)
     }
 
-    /// Takes all IPv4 addresses away, or all but one.
+    /// Takes all IPv4 addresses away, and with them all routes; tells whether there were any.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn remove_addresses_except(
+    pub async fn remove_addresses(&self, ethernet: &Ethernet) -> Result<bool, LinkError> {
+        let all = self.addresses_of(ethernet).await?;
+        let any = !all.is_empty();
+        self.remove(ethernet, all.into_iter()).await?;
+        Ok(any)
+    }
+
+    async fn remove(
         &self,
         ethernet: &Ethernet,
-        keep: Option<Ipv4Addr>,
+        addresses: impl Iterator<Item = AddressMessage>,
     ) -> Result<(), LinkError> {
-        let mut addresses = self.handle.address().get().set_link_index_filter(ethernet.index).execute();
-        let fail = netlink("listing addresses", ethernet);
-        let mut stale = Vec::new();
-        while let Some(message) = addresses.try_next().await.map_err(&fail)? {
-            let address = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-                _ => None,
-            });
-            if address.is_some() && address != keep {
-                stale.push(message);
+        for message in addresses {
+            match self.handle.address().del(message).execute().await {
+                // It went with an elder one.
+                Err(error) if is_errno(&error, Errno::EADDRNOTAVAIL) => {}
+                done => done.map_err(netlink("removing an address", ethernet))?,
             }
         }
-        for message in stale {
-            self.handle
-                .address()
-                .del(message)
-                .execute()
-                .await
-                .map_err(netlink("removing an address", ethernet))?;
-        }
         Ok(())
+    }
+
+    /// The IPv4 addresses of an interface.
+    async fn addresses_of(&self, ethernet: &Ethernet) -> Result<Vec<AddressMessage>, LinkError> {
+        let mut addresses = self.handle.address().get().set_link_index_filter(ethernet.index).execute();
+        let mut found = Vec::new();
+        while let Some(message) =
+            addresses.try_next().await.map_err(netlink("listing addresses", ethernet))?
+        {
+            if local(&message).is_some() {
+                found.push(message);
+            }
+        }
+        Ok(found)
     }
 
     /// The interface for VLAN `number` on `base`, made if it is not there.
@@ -220,35 +249,54 @@ impl Links {
         Ok(self.ethernets(|_| true).await?.into_iter().find(|ethernet| ethernet.name == name))
     }
 
-    /// Takes away the default routes through an interface.
+    /// Makes `gateway` the default route, through `ethernet`; if there is none, there is no default route through that. Takes
+    /// away other ones through `ethernet` and the interfaces with the numbers `others`. Writes only what is not so yet; tells whether
+    /// it did.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn remove_gateway(&self, ethernet: &Ethernet) -> Result<(), LinkError> {
-        let every = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut routes = self.handle.route().get(every).execute();
-        let mut ours = Vec::new();
-        while let Some(route) = routes.try_next().await.map_err(netlink("listing routes", ethernet))? {
-            if route.header.destination_prefix_length == 0 && leaves_through(&route, ethernet.index) {
-                ours.push(route);
-            }
+    pub async fn set_gateway(
+        &self,
+        ethernet: &Ethernet,
+        gateway: Option<Ipv4Addr>,
+        others: &[u32],
+    ) -> Result<bool, LinkError> {
+        let mut routes = self.default_routes(ethernet).await?;
+        let right = |route: &RouteMessage| {
+            gateway.is_some_and(|gateway| leaves_through(route, ethernet.index) && leads_to(route, gateway))
+        };
+        let mut changed = false;
+        if let Some(gateway) = gateway
+            && !routes.iter().any(right)
+        {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway);
+            let request = self.handle.route().add(route.output_interface(ethernet.index).build()).replace();
+            request.execute().await.map_err(netlink("setting the default route", ethernet))?;
+            changed = true;
+            routes = self.default_routes(ethernet).await?;
         }
-        for route in ours {
-            let fail = netlink("removing the default route", ethernet);
+        let ours = |route: &RouteMessage| {
+            leaves_through(route, ethernet.index) || others.iter().any(|index| leaves_through(route, *index))
+        };
+        for route in routes.into_iter().filter(|route| ours(route) && !right(route)) {
+            let fail = netlink("removing a default route", ethernet);
             self.handle.route().del(route).execute().await.map_err(fail)?;
+            changed = true;
         }
-        Ok(())
+        Ok(changed)
     }
 
-    /// Makes `gateway` the default route.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub async fn set_gateway(&self, ethernet: &Ethernet, gateway: Ipv4Addr) -> Result<(), LinkError> {
-        let route =
-            RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(ethernet.index).build();
-        let request = self.handle.route().add(route).replace();
-        request.execute().await.map_err(netlink("setting the default route", ethernet))
+    /// The default routes of the table that all packets are routed by.
+    async fn default_routes(&self, ethernet: &Ethernet) -> Result<Vec<RouteMessage>, LinkError> {
+        let every = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut routes = self.handle.route().get(every).execute();
+        let mut found = Vec::new();
+        while let Some(route) = routes.try_next().await.map_err(netlink("listing routes", ethernet))? {
+            if is_default(&route) {
+                found.push(route);
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -256,6 +304,32 @@ impl Links {
 #[must_use]
 pub fn vlan_name(number: u16) -> String {
     format!("vlan{number}")
+}
+
+fn local(message: &AddressMessage) -> Option<Ipv4Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    })
+}
+
+/// Whether it is this address, with this prefix and no end of its own.
+fn is_for_ever(message: &AddressMessage, address: Ipv4Addr, prefix: u8) -> bool {
+    let header = &message.header;
+    local(message) == Some(address)
+        && header.prefix_len == prefix
+        && header.flags.contains(AddressHeaderFlags::Permanent)
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0 && route.header.table == RouteHeader::RT_TABLE_MAIN
+}
+
+/// Whether this is the way out that comes before others (metric 0), to this gateway.
+fn leads_to(route: &RouteMessage, gateway: Ipv4Addr) -> bool {
+    let later = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Priority(1..));
+    route.attributes.contains(&RouteAttribute::Gateway(RouteAddress::Inet(gateway)))
+        && !route.attributes.iter().any(later)
 }
 
 fn leaves_through(route: &RouteMessage, index: u32) -> bool {
@@ -266,6 +340,13 @@ fn leaves_through(route: &RouteMessage, index: u32) -> bool {
 fn is_ours(name: &str) -> bool {
     let made = [TUNNEL_PREFIX, PORT_PREFIX].iter().any(|prefix| name.starts_with(prefix));
     made || name == BRIDGE || WIREGUARD.contains(&name)
+}
+
+fn is_errno(error: &rtnetlink::Error, errno: Errno) -> bool {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.raw_code() == -(errno as i32),
+        _ => false,
+    }
 }
 
 fn netlink(what: &'static str, ethernet: &Ethernet) -> impl Fn(rtnetlink::Error) -> LinkError {

@@ -1,4 +1,5 @@
 //! `[network]` of `wherry.toml`, the same for broker and node.
+use crate::link::{is_gateway_of, is_host, is_host_of};
 use serde::Deserialize;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -134,12 +135,6 @@ fn which(text: &str) -> Result<Which, String> {
     Ok(Which::Name(text.to_owned()))
 }
 
-/// Neither nobody's nor everybody's.
-fn is_host(address: Ipv4Addr) -> bool {
-    let [first, ..] = address.octets();
-    first != 0 && first < 224 && !address.is_loopback()
-}
-
 fn fixed(text: &str, gateway: Option<Ipv4Addr>) -> Result<Fixed, String> {
     let wrong = || format!("network.address: '{text}' is not an address with a prefix, as in 192.168.1.5/24");
     let (address, bits) = text.split_once('/').ok_or_else(wrong)?;
@@ -148,14 +143,11 @@ fn fixed(text: &str, gateway: Option<Ipv4Addr>) -> Result<Fixed, String> {
     if !(1..=32).contains(&prefix) {
         return Err(wrong());
     }
-    let network = Prefix::new(address, prefix).network();
-    // A point-to-point link has neither (RFC 3021).
-    let of_all = prefix < 31 && (address == network.address || address == network.broadcast());
-    if !is_host(address) || of_all {
+    if !is_host_of(address, prefix) {
         return Err(format!("network.address: '{text}' is no host's address, use another of its network"));
     }
     if let Some(gateway) = gateway
-        && (gateway == address || !network.contains(gateway) || !is_host(gateway))
+        && !is_gateway_of(gateway, address, prefix)
     {
         return Err(format!("network.gateway: {gateway} is no other host of the network of {text}"));
     }
