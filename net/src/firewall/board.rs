@@ -6,7 +6,7 @@ use crate::address::{
 };
 use crate::nft::{
     Chain, Element, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set,
-    States, Table, Value,
+    SetChange, States, Table, Value,
 };
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -113,11 +113,36 @@ fn callers(of: &Board<'_>) -> Vec<Ipv4Addr> {
 const CONNECTIONS: [&str; 2] = ["connections", "connections6"];
 const OWNERS: [&str; 2] = ["owners", "owners6"];
 
+impl Board<'_> {
+    /// What changes in the rules when connections go and others come and nothing else changes. `self` has those that are there
+    /// afterwards.
+    #[must_use]
+    pub fn change(&self, gone: &[Connection], new: &[Connection]) -> Vec<SetChange> {
+        // Another one of the same addresses, which the rules cannot tell from it.
+        let stays = |gone: &Connection| {
+            let same = |c: &&Connection| {
+                (c.from_address, c.to_address, c.port, c.transport)
+                    == (gone.from_address, gone.to_address, gone.port, gone.transport)
+            };
+            self.connections.iter().filter(same).any(|c| ends_are_ours(self, c))
+        };
+        let gone: Vec<_> = gone.iter().filter(|c| ends_are_ours(self, c) && !stays(c)).collect();
+        let new: Vec<_> = new.iter().filter(|c| ends_are_ours(self, c)).collect();
+        let change = |version: Version| SetChange {
+            set: version.set(CONNECTIONS),
+            gone: gone.iter().map(|c| element(self, version, c)).collect(),
+            new: new.iter().map(|c| element(self, version, c)).collect(),
+        };
+        VERSIONS.map(change).into()
+    }
+}
+
+fn element(of: &Board<'_>, version: Version, c: &Connection) -> Element {
+    let [from, to] = [c.from_address, c.to_address].map(|address| version.value(of.overlay, address));
+    Element::new([from, to, Value::Protocol(c.transport.into()), Value::Port(c.port)])
+}
+
 fn connections(of: &Board<'_>, version: Version) -> Set {
-    let element = |c: &Connection| {
-        let [from, to] = [c.from_address, c.to_address].map(|address| version.value(of.overlay, address));
-        Element::new([from, to, Value::Protocol(c.transport.into()), Value::Port(c.port)])
-    };
     Set {
         name: version.set(CONNECTIONS),
         key: vec![version.key_type(), version.key_type(), KeyType::Protocol, KeyType::Port],
@@ -125,7 +150,7 @@ fn connections(of: &Board<'_>, version: Version) -> Set {
             .connections
             .iter()
             .filter(|connection| ends_are_ours(of, connection))
-            .map(element)
+            .map(|connection| element(of, version, connection))
             .collect(),
     }
 }
@@ -392,7 +417,8 @@ fn owners(of: &Board<'_>, version: Version) -> Set {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firewall::golden;
+    use crate::firewall::{Container, container, golden};
+    use std::collections::BTreeSet;
 
     static USUAL_EGRESS: BTreeMap<ContainerId, Vec<Egress>> = BTreeMap::new();
 
@@ -433,6 +459,52 @@ mod tests {
             ..closed(&containers)
         };
         golden::check("board-broker.nft", &board(&of).to_string());
+    }
+
+    proptest::proptest! {
+        /// Whatever goes and comes, the rules changed are those that would be made anew.
+        #[test]
+        fn changed_rules_are_those_made_anew(before: BTreeSet<(u8, u8, bool)>, after: BTreeSet<(u8, u8, bool)>) {
+            let containers = [(ContainerId(1), Ipv4Addr::new(10, 1, 0, 1)), (ContainerId(2), Ipv4Addr::new(10, 1, 0, 2))];
+            let containers = containers.into();
+            // Of few containers and addresses, so that many connections have the same, or a container's of another life.
+            let connections = |of: &BTreeSet<(u8, u8, bool)>| -> Vec<Connection> {
+                let connection = |(ends, port, udp): &(u8, u8, bool)| Connection {
+                    from: ContainerId(u64::from(ends & 3)),
+                    from_address: Ipv4Addr::new(10, 1 + (ends >> 2 & 1), 0, ends >> 3 & 3),
+                    to: ContainerId(u64::from(ends >> 5 & 1) + 1),
+                    to_address: Ipv4Addr::new(10, 1, 0, 1 + (ends >> 6 & 1)),
+                    port: u16::from(port & 3),
+                    transport: if *udp { Transport::Udp } else { Transport::Tcp },
+                };
+                BTreeSet::from_iter(of.iter().map(connection)).into_iter().collect()
+            };
+            let (before, after) = (connections(&before), connections(&after));
+            let only = |of: &[Connection], others: &[Connection]| -> Vec<Connection> {
+                of.iter().filter(|c| !others.contains(c)).copied().collect()
+            };
+            let (gone, new) = (only(&before, &after), only(&after, &before));
+            let of = |connections| Board { index: Some(NodeIndex(1)), connections, ..closed(&containers) };
+            let mut rules = board(&of(&before));
+            rules.change(&of(&after).change(&gone, &new));
+            proptest::prop_assert_eq!(rules, board(&of(&after)));
+            for (id, address) in &containers {
+                let of = |connections| Container {
+                    id: *id,
+                    address: *address,
+                    connections,
+                    overlay: golden::overlay(),
+                    callers: &[],
+                    resolvers: &[],
+                    lan: &[],
+                    egress: &[],
+                    published: &[],
+                };
+                let mut rules = container(&of(&before));
+                rules.change(&of(&after).change(&gone, &new));
+                proptest::prop_assert_eq!(rules, container(&of(&after)));
+            }
+        }
     }
 
     #[test]

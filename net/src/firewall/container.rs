@@ -2,7 +2,8 @@
 use super::{DNS, TABLE, VERSIONS, Version, WEB, addresses, lan_of, multicast, only_internet, to_resolvers};
 use crate::address::{Overlay, Prefix};
 use crate::nft::{
-    Chain, Element, Family, Hook, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, States, Table, Value,
+    Chain, Element, Elements, Family, Hook, Key, KeyType, Match, Not, Policy, Rule, Ruleset, Set, SetChange,
+    States, Table, Value,
 };
 use std::net::Ipv4Addr;
 use wherry_protocol::ContainerId;
@@ -48,21 +49,55 @@ pub fn container(of: &Container<'_>) -> Ruleset {
 const INBOUND: [&str; 2] = ["inbound", "inbound6"];
 const OUTBOUND: [&str; 2] = ["outbound", "outbound6"];
 
+impl Container<'_> {
+    /// What changes in the rules when connections go and others come and nothing else changes. `self` has those that are there
+    /// afterwards.
+    #[must_use]
+    pub fn change(&self, gone: &[Connection], new: &[Connection]) -> Vec<SetChange> {
+        let change = |version: Version,
+                      names: [&'static str; 2],
+                      end: fn(&Self, &Connection) -> Option<Ipv4Addr>| {
+            let elements = |connections: &[Connection]| -> Elements {
+                let peers = connections.iter().filter_map(|c| Some((end(self, c)?, c)));
+                peers.map(|(peer, c)| key(version.value(self.overlay, peer), c.transport, c.port)).collect()
+            };
+            // Another one of the same addresses, which the rules cannot tell from it.
+            let stays = |gone: &Connection| {
+                let of = |c: &Connection| (end(self, c), c.port, c.transport);
+                self.connections.iter().any(|c| end(self, c).is_some() && of(c) == of(gone))
+            };
+            let gone: Vec<_> = gone.iter().filter(|c| end(self, c).is_some() && !stays(c)).copied().collect();
+            SetChange { set: version.set(names), gone: elements(&gone), new: elements(new) }
+        };
+        let of = |version| [change(version, INBOUND, Self::caller), change(version, OUTBOUND, Self::called)];
+        VERSIONS.into_iter().flat_map(of).collect()
+    }
+
+    /// Who may reach the container by this connection, if it is one to it.
+    fn caller(&self, c: &Connection) -> Option<Ipv4Addr> {
+        (c.to == self.id && c.to_address == self.address).then_some(c.from_address)
+    }
+
+    /// Whom the container may reach by this connection, if it is one of its own.
+    fn called(&self, c: &Connection) -> Option<Ipv4Addr> {
+        (c.from == self.id && c.from_address == self.address).then_some(c.to_address)
+    }
+}
+
 /// Who may reach the container, over which protocol, on which of its ports.
 fn inbound(of: &Container<'_>, version: Version) -> Set {
-    let mine = of.connections.iter().filter(|c| c.to == of.id && c.to_address == of.address);
-    peers(of, version, INBOUND, mine.map(|c| (c.from_address, c)), [])
+    peers(of, version, INBOUND, of.connections.iter().filter_map(|c| Some((of.caller(c)?, c))), [])
 }
 
 /// Whom the container may reach, over which protocol, on which of their ports.
 fn outbound(of: &Container<'_>, version: Version) -> Set {
-    let mine = of.connections.iter().filter(|c| c.from == of.id && c.from_address == of.address);
+    let mine = of.connections.iter().filter_map(|c| Some((of.called(c)?, c)));
     // The way to the web endpoint begins at the board's IPv4 address.
     let calls = version == Version::V4
         && of.callers.iter().any(|caller| caller.container == of.id && caller.address == of.address);
     let boards = of.resolvers.iter().filter(|_| calls);
     let web = boards.flat_map(|board| WEB.map(|port| key(Value::Ipv4(*board), Transport::Tcp, port)));
-    peers(of, version, OUTBOUND, mine.map(|c| (c.to_address, c)), web)
+    peers(of, version, OUTBOUND, mine, web)
 }
 
 fn peers<'a>(

@@ -107,6 +107,17 @@ fn read(part: KeyType, bytes: &[u8]) -> Option<Value> {
     })
 }
 
+/// Elements that leave a set, and such that join it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SetChange {
+    /// Which set.
+    pub set: &'static str,
+    /// Those that leave; they are there.
+    pub gone: Elements,
+    /// Those that join.
+    pub new: Elements,
+}
+
 /// The elements of a set: sorted, each once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Elements(Vec<Element>);
@@ -124,6 +135,18 @@ impl Elements {
             while others.next_if(|other| other < element).is_some() {}
             others.peek() != Some(element)
         })
+    }
+
+    pub(super) fn insert(&mut self, element: Element) {
+        if let Err(place) = self.0.binary_search(&element) {
+            self.0.insert(place, element);
+        }
+    }
+
+    pub(super) fn remove(&mut self, element: &Element) {
+        if let Ok(place) = self.0.binary_search(element) {
+            self.0.remove(place);
+        }
     }
 
     /// Whether there are none.

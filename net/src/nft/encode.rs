@@ -1,5 +1,5 @@
 //! A ruleset as one netlink transaction. Numbers are those of include/uapi/linux/netfilter/nf_tables.h.
-use super::element::{Element, length};
+use super::element::{Element, SetChange, length};
 use super::lower::{FIRST, Instruction, Load, program};
 use super::model::{Base, Chain, Family, Hook, KeyType, Not, Policy, Ruleset, Set, Table, Verdict};
 use crate::netlink::{Attributes, append};
@@ -92,6 +92,21 @@ pub(super) fn change(from: &Ruleset, to: &Ruleset, sequence: u32) -> Change {
         writer.elements(table, after, NEW_ELEMENTS, CREATE, &new);
     }
     Change::Elements(writer.end())
+}
+
+/// The transaction that makes these changes of the sets of `of`, which the kernel has. `None` if there is nothing to do.
+pub(super) fn change_sets(of: &Ruleset, changes: &[SetChange], sequence: u32) -> Option<Batch> {
+    let mut writer = Writer::begin(sequence);
+    let empty = writer.bytes.len();
+    for change in changes {
+        let sets = of.tables.iter().flat_map(|table| table.sets.iter().map(move |set| (table, set)));
+        for (table, set) in sets.filter(|(_, set)| set.name == change.set) {
+            let (gone, new): (Vec<_>, Vec<_>) = (change.gone.iter().collect(), change.new.iter().collect());
+            writer.elements(table, set, DELETE_ELEMENTS, 0, &gone);
+            writer.elements(table, set, NEW_ELEMENTS, CREATE, &new);
+        }
+    }
+    (writer.bytes.len() > empty).then(|| writer.end())
 }
 
 type ChangedSet<'a> = (&'a Table, &'a Set, &'a Set);

@@ -13,7 +13,7 @@ mod model;
 mod send;
 mod text;
 
-pub use element::{Element, Elements};
+pub use element::{Element, Elements, SetChange};
 pub use model::{
     Base, Chain, Family, Hook, Icmp, Key, KeyType, Match, Not, Policy, Protocol, Rule, Ruleset, Set,
     Statement, States, Table, Value, Verdict,

@@ -1,5 +1,5 @@
 //! What a ruleset says.
-use super::element::Elements;
+use super::element::{Elements, SetChange};
 use crate::address::{Prefix, Prefix6};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use wherry_protocol::message::{DropReason, Transport};
@@ -11,7 +11,20 @@ pub struct Ruleset {
     pub tables: Vec<Table>,
 }
 
-/// A table, always replaced as a whole.
+impl Ruleset {
+    /// Makes these changes of sets. No name is that of two sets.
+    pub fn change(&mut self, changes: &[SetChange]) {
+        for change in changes {
+            let sets = self.tables.iter_mut().flat_map(|table| &mut table.sets);
+            for set in sets.filter(|set| set.name == change.set) {
+                change.gone.iter().for_each(|element| set.elements.remove(element));
+                change.new.iter().for_each(|element| set.elements.insert(*element));
+            }
+        }
+    }
+}
+
+/// A table, replaced as a whole or changed in its sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     /// Which packets it sees.

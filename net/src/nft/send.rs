@@ -1,6 +1,8 @@
 //! Rulesets to the kernel.
+use super::element::SetChange;
 use super::encode::{
-    Batch, Change, NEW_GENERATION, NEW_RULE, change, get_generation, get_rules, get_table, replace,
+    Batch, Change, NEW_GENERATION, NEW_RULE, change, change_sets, get_generation, get_rules, get_table,
+    replace,
 };
 use super::model::{Family, Ruleset};
 use crate::netlink::{KIND_DONE, Socket, attribute, attributes, messages};
@@ -61,6 +63,20 @@ impl NftSocket {
                 Err(error) => Err(error),
             },
         }
+    }
+
+    /// Makes these changes of the sets of `told`, which is what the kernel has, without a look at all the rest. If somebody has
+    /// changed them all the same, nothing happens and the answer is false.
+    pub fn change_sets(&mut self, told: &mut Ruleset, changes: &[SetChange]) -> Result<bool, NftError> {
+        if let Some(batch) = change_sets(told, changes, self.0.next_sequence()) {
+            match self.transact(&batch) {
+                Ok(()) => {}
+                Err(NftError::Refused { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        told.change(changes);
+        Ok(true)
     }
 
     fn transact(&mut self, batch: &Batch) -> Result<(), NftError> {

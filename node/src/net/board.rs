@@ -8,6 +8,7 @@ use super::network::LocalContainer;
 use super::observe::{mtu_of, observe};
 use super::plan::{Desired, Facts, NetOp, desired, has_ipv6, plan, tunnel_mtu};
 use super::route::RouteSocket;
+use super::rules::{Difference, Rules};
 use super::settings;
 use super::underlay::{Underlay, Wish};
 use nix::errno::Errno;
@@ -18,7 +19,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wherry_net::address::{CONTAINER_INTERFACE, Overlay, Prefix, port_name, tunnel_name};
 use wherry_net::firewall::{self, Ports, Published};
-use wherry_net::nft::{Family, NftError, NftSocket, RulesGeneration, Ruleset};
+use wherry_net::nft::{Family, NftSocket, Ruleset};
 use wherry_net::setup::Uplink;
 use wherry_protocol::message::{Drops, Egress, NetworkDesired, PublishedPort, WireguardKeys};
 use wherry_protocol::{ContainerId, NodeIndex};
@@ -36,48 +37,26 @@ struct Attached {
     inside: Option<Inside>,
 }
 
-/// Rules of one namespace: a socket to it, and what was last said through it.
-#[derive(Debug)]
-struct Rules {
-    nft: NftSocket,
-    told: Option<(Ruleset, RulesGeneration)>,
-    /// Dropped by rules that have been replaced, whose counters went with them.
-    before: Drops,
+/// What the board's rules depend on besides what it was told.
+struct BoardFacts {
+    containers: BTreeMap<ContainerId, Ipv4Addr>,
+    egress: BTreeMap<ContainerId, Vec<Egress>>,
+    published: Vec<Published>,
+    lan: Vec<Prefix>,
 }
 
-impl Rules {
-    /// Rules that nothing is known of.
-    fn of(nft: NftSocket) -> Self {
-        Self { nft, told: None, before: Drops::default() }
-    }
-
-    /// Rules that were just set.
-    fn told(mut nft: NftSocket, rules: Ruleset) -> Result<Self, NftError> {
-        let generation = nft.generation()?;
-        Ok(Self { nft, told: Some((rules, generation)), before: Drops::default() })
-    }
-
-    /// Makes the rules `wanted`. If nobody has changed anything since they were last told, only the difference is sent.
-    fn ensure(&mut self, wanted: Ruleset) -> Result<(), NftError> {
-        let generation = self.nft.generation()?;
-        let done = match self.told.take().filter(|(_, told)| *told == generation) {
-            Some((told, _)) => self.nft.change(&told, &wanted)?,
-            None => false,
-        };
-        if !done {
-            let counted = self.nft.drops(firewall::TABLE)?;
-            self.nft.replace(&wanted)?;
-            self.before = self.before.plus(&counted);
+impl BoardFacts {
+    fn of(board: &Board) -> Self {
+        let attached = || board.attached.values().map(|attached| &attached.container);
+        let all = board.listed.values().chain(attached());
+        let egress = all.filter(|container| container.egress != [Egress::Internet]);
+        Self {
+            containers: board.addresses(),
+            egress: egress.map(|container| (container.id, container.egress.clone())).collect(),
+            // Of containers that are there, once each.
+            published: attached().flat_map(published).collect(),
+            lan: board.lan(),
         }
-        self.told = Some((wanted, self.nft.generation()?));
-        Ok(())
-    }
-}
-
-impl Rules {
-    /// Packets dropped so far.
-    fn drops(&mut self) -> Result<Drops, NftError> {
-        Ok(self.nft.drops(firewall::TABLE)?.plus(&self.before))
     }
 }
 
@@ -172,7 +151,7 @@ impl Board {
 
     pub(super) fn apply(
         &mut self,
-        wanted: NetworkDesired,
+        mut wanted: NetworkDesired,
         containers: &[LocalContainer],
     ) -> Result<(), NetError> {
         let index = self.index.ok_or(NetError::NotStarted)?;
@@ -182,12 +161,59 @@ impl Board {
             taken.insert(container.id, container.address);
             listed.insert(container.id, container.clone());
         }
+        wanted.connections.sort();
+        let difference = self.difference(&wanted, &listed);
         (self.wanted, self.listed, self.told) = (wanted, listed, true);
         self.take_charge();
-        self.converge()?;
+        match difference {
+            Some(difference) => self.change(&difference)?,
+            None => self.converge()?,
+        }
         self.lan_apart()?;
         self.sealed()?;
         self.tunnels_missing()
+    }
+
+    /// How the connections differ from those that are there, if they are all that differs and little of them does.
+    fn difference(
+        &self,
+        wanted: &NetworkDesired,
+        listed: &BTreeMap<ContainerId, LocalContainer>,
+    ) -> Option<Difference> {
+        let now = &self.wanted;
+        let same = (&now.peers, &now.callers, &self.listed) == (&wanted.peers, &wanted.callers, listed);
+        if !same || !self.told || self.adopted {
+            return None;
+        }
+        Difference::between(&now.connections, &wanted.connections)
+    }
+
+    /// What [`Self::converge`] does when only these connections went and came: it takes as long as there are of these, however
+    /// many others there are.
+    fn change(&mut self, difference: &Difference) -> Result<(), NetError> {
+        let Difference { gone, new } = difference;
+        let facts = BoardFacts::of(self);
+        let changes = self.board_of(&facts).change(gone, new);
+        if !self.rules.change(&changes).map_err(NetError::Firewall)? {
+            return self.converge();
+        }
+        let ends: Vec<_> = self.attached.keys().filter(|id| difference.is_about(**id)).copied().collect();
+        let mut closed = Ok(());
+        for id in ends {
+            let Some(attached) = self.attached.get(&id) else { continue };
+            let lan = self.lan();
+            let changes = self.with_container(&attached.container, &lan, |of| of.change(gone, new));
+            let Some(attached) = self.attached.get_mut(&id) else { continue };
+            let changed = match attached.rules.change(&changes) {
+                Ok(true) => Ok(()),
+                Ok(false) => self.rules_within(Some(id)),
+                Err(source) => Err(NetError::ContainerFirewall { id, source }),
+            };
+            closed = closed.and(changed);
+        }
+        let Some(index) = self.index else { return closed };
+        self.devices(index)?;
+        closed.and(self.insides(index))
     }
 
     /// Puts right what has been changed by others, or could not be done before.
@@ -282,27 +308,24 @@ impl Board {
     }
 
     fn board_rules(&self) -> Ruleset {
-        let containers = self.addresses();
-        let all = || self.listed.values().chain(self.attached.values().map(|attached| &attached.container));
-        let usual = [Egress::Internet];
-        let egress = all().filter(|container| container.egress != usual);
-        let egress = egress.map(|container| (container.id, container.egress.clone())).collect();
-        // Of containers that are there, once each.
-        let published =
-            self.attached.values().flat_map(|attached| published(&attached.container)).collect::<Vec<_>>();
-        firewall::board(&firewall::Board {
+        let facts = BoardFacts::of(self);
+        firewall::board(&self.board_of(&facts))
+    }
+
+    fn board_of<'a>(&'a self, facts: &'a BoardFacts) -> firewall::Board<'a> {
+        firewall::Board {
             ports: Ports::Node,
-            published: &published,
+            published: &facts.published,
             uplink: self.uplink.as_ref().map(|uplink| uplink.interface.as_str()),
-            lan: &self.lan(),
+            lan: &facts.lan,
             overlay: self.overlay,
             index: self.index,
             peers: &self.wanted.peers,
             connections: &self.wanted.connections,
             callers: &self.wanted.callers,
-            containers: &containers,
-            egress: &egress,
-        })
+            containers: &facts.containers,
+            egress: &facts.egress,
+        }
     }
 
     fn lan(&self) -> Vec<Prefix> {
@@ -310,18 +333,27 @@ impl Board {
     }
 
     fn rules_of(&self, container: &LocalContainer) -> Ruleset {
+        self.with_container(container, &self.lan(), firewall::container)
+    }
+
+    fn with_container<T>(
+        &self,
+        container: &LocalContainer,
+        lan: &[Prefix],
+        work: impl FnOnce(&firewall::Container<'_>) -> T,
+    ) -> T {
         let port = |port: &PublishedPort| (port.transport, port.container_port, port.allow.clone());
         let inside: Vec<_> = container.published.iter().map(port).collect();
         let resolver: Vec<Ipv4Addr> =
             self.index.map(|index| self.overlay.gateway(index)).into_iter().collect();
-        firewall::container(&firewall::Container {
+        work(&firewall::Container {
             id: container.id,
             address: container.address,
             connections: &self.wanted.connections,
             callers: &self.wanted.callers,
             overlay: self.overlay,
             resolvers: &resolver,
-            lan: &self.lan(),
+            lan,
             egress: &container.egress,
             published: &inside,
         })

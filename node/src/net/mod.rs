@@ -4,6 +4,7 @@
 //! network   what the agent calls             board    the state behind it, on a thread of its own
 //! plan      what must change (pure)          observe  what is; apply: takes the steps of a plan
 //! inside    a container's end                tunnel   TCP from inside a container
+//! rules     those of one namespace
 //! underlay  what is below all tunnels        wireguard  its devices, by generic netlink
 //! ```
 //! Rules come from `wherry_net::firewall`, the board's own address from `wherry_net::setup`. `docs/network.md` has the
@@ -17,6 +18,7 @@ mod network;
 mod observe;
 pub mod plan;
 mod route;
+mod rules;
 mod settings;
 pub mod tunnel;
 mod underlay;
