@@ -6,6 +6,7 @@
 //! setup      what the configuration says, made so and kept so
 //! dns        asking the name servers of the board's network
 //! discovery  a node asks its LAN for its broker, udp/1026
+//! join       a container's connection to the web endpoint, carried on
 //! firewall   rules for boards and containers, computed from connections (pure)
 //! nft        rules as text and as netlink messages, without the nft program
 //! address    the overlay's address plan
@@ -17,6 +18,7 @@ pub mod dhcp;
 pub mod discovery;
 pub mod dns;
 pub mod firewall;
+pub mod join;
 pub mod link;
 pub mod netlink;
 pub mod nft;

@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
+use wherry_net::join::{Patience, join};
 use wherry_protocol::io::{self as session, Mux, SessionError};
 use wherry_protocol::message::{NetworkDesired, NodeCall, Reply};
 use wherry_protocol::{ContainerId, Limits};
@@ -23,18 +22,6 @@ const RETRY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections of one container at once.
 const PER_CALLER: usize = 64;
-/// How long one side waits for the other.
-#[derive(Debug, Clone, Copy)]
-struct Patience {
-    /// After the broker has said its last word, what the container still says is heard for so long.
-    afterwards: Duration,
-    /// A side that takes nothing for so long is given up; the endpoint does so with clients after 60 seconds.
-    stall: Duration,
-}
-
-const SIDES: Patience = Patience { afterwards: Duration::from_secs(5), stall: Duration::from_secs(90) };
-/// Buffer of one direction, in bytes.
-const BUFFER_BYTES: usize = 16 * 1024;
 
 /// Containers that rules of the web endpoint name, by their addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -193,62 +180,13 @@ async fn carry(mux: &Mux, stream: TcpStream, container: ContainerId, tls: bool) 
         }
     };
     let broker = timeout(PATIENCE, ask).await.map_err(|_| SessionError::Closed)??.compat();
-    Ok(join(stream, broker, SIDES).await?)
-}
-
-/// Bytes both ways, until the broker is done: a container that leaves its side open keeps no place.
-async fn join(
-    container: impl AsyncRead + AsyncWrite,
-    broker: impl AsyncRead + AsyncWrite,
-    patience: Patience,
-) -> io::Result<()> {
-    let (container_reads, container_writes) = split(container);
-    let (broker_reads, broker_writes) = split(broker);
-    let mut asks = pin!(pump(container_reads, broker_writes, patience.stall));
-    let mut answers = pin!(pump(broker_reads, container_writes, patience.stall));
-    tokio::select! {
-        asked = &mut asks => {
-            asked?;
-            answers.await
-        }
-        answered = &mut answers => {
-            answered?;
-            timeout(patience.afterwards, asks).await.unwrap_or(Ok(()))
-        }
-    }
-}
-
-async fn pump(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    stall: Duration,
-) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let count = from.read(&mut buffer).await?;
-        let bytes = buffer.get(..count).unwrap_or_default();
-        let write = async {
-            if bytes.is_empty() {
-                return to.shutdown().await;
-            }
-            to.write_all(bytes).await?;
-            to.flush().await
-        };
-        timeout(stall, write).await??;
-        if count == 0 {
-            return Ok(());
-        }
-    }
+    Ok(join(stream, broker, Patience::WEB).await?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use wherry_protocol::message::WebCaller;
-
-    const SHORT: Patience =
-        Patience { afterwards: Duration::from_millis(100), stall: Duration::from_millis(100) };
-    const SOON: Duration = Duration::from_secs(30);
 
     #[test]
     fn only_who_has_the_address_now_is_a_caller() {
@@ -266,33 +204,6 @@ mod tests {
         let callers = Callers::of(&network, &here);
         assert_eq!(callers.0, BTreeMap::from([(Ipv4Addr::new(10, 1, 0, 2), ContainerId(1))]));
         assert!(Callers::of(&NetworkDesired::default(), &here).is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_container_that_stays_keeps_no_place() {
-        let (mut container, far) = tokio::io::duplex(64);
-        let (near, mut broker) = tokio::io::duplex(64);
-        let joined = tokio::spawn(join(far, near, SHORT));
-        container.write_all(b"hello").await.unwrap();
-        let mut heard = [0; 5];
-        broker.read_exact(&mut heard).await.unwrap();
-        broker.write_all(b"bye").await.unwrap();
-        broker.shutdown().await.unwrap();
-        let mut heard = Vec::new();
-        container.read_to_end(&mut heard).await.unwrap();
-        assert_eq!(heard, b"bye");
-        timeout(SOON, joined).await.unwrap().unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_container_that_takes_nothing_keeps_no_place() {
-        let (_container, far) = tokio::io::duplex(64);
-        let (near, mut broker) = tokio::io::duplex(64);
-        let joined = tokio::spawn(join(far, near, SHORT));
-        broker.write_all(&[0; 64]).await.unwrap();
-        broker.write_all(&[0; 64]).await.unwrap();
-        let ended = timeout(SOON, joined).await.unwrap().unwrap();
-        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

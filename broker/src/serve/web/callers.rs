@@ -4,19 +4,15 @@
 //! the engine bounds and serves them as it does everybody, and knows by the address who it is.
 use super::super::user::finish;
 use crate::serve::Shared;
-use crate::serve::route::BUFFER_BYTES;
 use crate::state::{Answer, Input, SessionId};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 use wherry_endpoint::{Identity, Who};
+use wherry_net::join::{Patience, join};
 use wherry_protocol::io::{SessionError, Stream, send};
 use wherry_protocol::message::Reply;
 use wherry_protocol::{AccountId, ContainerId, ErrorCode, WireError};
@@ -27,16 +23,6 @@ const STANDS_FOR_BITS: u32 = 22;
 /// Connections of containers at once, and of those of one account.
 const AT_ONCE: usize = 1024;
 const PER_ACCOUNT: usize = 256;
-/// How long one side waits for the other.
-#[derive(Debug, Clone, Copy)]
-struct Patience {
-    /// After the endpoint has said its last word, what the container still says is heard for so long.
-    afterwards: Duration,
-    /// A side that takes nothing for so long is given up; the endpoint does so with clients after 60 seconds.
-    stall: Duration,
-}
-
-const SIDES: Patience = Patience { afterwards: Duration::from_secs(5), stall: Duration::from_secs(90) };
 
 /// Who comes from which address, while they are connected.
 #[derive(Debug, Default)]
@@ -140,52 +126,7 @@ pub(crate) async fn call(
         Err(error) => return finish(stream, busy(format!("the web endpoint: {error}"))).await,
     };
     send(&mut stream, &Reply::Done).await?;
-    Ok(join(stream.compat(), endpoint, SIDES).await?)
-}
-
-/// Bytes both ways, until the endpoint is done: a container that leaves its side open keeps no place.
-async fn join(
-    container: impl AsyncRead + AsyncWrite,
-    endpoint: impl AsyncRead + AsyncWrite,
-    patience: Patience,
-) -> io::Result<()> {
-    let (container_reads, container_writes) = split(container);
-    let (endpoint_reads, endpoint_writes) = split(endpoint);
-    let mut asks = pin!(pump(container_reads, endpoint_writes, patience.stall));
-    let mut answers = pin!(pump(endpoint_reads, container_writes, patience.stall));
-    tokio::select! {
-        asked = &mut asks => {
-            asked?;
-            answers.await
-        }
-        answered = &mut answers => {
-            answered?;
-            timeout(patience.afterwards, asks).await.unwrap_or(Ok(()))
-        }
-    }
-}
-
-async fn pump(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    stall: Duration,
-) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let count = from.read(&mut buffer).await?;
-        let bytes = buffer.get(..count).unwrap_or_default();
-        let write = async {
-            if bytes.is_empty() {
-                return to.shutdown().await;
-            }
-            to.write_all(bytes).await?;
-            to.flush().await
-        };
-        timeout(stall, write).await??;
-        if count == 0 {
-            return Ok(());
-        }
-    }
+    Ok(join(stream.compat(), endpoint, Patience::WEB).await?)
 }
 
 async fn connect(
@@ -212,10 +153,6 @@ async fn connect(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SHORT: Patience =
-        Patience { afterwards: Duration::from_millis(100), stall: Duration::from_millis(100) };
-    const SOON: Duration = Duration::from_secs(30);
 
     #[test]
     fn addresses_stand_for_containers_within_the_loopback_network() {
@@ -254,47 +191,5 @@ mod tests {
         assert!(admit(1000, 2).is_some());
         places.pop();
         assert!(admit(1001, 1).is_some());
-    }
-
-    #[tokio::test]
-    async fn a_container_that_stays_keeps_no_place() {
-        let (mut container, far) = tokio::io::duplex(64);
-        let (near, mut endpoint) = tokio::io::duplex(64);
-        let joined = tokio::spawn(join(far, near, SHORT));
-        endpoint.write_all(b"bye").await.unwrap();
-        endpoint.shutdown().await.unwrap();
-        let mut heard = Vec::new();
-        container.read_to_end(&mut heard).await.unwrap();
-        assert_eq!(heard, b"bye");
-        timeout(SOON, joined).await.unwrap().unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_container_that_takes_nothing_keeps_no_place() {
-        let (_container, far) = tokio::io::duplex(64);
-        let (near, mut endpoint) = tokio::io::duplex(64);
-        let joined = tokio::spawn(join(far, near, SHORT));
-        endpoint.write_all(&[0; 64]).await.unwrap();
-        endpoint.write_all(&[0; 64]).await.unwrap();
-        let ended = timeout(SOON, joined).await.unwrap().unwrap();
-        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
-    }
-
-    #[tokio::test]
-    async fn who_has_asked_is_answered() {
-        let (mut container, far) = tokio::io::duplex(64);
-        let (near, mut endpoint) = tokio::io::duplex(64);
-        let joined = tokio::spawn(join(far, near, SHORT));
-        container.write_all(b"hello").await.unwrap();
-        container.shutdown().await.unwrap();
-        let mut heard = Vec::new();
-        endpoint.read_to_end(&mut heard).await.unwrap();
-        assert_eq!(heard, b"hello");
-        endpoint.write_all(b"bye").await.unwrap();
-        drop(endpoint);
-        let mut heard = Vec::new();
-        container.read_to_end(&mut heard).await.unwrap();
-        assert_eq!(heard, b"bye");
-        joined.await.unwrap().unwrap();
     }
 }
