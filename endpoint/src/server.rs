@@ -179,21 +179,7 @@ pub async fn serve<B: Backends>(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let tls = TlsAcceptor::new(table.clone(), config.challenges.clone())?;
-    let endpoint = Arc::new(Endpoint {
-        backends,
-        pool: Arc::new(Pool::new(&config.limits)),
-        config,
-        table,
-        stop: CancellationToken::new(),
-        kill: CancellationToken::new(),
-        client_tasks: TaskTracker::new(),
-        backend_tasks: TaskTracker::new(),
-        hosts: Mutex::default(),
-        customers: Mutex::default(),
-        requests: Arc::default(),
-        connections: Arc::default(),
-        clients: Clients::default(),
-    });
+    let endpoint = Arc::new(Endpoint::new(backends, config, table));
     // Nothing outlives us, even when we are dropped.
     let _kill = endpoint.kill.clone().drop_guard();
     let https = async {
@@ -255,6 +241,24 @@ async fn accept<B: Backends>(
 }
 
 impl<B: Backends> Endpoint<B> {
+    fn new(backends: B, config: Config, table: watch::Receiver<Arc<Table>>) -> Self {
+        Self {
+            backends,
+            pool: Arc::new(Pool::new(&config.limits)),
+            config,
+            table,
+            stop: CancellationToken::new(),
+            kill: CancellationToken::new(),
+            client_tasks: TaskTracker::new(),
+            backend_tasks: TaskTracker::new(),
+            hosts: Mutex::default(),
+            customers: Mutex::default(),
+            requests: Arc::default(),
+            connections: Arc::default(),
+            clients: Clients::default(),
+        }
+    }
+
     fn admit(&self, client: &Client) -> Result<Admitted, Refusal> {
         let limits = &self.config.limits;
         let all = InFlight::below(limits.connections, &self.connections).ok_or(Refusal::Connections)?;
@@ -542,21 +546,7 @@ mod tests {
             identify: Arc::new(|_| Who::Client),
             observer: Arc::new(Counters::default()),
         };
-        Arc::new(Endpoint {
-            backends,
-            pool: Arc::new(Pool::new(&config.limits)),
-            config,
-            table: watch::channel(Arc::new(table)).1,
-            stop: CancellationToken::new(),
-            kill: CancellationToken::new(),
-            client_tasks: TaskTracker::new(),
-            backend_tasks: TaskTracker::new(),
-            hosts: Mutex::default(),
-            customers: Mutex::default(),
-            requests: Arc::default(),
-            connections: Arc::default(),
-            clients: Clients::default(),
-        })
+        Arc::new(Endpoint::new(backends, config, watch::channel(Arc::new(table)).1))
     }
 
     /// A client that grants large windows, and then takes nothing from its socket.
