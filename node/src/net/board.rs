@@ -198,10 +198,10 @@ impl Board {
             return self.converge();
         }
         let ends: Vec<_> = self.attached.keys().filter(|id| difference.is_about(**id)).copied().collect();
+        let lan = self.lan();
         let mut closed = Ok(());
         for id in ends {
             let Some(attached) = self.attached.get(&id) else { continue };
-            let lan = self.lan();
             let changes = self.with_container(&attached.container, &lan, |of| of.change(gone, new));
             let Some(attached) = self.attached.get_mut(&id) else { continue };
             let changed = match attached.rules.change(&changes) {

@@ -86,14 +86,16 @@ impl Underlay {
             *seen = self.device(route, links, wish, plane)?;
         }
         let is_up = |name| find(links, name).is_some_and(is_up);
-        address(route, wish.overlay.tunnel_end(wish.index), is_up(WIREGUARD[USUAL]))?;
+        let known = route.routes()?;
+        let led = is_up(WIREGUARD[USUAL]).then_some(known.as_slice());
+        address(route, wish.overlay.tunnel_end(wish.index), led)?;
         for name in WIREGUARD {
             if !is_up(name) {
                 route.set_up(name)?;
             }
         }
         let others = by_other_plane(wish, &sessions, self.plane, SystemTime::now());
-        routes(route, &others)
+        routes(route, &known, &others)
     }
 
     /// One device; gives when its peers were last agreed with.
@@ -172,11 +174,10 @@ fn by_other_plane(
 }
 
 /// Routes to single boards through the other device, and no others there.
-fn routes(route: &mut RouteSocket, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), Errno> {
+fn routes(route: &mut RouteSocket, known: &[RouteMessage], wanted: &BTreeSet<Ipv4Addr>) -> Result<(), Errno> {
     let name = WIREGUARD[1 - USUAL];
     let index = nix::net::if_::if_nametoindex(name)?;
-    let have: BTreeSet<Ipv4Addr> =
-        route.routes()?.iter().filter_map(|message| host_route(message, index)).collect();
+    let have: BTreeSet<Ipv4Addr> = known.iter().filter_map(|message| host_route(message, index)).collect();
     let direct = |address: &Ipv4Addr| RouteSpec::direct(Prefix::host(*address));
     for address in wanted.difference(&have) {
         route.add_route(name, direct(address), Existing::Replace)?;
@@ -200,15 +201,13 @@ fn host_route(message: &RouteMessage, index: u32) -> Option<Ipv4Addr> {
     destination.filter(|_| through == Some(index) && message.header.destination_prefix_length == 32)
 }
 
-/// The device has one address; with its network come the ways to all other boards' ends.
-fn address(route: &mut RouteSocket, wanted: Prefix, is_up: bool) -> Result<(), Errno> {
+/// The device has one address; with its network come the ways to all other boards' ends, among the routes that are `led` if the
+/// device is up.
+fn address(route: &mut RouteSocket, wanted: Prefix, led: Option<&[RouteMessage]>) -> Result<(), Errno> {
     let name = WIREGUARD[USUAL];
     let index = nix::net::if_::if_nametoindex(name)?;
     let mut have = route.addresses(index)?;
-    let cut_off = match is_up {
-        true => cut_off(&have, &route.routes()?, index),
-        false => BTreeSet::new(),
-    };
+    let cut_off = led.map(|routes| cut_off(&have, routes, index)).unwrap_or_default();
     let wanted = IpPrefix::from(wanted);
     let wrong = |address: &IpPrefix| *address != wanted || cut_off.contains(address);
     for address in have.extract_if(.., |address| wrong(address)) {
